@@ -15,12 +15,14 @@ Container states (CRI ContainerState):
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from sandbox.host.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class NamespaceMode(enum.IntEnum):
@@ -130,7 +132,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the values: immutable, keyword-only, stored without the fields left at default."""
 
 
-class PodMetadata(Frozen):
+class PodMetadata(Frozen, frozen=True):
     """Identity of a pod as the kubelet names it; (name, uid, namespace, attempt) is unique."""
 
     name: str
@@ -139,7 +141,7 @@ class PodMetadata(Frozen):
     attempt: int = 0
 
 
-class DnsConfig(Frozen):
+class DnsConfig(Frozen, frozen=True):
     """What resolv.conf must say."""
 
     servers: tuple[str, ...] = ()
@@ -147,7 +149,7 @@ class DnsConfig(Frozen):
     options: tuple[str, ...] = ()
 
 
-class PortMapping(Frozen):
+class PortMapping(Frozen, frozen=True):
     """One host port; `host_port` 0 means none (CRI 0.37)."""
 
     protocol: Protocol = Protocol.TCP
@@ -156,7 +158,7 @@ class PortMapping(Frozen):
     host_ip: str = ""
 
 
-class IdMapping(Frozen):
+class IdMapping(Frozen, frozen=True):
     """One line of a user namespace mapping; `length` ids."""
 
     host_id: int
@@ -164,7 +166,7 @@ class IdMapping(Frozen):
     length: int
 
 
-class UserNamespace(Frozen):
+class UserNamespace(Frozen, frozen=True):
     """User namespace asked for; mode NODE is the host's."""
 
     mode: NamespaceMode = NamespaceMode.NODE
@@ -172,7 +174,7 @@ class UserNamespace(Frozen):
     gids: tuple[IdMapping, ...] = ()
 
 
-class NamespaceOptions(Frozen):
+class NamespaceOptions(Frozen, frozen=True):
     """Which namespaces are the pod's, the container's own, or the node's."""
 
     network: NamespaceMode = NamespaceMode.POD
@@ -182,14 +184,14 @@ class NamespaceOptions(Frozen):
     user: UserNamespace | None = None
 
 
-class SecurityProfile(Frozen):
+class SecurityProfile(Frozen, frozen=True):
     """Seccomp or AppArmor profile; `localhost_ref` is an absolute path or a profile name."""
 
     profile_type: ProfileType = ProfileType.RUNTIME_DEFAULT
     localhost_ref: str = ""
 
 
-class SELinuxOptions(Frozen):
+class SELinuxOptions(Frozen, frozen=True):
     """SELinux label parts; empty ones come from the policy."""
 
     user: str = ""
@@ -198,14 +200,14 @@ class SELinuxOptions(Frozen):
     level: str = ""
 
 
-class HugepageLimit(Frozen):
+class HugepageLimit(Frozen, frozen=True):
     """`page_size` as in the cgroup file name, such as 2MB; limit in bytes."""
 
     page_size: str
     limit_bytes: int
 
 
-class LinuxResources(Frozen):
+class LinuxResources(Frozen, frozen=True):
     """CRI LinuxContainerResources; 0 or empty means not asked for.
 
     `cpu_period_usec` and `cpu_quota_usec` in microseconds, `cpu_shares` in cgroup v1 shares.
@@ -223,7 +225,7 @@ class LinuxResources(Frozen):
     unified: dict[str, str] = {}
 
 
-class PodSecurity(Frozen):
+class PodSecurity(Frozen, frozen=True):
     """LinuxSandboxSecurityContext."""
 
     namespaces: NamespaceOptions = NamespaceOptions()
@@ -238,7 +240,7 @@ class PodSecurity(Frozen):
     apparmor: SecurityProfile | None = None
 
 
-class PodConfig(Frozen):
+class PodConfig(Frozen, frozen=True):
     """PodSandboxConfig: what the client asked for, annotations and labels byte-identical."""
 
     metadata: PodMetadata
@@ -255,7 +257,7 @@ class PodConfig(Frozen):
     resources: LinuxResources | None = None
 
 
-class ImageSpec(Frozen):
+class ImageSpec(Frozen, frozen=True):
     """CRI ImageSpec."""
 
     image: str = ""
@@ -265,7 +267,7 @@ class ImageSpec(Frozen):
     image_ref: str = ""
 
 
-class CriMount(Frozen):
+class CriMount(Frozen, frozen=True):
     """CRI Mount; exactly one of `host_path` and `image` is set."""
 
     container_path: str
@@ -281,7 +283,7 @@ class CriMount(Frozen):
     mount_options: tuple[str, ...] = ()
 
 
-class CriDevice(Frozen):
+class CriDevice(Frozen, frozen=True):
     """CRI Device; `permissions` is a choice of the letters r, w, m."""
 
     container_path: str
@@ -289,7 +291,7 @@ class CriDevice(Frozen):
     permissions: str = "rwm"
 
 
-class Capabilities(Frozen):
+class Capabilities(Frozen, frozen=True):
     """Capability names as asked for (with or without CAP_, any case, ALL allowed)."""
 
     add: tuple[str, ...] = ()
@@ -297,7 +299,7 @@ class Capabilities(Frozen):
     add_ambient: tuple[str, ...] = ()
 
 
-class ContainerSecurity(Frozen):
+class ContainerSecurity(Frozen, frozen=True):
     """LinuxContainerSecurityContext."""
 
     capabilities: Capabilities = Capabilities()
@@ -317,7 +319,7 @@ class ContainerSecurity(Frozen):
     apparmor: SecurityProfile | None = None
 
 
-class ContainerConfig(Frozen):
+class ContainerConfig(Frozen, frozen=True):
     """ContainerConfig: what the client asked for."""
 
     name: str
@@ -341,7 +343,7 @@ class ContainerConfig(Frozen):
     stop_signal: str = ""
 
 
-class ProcessRef(Frozen):
+class ProcessRef(Frozen, frozen=True):
     """A process that cannot be mistaken for a later one of the same number.
 
     `start_ticks` is field 22 of /proc/PID/stat (proc(5)), `boot_id` the kernel's random boot id.
@@ -352,7 +354,7 @@ class ProcessRef(Frozen):
     boot_id: str
 
 
-class ImageDefaults(Frozen):
+class ImageDefaults(Frozen, frozen=True):
     """What an image's config says about running it (OCI image-spec config.md), already bounded."""
 
     entrypoint: tuple[str, ...] = ()
@@ -364,7 +366,7 @@ class ImageDefaults(Frozen):
     volumes: tuple[str, ...] = ()
 
 
-class ContainerUser(Frozen):
+class ContainerUser(Frozen, frozen=True):
     """The user a container runs as."""
 
     uid: int
@@ -372,7 +374,7 @@ class ContainerUser(Frozen):
     supplemental_groups: tuple[int, ...] = ()
 
 
-class PodSandbox(Frozen):
+class PodSandbox(Frozen, frozen=True):
     """All that is known about a pod; stored as one document."""
 
     id: str
@@ -383,16 +385,18 @@ class PodSandbox(Frozen):
     pause: ProcessRef | None = None
     cgroup_path: str = ""
     ips: tuple[str, ...] = ()
-    #: CNI: the result and the configuration used, as JSON text, so that DEL works without the files.
+    #: CNI result and configuration used, as JSON text, so that DEL works without the files.
     cni_result: str = ""
     cni_config: str = ""
     #: ADD was begun (set before the plugin runs) and no DEL has succeeded since.
     network_attached: bool = False
+    #: Creation failed and its undo did too; the object stays listed until a teardown succeeds.
+    failed: bool = False
     #: What the last failed teardown step said; shown in verbose status.
     trouble: str = ""
 
 
-class Container(Frozen):
+class Container(Frozen, frozen=True):
     """All that is known about a container; stored as one document."""
 
     id: str
@@ -410,6 +414,8 @@ class Container(Frozen):
     cgroup_path: str = ""
     init: ProcessRef | None = None
     monitor: ProcessRef | None = None
+    #: Set before the runtime is told to start: a crash in between is told apart by its state.
+    start_begun_ns: int = 0
     started_at_ns: int = 0
     finished_at_ns: int = 0
     exit_code: int = 0

@@ -9,8 +9,11 @@ client), other facts into keyword fields.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 
 class PodwrightError(Exception):
@@ -30,9 +33,7 @@ class PodwrightError(Exception):
         self.message = message
         self.hint = hint
         self.replay = replay
-        self.fields: Mapping[str, str | int] = {
-            key: value for key, value in fields.items() if value is not None
-        }
+        self.fields: Mapping[str, str | int] = _present(fields)
 
     def __str__(self) -> str:
         """The text a client may see: message, fields, hint; never the replay line."""
@@ -41,6 +42,10 @@ class PodwrightError(Exception):
             parts.append("(" + ", ".join(f"{k}={v}" for k, v in self.fields.items()) + ")")
         text = " ".join(parts)
         return f"{text}; {self.hint}" if self.hint else text
+
+
+def _present(fields: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 class InvalidArgument(PodwrightError):
@@ -139,7 +144,9 @@ def from_os_error(
     if path is not None and "path" not in fields:
         fields = {**fields, "path": path}
     kind = ERRNO_CLASS.get(number, Internal)
-    return kind(f"{what}: {reason} [{name}]", hint=hint, **fields)
+    failure = kind(f"{what}: {reason} [{name}]", hint=hint)
+    failure.fields = _present(fields)
+    return failure
 
 
 @contextmanager
@@ -163,4 +170,6 @@ def map_errors(
     except tuple(table) as error:
         kind = next(ours for theirs, ours in table.items() if isinstance(error, theirs))
         detail = str(error) or type(error).__name__
-        raise kind(f"{what}: {detail}", **fields) from error
+        failure = kind(f"{what}: {detail}")
+        failure.fields = _present(fields)
+        raise failure from error
