@@ -1,1 +1,17 @@
-"""TODO."""
+"""Fetching from registries: the distribution protocol's pull half, over HTTP.
+
+    client.py      the flow of a pull: which host, in which order, how often; blobs with resume
+      exchange.py  one request to one host: authorization, redirects, answers by status
+        auth.py      challenge -> Authorization header; tokens kept until they expire
+        challenge.py   WWW-Authenticate grammar (pure)
+        transport.py one HTTP exchange on the wire (aiohttp), bounds, TLS
+      hosts.py     certs.d/HOST/hosts.toml -> endpoints in order
+      origins.py   who may be talked to and who may see a secret: scheme, host, port (pure)
+      retry.py     when to ask again and how long to wait (pure)
+      source.py    what the rest of the image service sees
+
+Three rules hold everywhere. A secret goes to the registry that the reference names and to its token
+server, never to a mirror that the secret does not name, never along a redirect to another origin,
+never over a downgrade to plain HTTP. What is received is bounded before it is read, and URLs reach
+a message or a log only as scheme, host and path. A foreign exception does not leave this package.
+"""

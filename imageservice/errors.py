@@ -1,0 +1,104 @@
+"""What can go wrong with images, under the host classes that say what the caller can do about it.
+
+The kubelet recognises one cause by text alone: a pull error whose message begins with
+`RegistryUnavailable` is shown to users as "registry unavailable" and not as a broken image
+(`RegistryUnavailable.PREFIX`). Everything else is told apart by class.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandbox.host.errors import (
+    Corrupt,
+    DeadlineExceeded,
+    Denied,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+
+
+class ReferenceInvalid(InvalidArgument):
+    """The text is no image reference."""
+
+
+class DigestInvalid(InvalidArgument):
+    """The text is no digest, or names an algorithm we do not accept."""
+
+
+class CredentialInvalid(InvalidArgument):
+    """The AuthConfig of a request cannot be read (never quotes it)."""
+
+
+class HostsConfigInvalid(InvalidArgument):
+    """A hosts.toml, or a certificate it names, cannot be used; names the file and the key."""
+
+
+class ImageNotFound(NotFound):
+    """No registry that was asked has this repository, tag, manifest or blob."""
+
+
+class PlatformNotFound(NotFound):
+    """The image exists, but not for this machine's operating system and architecture."""
+
+
+class ManifestInvalid(Corrupt):
+    """A manifest, index or image config is malformed, ambiguous or contradicts itself."""
+
+
+class DigestMismatch(Corrupt):
+    """Bytes do not have the digest they were asked for by."""
+
+
+class SizeMismatch(Corrupt):
+    """A body is longer or shorter than its descriptor says."""
+
+
+class TooLarge(ResourceExhausted):
+    """A document is larger than the stated limit; never read to its end."""
+
+
+class ImageUnsupported(Unsupported):
+    """A media type, schema or layer kind that this runtime does not run."""
+
+
+class RegistryDenied(Denied):
+    """The registry knows who asks and refuses (403)."""
+
+
+class RegistryUnauthenticated(Unauthenticated):
+    """The registry or its token server did not accept the credentials, or wants some (401)."""
+
+
+class RegistryThrottled(ResourceExhausted):
+    """The registry asks to slow down (429), longer than we are willing to wait."""
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry cannot be reached, or answers with its own failure (5xx)."""
+
+    #: What the kubelet looks for at the start of the message (cri-api pkg/errors, v0.37).
+    PREFIX: Final = "RegistryUnavailable: "
+
+    def __init__(
+        self, message: str, *, hint: str = "", replay: str = "", **fields: str | int | None
+    ) -> None:
+        if not message.startswith(self.PREFIX):
+            message = self.PREFIX + message
+        super().__init__(message, hint=hint, replay=replay, **fields)
+
+
+class RegistryUntrusted(RegistryUnavailable):
+    """TLS to the registry failed: expired, self-signed, wrong name, unknown authority."""
+
+
+class RegistryProtocolError(RegistryUnavailable):
+    """The registry's answer breaks HTTP or the distribution protocol, or is refused by policy."""
+
+
+class PullStalled(DeadlineExceeded):
+    """A transfer made too little progress for too long."""

@@ -1,0 +1,68 @@
+"""What the operator may set about images, as one frozen value; defaults are the documented ones.
+
+`cri/config.py` fills it from its table; nothing in this package reads a configuration file of the
+daemon. Registries (mirrors, certificates) are not here: they live in `certs.d`, which is read anew
+for each pull so that a change needs no restart (`registry/hosts.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently one host is asked again; data, so that tests can state it.
+
+    Attributes:
+        attempts: tries in all against one host for one request; a transfer that moved forward
+            starts counting anew.
+        first_delay_s: wait before the second try; doubled each time.
+        max_delay_s: the longest wait of our own making.
+        jitter: part of each wait that is random (0 to 1), so that a node full of pods does not
+            knock in step.
+        retry_after_cap_s: the longest Retry-After that is honoured; a longer one ends the try.
+    """
+
+    attempts: int = 5
+    first_delay_s: float = 0.5
+    max_delay_s: float = 10.0
+    jitter: float = 0.5
+    retry_after_cap_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """Everything the image service needs to be told.
+
+    Attributes:
+        root: directory of catalog, content, layers and ingests (0700).
+        registry_config_dirs: `certs.d` directories; the first that knows a registry wins.
+        max_concurrent_downloads: layers of one pull fetched at once.
+        pull_progress_timeout_s: a transfer that moves fewer than `min_progress_bytes` in this time
+            is given up; there is no limit for a whole pull.
+        min_progress_bytes: see above. containerd's rule of "no byte at all" lets a drip of one byte
+            a second hold a pull for ever (containerd#11650).
+        connect_timeout_s: TCP and TLS handshake with a registry.
+        mirror_connect_timeout_s: the same while another host is left to try.
+        response_timeout_s: from the request to the headers of a manifest or token answer.
+        retry: see `RetryPolicy`.
+        max_connections_per_host: connections kept to one registry at once.
+        pinned_images: references or ids that garbage collection of the kubelet must leave alone.
+    """
+
+    root: Path = Path("/var/lib/podwright/images")
+    registry_config_dirs: tuple[Path, ...] = (
+        Path("/etc/podwright/certs.d"),
+        Path("/etc/containerd/certs.d"),
+    )
+    max_concurrent_downloads: int = 3
+    pull_progress_timeout_s: float = 300.0
+    min_progress_bytes: int = 256 * 1024
+    connect_timeout_s: float = 30.0
+    mirror_connect_timeout_s: float = 5.0
+    response_timeout_s: float = 60.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    max_connections_per_host: int = 16
+    pinned_images: tuple[str, ...] = ()
