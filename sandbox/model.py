@@ -381,7 +381,9 @@ class PodSandbox(Frozen, frozen=True):
     config: PodConfig
     state: PodState
     created_at_ns: int
+    #: Handler as the client named it; `runtime` is the one it stood for when the pod was made.
     handler: str = ""
+    runtime: str = ""
     pause: ProcessRef | None = None
     cgroup_path: str = ""
     ips: tuple[str, ...] = ()
@@ -409,7 +411,8 @@ class Container(Frozen, frozen=True):
     image_ref: str = ""
     #: First repository tag, or the id; what ContainerStatus.image.image says.
     image_name: str = ""
-    handler: str = ""
+    #: Name of the OCI runtime that holds the container (the pod's `runtime`).
+    runtime: str = ""
     log_path: str = ""
     cgroup_path: str = ""
     init: ProcessRef | None = None

@@ -1,0 +1,269 @@
+"""Pod life cycle: composes the pod engine with the network; the order of steps and what runs at once.
+
+    run:    reserve name ─► pin namespaces ─┬─► CNI ADD ──────────────┐
+                                            ├─► files, /dev/shm        ├─► READY recorded ─► id
+                                            └─► pause process ─────────┘
+    stop:   containers killed ∥ CNI DEL ─► pause ended, namespaces unpinned ─► NOTREADY
+    remove: stop ─► containers removed ─► directory ─► record deleted last
+
+| what fails                    | then                                                              |
+|-------------------------------|-------------------------------------------------------------------|
+| any step of run               | all of it is undone, the record goes, the error names the step     |
+| ... and the undo fails too    | the pod stays listed NOTREADY with the reason; stop/remove repeat  |
+| CNI DEL at stop               | the rest is still done; the error is returned, the next stop       |
+|                               | repeats DEL with the configuration and result that were saved      |
+| the daemon dies at any point  | `sandbox.recovery` runs the same lists at the next start           |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cni.network import Attachment
+from cri.inflight import Inflight
+from sandbox.host.errors import (
+    AlreadyExists,
+    Cancelled,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    PodwrightError,
+)
+from sandbox.host.journal import get_logger
+from sandbox.model import NamespaceMode, PodSandbox, PodState, pod_name_key
+from sandbox.spec.linux import check_sysctls, default_sysctls
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from cni.network import PodNetwork
+    from cri.container_lifecycle import ContainerLifecycle
+    from sandbox.model import PodConfig
+    from sandbox.pods import PodEngine
+    from sandbox.store import StateStore
+
+_log = get_logger("pods")
+
+
+class PodLifecycle:
+    """What the CRI pod calls do; every method may be called again at any time."""
+
+    def __init__(
+        self,
+        *,
+        engine: PodEngine,
+        network: PodNetwork,
+        store: StateStore,
+        containers: ContainerLifecycle,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._engine = engine
+        self._network = network
+        self._store = store
+        self._containers = containers
+        self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
+        self._ending: Inflight[None] = Inflight(group, "pod teardown")
+
+    # Reading.
+
+    def status(self, pod_id: str) -> PodSandbox:
+        """The pod with this id or unique prefix; raises NotFound."""
+        return self._store.find_pod(pod_id)
+
+    def list(self) -> Collection[PodSandbox]:
+        """All pods that clients may see."""
+        return [p for p in self._store.pods.values() if p.state is not PodState.CREATING]
+
+    # Creation.
+
+    async def run(self, config: PodConfig, handler: str) -> str:
+        """Make a pod; the same request again gives the same id, also while the first is running.
+
+        Raises:
+            InvalidArgument: unknown handler, refused sysctl.
+            AlreadyExists: a stopped pod still holds the name.
+            Unavailable: no network configuration yet.
+            PluginFailed, RuntimeFailed: in their own words.
+        """
+        key = pod_name_key(config.metadata)
+        await self._supersede_older(config)
+        return await self._creating.join(key, lambda: self._run(config, handler))
+
+    async def _supersede_older(self, config: PodConfig) -> None:
+        """A newer attempt of a pod calls off a creation of an older one that is still running."""
+        wanted = config.metadata
+        for attempt in range(max(0, wanted.attempt - 8), wanted.attempt):
+            older = pod_name_key(msgspec.structs.replace(wanted, attempt=attempt))
+            if older in self._creating:
+                await self._creating.supersede(older)
+
+    async def _run(self, config: PodConfig, handler: str) -> str:
+        existing = self._store.pod_named(pod_name_key(config.metadata))
+        if existing is not None:
+            if existing.state is PodState.READY:
+                return existing.id
+            if not existing.failed:
+                raise AlreadyExists(
+                    f"pod {pod_name_key(config.metadata)} exists and is stopped",
+                    pod=existing.id,
+                    hint="remove it, or use the next attempt number",
+                )
+            # A creation that failed and whose undo failed too: finish the undo, then begin anew.
+            await self._take_apart(existing)
+        sysctls = {**default_sysctls(config), **config.sysctls}
+        check_sysctls(config)
+        pod = await self._engine.reserve(config, handler)
+        try:
+            return await self._build(pod, sysctls)
+        except BaseException as error:
+            await self._undo(pod, error)
+            raise
+
+    async def _build(self, pod: PodSandbox, sysctls: dict[str, str]) -> str:
+        own_network = pod.config.security.namespaces.network is not NamespaceMode.NODE
+        if own_network:
+            # The configuration is recorded before the plugins run, so that DEL is possible even if
+            # we die in the middle of ADD and the file is changed meanwhile.
+            pod = msgspec.structs.replace(
+                pod, network_attached=True, cni_config=self._network.current_config_json()
+            )
+            await self._store.save(pod)
+        pins = await self._engine.pin_namespaces(pod, sysctls)
+        try:
+            async with asyncio.TaskGroup() as steps:
+                adding = (
+                    steps.create_task(self._network.add(self.attachment(pod)))
+                    if own_network
+                    else None
+                )
+                steps.create_task(self._engine.make_files(pod))
+                pausing = steps.create_task(self._engine.start_pause(pod, pins))
+        except BaseExceptionGroup as group:
+            raise first_failure(group) from group
+        ips: tuple[str, ...] = ()
+        result = ""
+        if adding is not None:
+            attached = adding.result()
+            ips, result = attached.ips, attached.result_json
+        await self._engine.mark_ready(pod, pausing.result(), ips=ips, cni_result=result)
+        return pod.id
+
+    async def _undo(self, pod: PodSandbox, error: BaseException) -> None:
+        current = self._store.pods.get(pod.id, pod)
+        try:
+            await self._take_apart(current)
+        except PodwrightError as trouble:
+            _log.error("creation failed and could not be undone", pod=pod.id, error=str(trouble))
+            error.add_note(f"undoing the creation failed too: {trouble}")
+            await self._engine.note_trouble(current, trouble)
+
+    async def _take_apart(self, pod: PodSandbox) -> None:
+        trouble: PodwrightError | None = None
+        try:
+            pod = await self._detach(pod)
+        except PodwrightError as error:
+            trouble = error
+        await self._engine.dismantle(pod)
+        if trouble is not None:
+            raise trouble
+        await self._store.delete_pod(pod.id)
+
+    # Teardown.
+
+    async def stop(self, pod_id: str) -> None:
+        """Stop a pod; unknown is success.
+
+        Raises:
+            PluginFailed: the network could not be detached; call again.
+        """
+        try:
+            pod = self._store.find_pod(pod_id)
+        except NotFound:
+            return
+        await self._ending.join(("stop", pod.id), lambda: self._stop(pod.id))
+
+    async def _stop(self, pod_id: str) -> None:
+        pod = self._store.pods.get(pod_id)
+        if pod is None:
+            return
+        await self._engine.note_stopped(pod_id)
+        outcomes = await asyncio.gather(
+            self._containers.kill_all_of(pod_id), self._detach(pod), return_exceptions=True
+        )
+        failures = [o for o in outcomes if isinstance(o, BaseException)]
+        # The pin is kept while the network is still attached: DEL needs the namespace.
+        if not isinstance(outcomes[1], BaseException):
+            await self._engine.stop(self._store.pods.get(pod_id, pod))
+        if failures:
+            raise failures[0]
+
+    async def remove(self, pod_id: str) -> None:
+        """Remove a pod and its containers by force; unknown is success."""
+        try:
+            pod = self._store.find_pod(pod_id)
+        except NotFound:
+            return
+        await self._ending.join(("remove", pod.id), lambda: self._remove(pod.id))
+
+    async def _remove(self, pod_id: str) -> None:
+        await self._ending.join(("stop", pod_id), lambda: self._stop(pod_id))
+        await self._containers.remove_all_of(pod_id)
+        pod = self._store.pods.get(pod_id)
+        if pod is None:
+            return
+        pod = msgspec.structs.replace(pod, state=PodState.REMOVING)
+        await self._store.save(pod)
+        await self._engine.dismantle(pod)
+        await self._store.delete_pod(pod_id)
+
+    async def finish(self, pod: PodSandbox) -> None:
+        """Finish what a former life of the daemon left half-done: undo a creation, end a removal."""
+        await self._containers.remove_all_of(pod.id)
+        await self._take_apart(pod)
+
+    async def retry_detach(self, pod_id: str) -> None:
+        """Detach the network of a pod that is not ready any more (after a reboot)."""
+        pod = self._store.pods.get(pod_id)
+        if pod is not None and pod.network_attached and pod.state is not PodState.READY:
+            await self._ending.join(("stop", pod_id), lambda: self._stop(pod_id))
+
+    # Network.
+
+    def attachment(self, pod: PodSandbox) -> Attachment:
+        """What the network plugins are told about a pod."""
+        return make_attachment(pod, self._engine.network_pin(pod))
+
+    async def _detach(self, pod: PodSandbox) -> PodSandbox:
+        if not pod.network_attached:
+            return pod
+        await self._network.delete(
+            self.attachment(pod), config_json=pod.cni_config, result_json=pod.cni_result
+        )
+        current = self._store.pods.get(pod.id, pod)
+        detached = msgspec.structs.replace(current, network_attached=False)
+        await self._store.note(detached)
+        return detached
+
+
+def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real failure of a group; cancellation only when nothing else is in it."""
+    leaves: list[BaseException] = []
+
+    def walk(error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                walk(inner)
+        else:
+            leaves.append(error)
+
+    walk(group)
+    for error in leaves:
+        if isinstance(error, PodwrightError) and not isinstance(error, Cancelled):
+            return error
+    unknown = leaves[0]
+    if isinstance(unknown, asyncio.CancelledError):
+        return unknown
+    return Internal(f"{type(unknown).__name__}: {unknown}")

@@ -1,0 +1,252 @@
+"""The OCI runtime document (config.json) as typed values: only the fields we emit.
+
+Pinned to runtime-spec 1.0.2, the newest version that Debian's crun 1.8 and runc 1.1 both take. Of what
+came later only seccomp's `defaultErrnoRet` and the mount option `rro` are used: both programs know them.
+Fields are snake_case here and camelCase on disk. What is left at its default is not written, so an
+absent key means "the runtime's own default"; a field the specification requires has no default here.
+
+Not a general parser: a document is only ever written by us and read by the runtime. The one exception
+is `seccomp`, whose Localhost form is read in `sandbox.security.seccomp`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from sandbox.host.errors import InvalidArgument
+
+#: The version every document of ours states.
+OCI_VERSION: Final = "1.0.2"
+
+NamespaceType = Literal["pid", "network", "mount", "ipc", "uts", "user", "cgroup"]
+
+SeccompAction = Literal[
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_TRAP",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
+]
+
+SeccompOperator = Literal[
+    "SCMP_CMP_NE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_MASKED_EQ",
+]
+
+
+class Document(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"
+):
+    """Base of every part: immutable, camelCase on disk, defaults not written."""
+
+
+class User(Document):
+    """config.md, POSIX process user. `additional_gids` includes the primary group."""
+
+    uid: int
+    gid: int
+    additional_gids: tuple[int, ...] = ()
+
+
+class ProcessCapabilities(Document):
+    """The five sets of capabilities(7), names with CAP_, in the kernel's order."""
+
+    bounding: tuple[str, ...] = ()
+    effective: tuple[str, ...] = ()
+    inheritable: tuple[str, ...] = ()
+    permitted: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
+
+
+class Rlimit(Document):
+    """One limit of getrlimit(2); `type` such as RLIMIT_NOFILE, in that resource's own unit."""
+
+    type: str
+    soft: int
+    hard: int
+
+
+class Process(Document):
+    """What is executed, as whom, with which rights."""
+
+    terminal: bool = False
+    user: User
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str
+    capabilities: ProcessCapabilities
+    rlimits: tuple[Rlimit, ...] = ()
+    no_new_privileges: bool = False
+    apparmor_profile: str = ""
+    oom_score_adj: int | None = None
+    selinux_label: str = ""
+
+
+class Root(Document):
+    """The root file system's path on the host."""
+
+    path: str
+    readonly: bool = False
+
+
+class Mount(Document):
+    """One mount, in the order in which the runtime makes them."""
+
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+class Namespace(Document):
+    """A namespace to make (no path) or to join (path of a pin); one not listed is the host's."""
+
+    type: NamespaceType
+    path: str = ""
+
+
+class Device(Document):
+    """A device node to make in the container; `file_mode` holds permission bits only."""
+
+    path: str
+    type: Literal["c", "b", "p"]
+    major: int = -1
+    minor: int = -1
+    file_mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+class DeviceRule(Document):
+    """One line of the device cgroup; no number means every number, later lines win."""
+
+    allow: bool
+    type: Literal["a", "c", "b"] = "a"
+    major: int | None = None
+    minor: int | None = None
+    access: str = "rwm"
+
+
+class Memory(Document):
+    """Bytes; -1 is unlimited. `swap` is memory and swap together, as cgroup v1 counts."""
+
+    limit: int | None = None
+    swap: int | None = None
+
+
+class Cpu(Document):
+    """`shares` in cgroup v1 shares (the runtime turns them into a weight), the others in µs."""
+
+    shares: int | None = None
+    quota: int | None = None
+    period: int | None = None
+    cpus: str = ""
+    mems: str = ""
+
+
+class Pids(Document):
+    """Most processes and threads."""
+
+    limit: int
+
+
+class HugepageLimit(Document):
+    """Bytes of pages of one size, `page_size` such as 2MB."""
+
+    page_size: str
+    limit: int
+
+
+class Resources(Document):
+    """Cgroup limits; also what `update --resources` reads."""
+
+    devices: tuple[DeviceRule, ...] = ()
+    memory: Memory | None = None
+    cpu: Cpu | None = None
+    pids: Pids | None = None
+    hugepage_limits: tuple[HugepageLimit, ...] = ()
+    unified: dict[str, str] = {}
+
+
+class SeccompArg(Document):
+    """A condition on one argument register; several in one rule must all hold."""
+
+    index: int
+    value: int
+    value_two: int = 0
+    op: SeccompOperator
+
+
+class SeccompRule(Document):
+    """What to do for these system calls."""
+
+    names: tuple[str, ...]
+    action: SeccompAction
+    errno_ret: int | None = None
+    args: tuple[SeccompArg, ...] = ()
+
+
+class Seccomp(Document):
+    """A filter with plain rules only: conditions were decided before it came here."""
+
+    default_action: SeccompAction
+    default_errno_ret: int | None = None
+    architectures: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    listener_path: str = ""
+    listener_metadata: str = ""
+    syscalls: tuple[SeccompRule, ...] = ()
+
+
+class Linux(Document):
+    """The Linux part."""
+
+    namespaces: tuple[Namespace, ...] = ()
+    devices: tuple[Device, ...] = ()
+    cgroups_path: str = ""
+    resources: Resources | None = None
+    seccomp: Seccomp | None = None
+    rootfs_propagation: str = ""
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    mount_label: str = ""
+
+
+class Spec(Document):
+    """The whole document; `sandbox.spec.build` is the only place that composes one."""
+
+    oci_version: str
+    process: Process
+    root: Root
+    hostname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    annotations: dict[str, str] = {}
+    linux: Linux
+
+
+def encode(document: Document) -> bytes:
+    """The document as JSON, canonical: equal values give equal bytes (mappings sorted by key).
+
+    Takes a whole `Spec` for a bundle, a `Process` for `exec --process`, or `Resources` for `update`.
+
+    Raises:
+        InvalidArgument: a text in it cannot be written as UTF-8 (a lone surrogate).
+    """
+    try:
+        return msgspec.json.encode(document, order="deterministic")
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            "a text of the container's configuration is not valid UTF-8",
+            hint="look for a lone surrogate (\\ud800 to \\udfff) in arguments and environment",
+        ) from error

@@ -1,0 +1,107 @@
+"""The small files and the shared memory that all containers of a pod see.
+
+resolv.conf, hostname and hosts are written by us into the pod's run directory and bind-mounted into
+its containers; nothing is ever written into a container's own root file system, so a link planted
+in an image cannot lead a write of ours anywhere.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sandbox.host import files, mounts
+from sandbox.host.errors import NotFound
+from sandbox.model import NamespaceMode
+
+if TYPE_CHECKING:
+    from sandbox.host.syscalls import Syscalls
+    from sandbox.model import DnsConfig, PodSandbox
+    from sandbox.paths import Paths
+
+#: /dev/shm of a pod, 64 MiB as containerd and CRI-O give it (bytes).
+SHM_SIZE_BYTES: Final = 64 * 1024 * 1024
+#: resolv.conf and hosts of the node are copied when the pod brings none; more is not a text file.
+HOST_FILE_LIMIT_BYTES: Final = 1024 * 1024
+
+_HOSTS_HEAD: Final = (
+    "127.0.0.1\tlocalhost\n"
+    "::1\tlocalhost ip6-localhost ip6-loopback\n"
+    "fe00::0\tip6-localnet\n"
+    "fe00::0\tip6-mcastprefix\n"
+    "fe00::1\tip6-allnodes\n"
+    "fe00::2\tip6-allrouters\n"
+)
+
+
+def pod_hostname(pod: PodSandbox) -> str:
+    """The host name inside the pod: asked for, else the node's with host network, else from the id."""
+    if pod.config.security.namespaces.network is NamespaceMode.NODE:
+        return socket.gethostname()
+    return pod.config.hostname or pod.id[:12]
+
+
+def resolv_conf(dns: DnsConfig) -> str:
+    """The text of resolv.conf(5) for a DNSConfig; its strings were checked at the border."""
+    lines = []
+    if dns.searches:
+        lines.append("search " + " ".join(dns.searches))
+    lines += [f"nameserver {server}" for server in dns.servers]
+    if dns.options:
+        lines.append("options " + " ".join(dns.options))
+    return "".join(line + "\n" for line in lines)
+
+
+def write_pod_files(pod: PodSandbox, paths: Paths) -> None:
+    """Make the pod's run directory with resolv.conf and hostname; blocking.
+
+    Raises:
+        ResourceExhausted: the disk is full.
+    """
+    directory = paths.pod(pod.id)
+    files.make_private_dir(directory, mode=0o711)
+    dns = pod.config.dns
+    if dns is not None and (dns.servers or dns.searches or dns.options):
+        text = resolv_conf(dns)
+    else:
+        text = _host_text(Path("/etc/resolv.conf"))
+    # 0644: programs inside a container run as any user and must be able to read them.
+    _write(directory / "resolv.conf", text)
+    _write(directory / "hostname", pod_hostname(pod) + "\n")
+
+
+def write_hosts(pod: PodSandbox, paths: Paths) -> None:
+    """Write the pod's /etc/hosts once its addresses are known; blocking.
+
+    The kubelet brings an /etc/hosts of its own; this one serves every other client.
+    """
+    if pod.config.security.namespaces.network is NamespaceMode.NODE:
+        text = _host_text(Path("/etc/hosts"))
+    else:
+        name = pod_hostname(pod)
+        text = _HOSTS_HEAD + "".join(f"{ip}\t{name}\n" for ip in pod.ips)
+    _write(paths.pod(pod.id) / "hosts", text)
+
+
+def mount_shm(pod: PodSandbox, paths: Paths, *, syscalls: Syscalls) -> None:
+    """Mount the pod's /dev/shm, unless it shares the node's; blocking."""
+    if pod.config.security.namespaces.ipc is NamespaceMode.NODE:
+        return
+    target = paths.shm(pod.id)
+    files.make_private_dir(target, mode=0o711)
+    options = ("nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE_BYTES}")
+    mounts.mount_one(
+        mounts.Mount(type="tmpfs", source="shm", target=target, options=options), syscalls=syscalls
+    )
+
+
+def _host_text(path: Path) -> str:
+    try:
+        return files.read_limited(path, HOST_FILE_LIMIT_BYTES).decode("utf-8", "replace")
+    except NotFound:
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    files.write_atomic(path, text.encode(), mode=0o644, durable=False)

@@ -1,0 +1,296 @@
+"""Pod engine: what a pod sandbox is made of, step by step.
+
+A pod is: a directory with its small files, a /dev/shm, pinned namespaces (net, ipc, uts, and pid when
+shared), and a pause process that reaps zombies. The engine takes and gives paths and values; it
+knows nothing of CNI, images or gRPC: `cri.pod_lifecycle` puts the steps in order and runs independent
+ones at once. Undoing a creation, stopping and removing are lists of the same idempotent steps.
+
+Why namespaces are pinned first and joined by path, by the pause process too: they exist before any
+process of the pod, so CNI can work on the network while pause is being made, and nobody ever joins
+`/proc/PID/ns` of a number that may have been reused.
+
+Why pause has no conmon: it writes nothing and its exit code means nothing; its end is seen by pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandbox import podfiles
+from sandbox.host import files, mounts
+from sandbox.host.errors import InvalidArgument, PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.model import NamespaceMode, PodSandbox, PodState, ProcessRef
+from sandbox.steps import run_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.clock import Clock
+    from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.host.syscalls import Syscalls
+    from sandbox.leavings import Leavings
+    from sandbox.model import PodConfig
+    from sandbox.paths import Paths
+    from sandbox.runtime.driver import OciRuntime
+    from sandbox.store import StateStore
+
+#: How long the pause process may take to vanish after SIGKILL before the step counts as failed.
+PAUSE_KILL_WAIT_S: Final = 10.0
+
+_log = get_logger("pods")
+
+
+class PodEngine:
+    """Makes, stops and takes apart pod sandboxes."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: StateStore,
+        runtimes: Mapping[str, OciRuntime],
+        default_runtime: str,
+        namespaces: NamespaceWorker,
+        cgroups: Cgroups,
+        leavings: Leavings,
+        syscalls: Syscalls,
+        clock: Clock,
+        group: asyncio.TaskGroup,
+        pause_spec: Callable[[PodSandbox, Mapping[str, Path]], bytes],
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._runtimes = runtimes
+        self._default_runtime = default_runtime
+        self._namespaces = namespaces
+        self._cgroups = cgroups
+        self._leavings = leavings
+        self._syscalls = syscalls
+        self._clock = clock
+        self._group = group
+        self._pause_spec = pause_spec
+        self._on_change: Callable[[PodSandbox], None] = lambda _pod: None
+        self._watched: set[str] = set()
+
+    def on_stopped(self, call: Callable[[PodSandbox], None]) -> None:
+        """Have `call` told of every pod whose pause process ended by itself."""
+        self._on_change = call
+
+    def runtime(self, handler: str) -> tuple[str, OciRuntime]:
+        """The runtime a handler name stands for; empty is the default.
+
+        Raises:
+            InvalidArgument: no such handler is configured.
+        """
+        name = handler or self._default_runtime
+        try:
+            return name, self._runtimes[name]
+        except KeyError:
+            raise InvalidArgument(
+                f"runtime handler {handler!r} is not configured",
+                hint=f"configured are: {', '.join(sorted(self._runtimes))};"
+                " add a [runtimes.NAME] table or correct the RuntimeClass",
+            ) from None
+
+    # Creation, in the order in which the lifecycle calls it.
+
+    async def reserve(self, config: PodConfig, handler: str) -> PodSandbox:
+        """Record the intent: a new pod in state CREATING that holds its name.
+
+        Raises:
+            AlreadyExists: another pod holds the name.
+            InvalidArgument: unknown handler.
+        """
+        runtime_name, _ = self.runtime(handler)
+        pod_id = secrets.token_hex(32)
+        pod = PodSandbox(
+            id=pod_id,
+            config=config,
+            state=PodState.CREATING,
+            created_at_ns=self._clock.wall_ns(),
+            handler=handler,
+            runtime=runtime_name,
+            cgroup_path=self._cgroups.pod_cgroup(config.cgroup_parent, pod_id),
+        )
+        await self._store.add_pod(pod)
+        return pod
+
+    async def pin_namespaces(self, pod: PodSandbox, sysctls: Mapping[str, str]) -> dict[str, Path]:
+        """Make and pin the namespaces the pod does not share with the node.
+
+        Returns:
+            Path of each pin by kind (net, ipc, uts).
+
+        Raises:
+            InvalidArgument: a sysctl was refused by the kernel.
+        """
+        wanted = pod.config.security.namespaces
+        kinds: set[str] = set()
+        if wanted.network is not NamespaceMode.NODE:
+            kinds |= {"net", "uts"}
+        if wanted.ipc is not NamespaceMode.NODE:
+            kinds.add("ipc")
+        return await self._namespaces.create(
+            self._paths.pins(pod.id),
+            frozenset(kinds),
+            hostname=podfiles.pod_hostname(pod) if "uts" in kinds else "",
+            sysctls=sysctls,
+        )
+
+    def network_pin(self, pod: PodSandbox) -> Path:
+        """Where the pod's network namespace is pinned."""
+        return self._paths.pins(pod.id) / "net"
+
+    async def make_files(self, pod: PodSandbox) -> None:
+        """Write the pod's files and mount its /dev/shm."""
+
+        def work() -> None:
+            podfiles.write_pod_files(pod, self._paths)
+            podfiles.mount_shm(pod, self._paths, syscalls=self._syscalls)
+
+        await asyncio.to_thread(work)
+
+    async def start_pause(self, pod: PodSandbox, pins: Mapping[str, Path]) -> ProcessRef:
+        """Start the pause process in the pinned namespaces; pin its pid namespace where shared.
+
+        Raises:
+            RuntimeFailed: the OCI runtime refused, with its own words.
+        """
+        _, runtime = self.runtime(pod.runtime)
+        bundle = self._paths.pod(pod.id) / "bundle"
+        spec = self._pause_spec(pod, pins)
+
+        def write_bundle() -> None:
+            files.make_private_dir(bundle, mode=0o700)
+            files.write_atomic(bundle / "config.json", spec, mode=0o600, durable=False)
+
+        await asyncio.to_thread(write_bundle)
+        await self._cgroups.prepare(pod.cgroup_path, pod.config.cgroup_parent)
+        pid = await runtime.create(bundle, pod.id, bundle / "pid")
+        ticks = start_ticks(pid)
+        if ticks is None:
+            raise InvalidArgument("pause process ended before it was started", pod=pod.id, pid=pid)
+        pause = ProcessRef(pid=pid, start_ticks=ticks, boot_id=boot_id())
+        await runtime.start(pod.id)
+        if pod.config.security.namespaces.pid is not NamespaceMode.NODE:
+            await self._namespaces.pin_process(pid, "pid", self._paths.pins(pod.id) / "pid")
+        return pause
+
+    async def mark_ready(
+        self, pod: PodSandbox, pause: ProcessRef, *, ips: tuple[str, ...], cni_result: str
+    ) -> PodSandbox:
+        """Write /etc/hosts, record that the pod is ready, and watch its pause process."""
+        ready = msgspec.structs.replace(
+            pod, state=PodState.READY, pause=pause, ips=ips, cni_result=cni_result
+        )
+        await asyncio.to_thread(podfiles.write_hosts, ready, self._paths)
+        await self._store.save(ready)
+        self.watch(ready)
+        return ready
+
+    # Life.
+
+    def process(self, pod: PodSandbox) -> Process | None:
+        """The living pause process, or None; the caller closes it."""
+        if pod.pause is None:
+            return None
+        return Process.open(pod.pause.pid, pod.pause.start_ticks, pod.pause.boot_id)
+
+    def watch(self, pod: PodSandbox) -> None:
+        """Notice the end of the pause process (within milliseconds, by pidfd)."""
+        if pod.id not in self._watched:
+            self._watched.add(pod.id)
+            self._group.create_task(self._watch(pod), name=f"watch pod {pod.id[:12]}")
+
+    async def _watch(self, pod: PodSandbox) -> None:
+        try:
+            process = self.process(pod)
+            if process is not None:
+                try:
+                    await process.wait()
+                finally:
+                    process.close()
+        finally:
+            self._watched.discard(pod.id)
+        await self.note_stopped(pod.id)
+
+    async def note_stopped(self, pod_id: str) -> None:
+        """Record that a ready pod is ready no more."""
+        pod = self._store.pods.get(pod_id)
+        if pod is not None and pod.state is PodState.READY:
+            stopped = msgspec.structs.replace(pod, state=PodState.NOT_READY)
+            await self._store.note(stopped)
+            self._on_change(stopped)
+
+    # Teardown.
+
+    async def stop(self, pod: PodSandbox) -> None:
+        """End the pause process and let go of namespaces and shared memory; idempotent.
+
+        The network must have been detached before: the pin goes here.
+        """
+        await self.note_stopped(pod.id)
+        await run_steps("pod", pod.id, [
+            ("pause process", lambda: self._kill_pause(pod)),
+            ("runtime state", lambda: self._delete_runtime_state(pod)),
+            ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(pod.id))),
+            ("shared memory", lambda: self._unmount_below(self._paths.pod(pod.id))),
+            ("cgroup", lambda: self._cgroups.remove_pod(pod.cgroup_path, pod.config.cgroup_parent,
+                                                        pod.id)),
+        ])
+
+    async def dismantle(self, pod: PodSandbox) -> None:
+        """Everything of the pod but its record; also undoes a creation stopped at any point."""
+        half_made = pod.pause is None
+        await run_steps("pod", pod.id, [
+            *([("helpers", lambda: self._leavings.kill_helpers(pod.id))] if half_made else []),
+            ("stop", lambda: self.stop(pod)),
+            ("run directory", lambda: self._remove_directory(self._paths.pod(pod.id))),
+        ])
+
+    async def note_trouble(self, pod: PodSandbox, error: PodwrightError) -> None:
+        """Keep a pod whose undo failed listed as NOTREADY, so that the client finds and removes it."""
+        current = self._store.pods.get(pod.id, pod)
+        await self._store.note(
+            msgspec.structs.replace(
+                current, state=PodState.NOT_READY, failed=True, trouble=str(error)
+            )
+        )
+
+    async def _kill_pause(self, pod: PodSandbox) -> None:
+        process = self.process(pod)
+        if process is None:
+            return
+        try:
+            process.send_signal(9)
+            async with asyncio.timeout(PAUSE_KILL_WAIT_S):
+                await process.wait()
+        except TimeoutError:
+            raise PodwrightError(
+                "pause process does not end after SIGKILL", pod=pod.id
+            ) from None
+        finally:
+            process.close()
+
+    async def _delete_runtime_state(self, pod: PodSandbox) -> None:
+        runtime = self._runtimes.get(pod.runtime)
+        if runtime is None:
+            _log.warning("runtime of a pod is no longer configured", pod=pod.id,
+                         runtime=pod.runtime)
+            return
+        await runtime.delete(pod.id, force=True)
+
+    async def _unmount_below(self, directory: Path) -> None:
+        await asyncio.to_thread(mounts.unmount_tree, directory, syscalls=self._syscalls)
+
+    async def _remove_directory(self, directory: Path) -> None:
+        await self._unmount_below(directory)
+        await asyncio.to_thread(files.remove_tree, directory)

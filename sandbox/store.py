@@ -1,0 +1,343 @@
+"""What the daemon knows about pods and containers: memory for reading, SQLite for surviving.
+
+Every object is one row with its whole document (JSON of the `model` value) plus the columns that
+must be unique or searchable before a document can be trusted: id, name, pod. Names are UNIQUE in
+the database, so two creations of one pod cannot both win, not even across a crash. Reads never touch
+the disk. A write is one transaction that is on disk before memory changes, with one exception:
+what the kernel has already done (an exit, a start) is noted in memory first (`note_*`), because a
+full disk must not make the daemon deny that a process ended; such notes are written again later.
+
+A row that cannot be read is moved to `quarantine` and named in the log: one bad record never keeps
+the daemon from starting, and its id lets the sweep find what belonged to it.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from sandbox.host.database import Database
+from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.model import (
+    Container,
+    ContainerState,
+    PodSandbox,
+    PodState,
+    container_name_key,
+    pod_name_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from sandbox.host.database import Connection
+
+#: "PWRT" read as a big-endian number; tells our state file from any other SQLite database.
+APPLICATION_ID: Final = 0x50575254
+
+V = TypeVar("V", PodSandbox, Container)
+
+_log = get_logger("store")
+
+
+def migrations() -> Sequence[str]:
+    """The numbered steps of schema.sql, oldest first; append-only."""
+    text = resources.files("sandbox").joinpath("schema.sql").read_text(encoding="utf-8")
+    steps = text.split("-- migration ")[1:]
+    return [step.split("\n", 1)[1] for step in steps]
+
+
+class StateStore:
+    """All pods and containers of this node."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pods: dict[str, PodSandbox] = {}
+        self._containers: dict[str, Container] = {}
+        self._pod_names: dict[str, str] = {}
+        self._container_names: dict[str, str] = {}
+        self._by_pod: dict[str, set[str]] = {}
+        self._unwritten: dict[str, PodSandbox | Container] = {}
+
+    @classmethod
+    async def open(cls, path: Path) -> StateStore:
+        """Open or make the state file and load everything.
+
+        Raises:
+            FailedPrecondition: the file was written by a newer schema.
+            Corrupt: the file is not ours or is damaged.
+        """
+        database = await Database.open(path, migrations=migrations(), application_id=APPLICATION_ID)
+        store = cls(database)
+        await store._load()
+        return store
+
+    async def close(self) -> None:
+        """Write what is still unwritten, then close the file."""
+        await self.flush()
+        await self._database.close()
+
+    # Reading: memory only.
+
+    @property
+    def pods(self) -> Mapping[str, PodSandbox]:
+        """All pods by id, those being created or removed too."""
+        return self._pods
+
+    @property
+    def containers(self) -> Mapping[str, Container]:
+        """All containers by id, those being created or removed too."""
+        return self._containers
+
+    def pod_named(self, key: str) -> PodSandbox | None:
+        """The pod that holds the name `key` (see `model.pod_name_key`)."""
+        pod_id = self._pod_names.get(key)
+        return self._pods.get(pod_id) if pod_id is not None else None
+
+    def container_named(self, key: str) -> Container | None:
+        """The container that holds the name `key` (see `model.container_name_key`)."""
+        container_id = self._container_names.get(key)
+        return self._containers.get(container_id) if container_id is not None else None
+
+    def containers_of(self, pod_id: str) -> list[Container]:
+        """The containers of a pod, oldest first."""
+        mine = (self._containers[cid] for cid in self._by_pod.get(pod_id, ()))
+        return sorted(mine, key=lambda c: (c.created_at_ns, c.id))
+
+    def find_pod(self, pod_id: str) -> PodSandbox:
+        """The pod with this id or unique id prefix, if it is one that clients may see.
+
+        Raises:
+            NotFound: no such pod.
+            InvalidArgument: the id is empty, or the prefix fits several.
+        """
+        pod = self._pods.get(pod_id)
+        if pod is None or pod.state is PodState.CREATING:
+            visible = {k: v for k, v in self._pods.items() if v.state is not PodState.CREATING}
+            pod = _by_prefix(visible, pod_id, "pod sandbox")
+        return pod
+
+    def find_container(self, container_id: str) -> Container:
+        """The container with this id or unique id prefix, if it is one that clients may see.
+
+        Raises:
+            NotFound: no such container.
+            InvalidArgument: the id is empty, or the prefix fits several.
+        """
+        container = self._containers.get(container_id)
+        if container is None or container.state is ContainerState.CREATING:
+            visible = {
+                k: v
+                for k, v in self._containers.items()
+                if v.state is not ContainerState.CREATING
+            }
+            container = _by_prefix(visible, container_id, "container")
+        return container
+
+    # Writing: on disk before memory changes.
+
+    async def add_pod(self, pod: PodSandbox) -> None:
+        """Record a new pod; raises AlreadyExists naming the holder when its name is taken."""
+        key = pod_name_key(pod.config.metadata)
+        holder = self._pod_names.get(key)
+        if holder is not None:
+            raise AlreadyExists(f"pod sandbox name {key} is taken", pod=holder)
+        self._pod_names[key] = pod.id  # before the await: the second caller must see it
+        try:
+            await self._database.write(
+                lambda db: db.execute(
+                    "INSERT INTO pods (id, name, document) VALUES (?, ?, ?)",
+                    (pod.id, key, _encode(pod)),
+                )
+            )
+        except BaseException:
+            self._pod_names.pop(key, None)
+            raise
+        self._pods[pod.id] = pod
+
+    async def add_container(self, container: Container) -> None:
+        """Record a new container; raises AlreadyExists when its name is taken."""
+        config = container.config
+        key = container_name_key(container.pod_id, config.name, config.attempt)
+        holder = self._container_names.get(key)
+        if holder is not None:
+            raise AlreadyExists(f"container name {key} is taken", container=holder)
+        self._container_names[key] = container.id
+        try:
+            await self._database.write(
+                lambda db: db.execute(
+                    "INSERT INTO containers (id, pod_id, name, document) VALUES (?, ?, ?, ?)",
+                    (container.id, container.pod_id, key, _encode(container)),
+                )
+            )
+        except BaseException:
+            self._container_names.pop(key, None)
+            raise
+        self._containers[container.id] = container
+        self._by_pod.setdefault(container.pod_id, set()).add(container.id)
+
+    async def save(self, value: PodSandbox | Container) -> None:
+        """Record the new value of an object that exists; a removed one is not brought back."""
+        if not self._known(value):
+            return
+        await self._update([value])
+        self._remember(value)
+
+    async def note(self, value: PodSandbox | Container) -> None:
+        """Record what has already happened: memory at once, disk now or by a later `flush`."""
+        if not self._known(value):
+            return
+        self._remember(value)
+        self._unwritten[value.id] = value
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Write the notes that have not reached the disk; a failure is logged and kept for later."""
+        waiting = list(self._unwritten.values())
+        if not waiting:
+            return
+        try:
+            await self._update(waiting)
+        except PodwrightError as error:
+            _log.warning("state not written, kept for later", objects=len(waiting), error=str(error))
+            return
+        for value in waiting:
+            if self._unwritten.get(value.id) is value:
+                del self._unwritten[value.id]
+
+    async def delete_pod(self, pod_id: str) -> None:
+        """Forget a pod and free its name; the last step of its removal."""
+        await self._database.write(
+            lambda db: db.execute("DELETE FROM pods WHERE id = ?", (pod_id,))
+        )
+        pod = self._pods.pop(pod_id, None)
+        self._unwritten.pop(pod_id, None)
+        if pod is not None:
+            self._pod_names.pop(pod_name_key(pod.config.metadata), None)
+
+    async def delete_container(self, container_id: str) -> None:
+        """Forget a container and free its name; the last step of its removal."""
+        await self._database.write(
+            lambda db: db.execute("DELETE FROM containers WHERE id = ?", (container_id,))
+        )
+        container = self._containers.pop(container_id, None)
+        self._unwritten.pop(container_id, None)
+        if container is not None:
+            config = container.config
+            key = container_name_key(container.pod_id, config.name, config.attempt)
+            self._container_names.pop(key, None)
+            siblings = self._by_pod.get(container.pod_id, set())
+            siblings.discard(container_id)
+            if not siblings:
+                self._by_pod.pop(container.pod_id, None)
+
+    async def read_meta(self, key: str) -> str:
+        """A node-wide value such as the boot id of the last start; empty when never written."""
+        rows = await self._database.read(
+            lambda db: list(db.execute("SELECT value FROM meta WHERE key = ?", (key,)))
+        )
+        return str(rows[0][0]) if rows else ""
+
+    async def write_meta(self, key: str, value: str) -> None:
+        """Record a node-wide value."""
+        await self._database.write(
+            lambda db: db.execute(
+                "INSERT INTO meta (key, value) VALUES (?, ?)"
+                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (key, value),
+            )
+        )
+
+    # Inside.
+
+    def _known(self, value: PodSandbox | Container) -> bool:
+        if isinstance(value, PodSandbox):
+            return value.id in self._pods
+        return value.id in self._containers
+
+    def _remember(self, value: PodSandbox | Container) -> None:
+        if isinstance(value, PodSandbox):
+            if value.id in self._pods:
+                self._pods[value.id] = value
+        elif value.id in self._containers:
+            self._containers[value.id] = value
+
+    async def _update(self, values: Iterable[PodSandbox | Container]) -> None:
+        rows = [
+            (f"UPDATE {_table(value)} SET document = ? WHERE id = ?", _encode(value), value.id)
+            for value in values
+        ]
+
+        def work(db: Connection) -> None:
+            for statement, document, object_id in rows:
+                db.execute(statement, (document, object_id))
+
+        await self._database.write(work)
+
+    async def _load(self) -> None:
+        bad: list[tuple[str, str, str, bytes, str]] = []
+        pods = await self._database.read(lambda db: list(db.execute("SELECT * FROM pods")))
+        for row_id, name, document in pods:
+            try:
+                pod = msgspec.json.decode(document, type=PodSandbox)
+            except msgspec.MsgspecError as error:
+                bad.append(("pods", str(row_id), str(name), bytes(document), str(error)))
+                continue
+            self._pods[pod.id] = pod
+            self._pod_names[str(name)] = pod.id
+        containers = await self._database.read(
+            lambda db: list(db.execute("SELECT id, name, document FROM containers"))
+        )
+        for row_id, name, document in containers:
+            try:
+                container = msgspec.json.decode(document, type=Container)
+            except msgspec.MsgspecError as error:
+                bad.append(("containers", str(row_id), str(name), bytes(document), str(error)))
+                continue
+            self._containers[container.id] = container
+            self._container_names[str(name)] = container.id
+            self._by_pod.setdefault(container.pod_id, set()).add(container.id)
+        for table, row_id, name, _document, reason in bad:
+            _log.error("unreadable record quarantined", table=table, id=row_id, name=name,
+                       error=reason)
+        if bad:
+            await self._database.write(lambda db: _quarantine(db, bad))
+
+
+def _quarantine(db: Connection, bad: Sequence[tuple[str, str, str, bytes, str]]) -> None:
+    for table, row_id, name, document, reason in bad:
+        db.execute(
+            "INSERT INTO quarantine (origin, id, name, document, reason) VALUES (?, ?, ?, ?, ?)",
+            (table, row_id, name, document, reason),
+        )
+        statement = {
+            "pods": "DELETE FROM pods WHERE id = ?",
+            "containers": "DELETE FROM containers WHERE id = ?",
+        }[table]
+        db.execute(statement, (row_id,))
+
+
+def _table(value: PodSandbox | Container) -> str:
+    return "pods" if isinstance(value, PodSandbox) else "containers"
+
+
+def _encode(value: PodSandbox | Container) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _by_prefix(objects: Mapping[str, V], wanted: str, kind: str) -> V:
+    """The one object whose id begins with `wanted`, as crictl's short ids need it."""
+    if not wanted:
+        raise InvalidArgument(f"{kind} id is empty")
+    fits = [value for object_id, value in objects.items() if object_id.startswith(wanted)]
+    if len(fits) > 1:
+        raise InvalidArgument(
+            f"{kind} id prefix {wanted} fits {len(fits)} objects", hint="give more of the id"
+        )
+    if not fits:
+        raise NotFound(f"{kind} {wanted[:80]} does not exist")
+    return fits[0]
