@@ -1,4 +1,4 @@
-"""The only reader of time: durations from the monotonic clock, stamps for people from the wall clock.
+"""The only reader of time: durations from the monotonic clock, stamps from the wall clock.
 
 Why a protocol: tests advance time instead of sleeping, and a jump of the wall clock must never
 change a grace period, a token's life or a retry delay.
@@ -26,6 +26,10 @@ class Clock(Protocol):
         """Wait without blocking the event loop."""
         ...
 
+    def sleep_blocking(self, seconds: float) -> None:
+        """Block the calling thread; never on the event loop."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -41,3 +45,7 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """See `Clock`."""
         await asyncio.sleep(seconds)
+
+    def sleep_blocking(self, seconds: float) -> None:
+        """See `Clock`."""
+        time.sleep(seconds)

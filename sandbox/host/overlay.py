@@ -1,0 +1,143 @@
+"""Overlay options that do not fit: one page of text for mount(2), one call per layer beyond it.
+
+mount(2) copies at most a page of option text (mount(2), "data"); 128 layers need more. Relative
+paths after a chdir are the old way around, but the working directory belongs to the whole process.
+The new mount interface takes each layer by itself ("lowerdir+", Linux 6.7), by descriptor where the
+path is longer than the 255 bytes a value may have (6.13).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from sandbox.host import syscalls as sc
+from sandbox.host.errors import InvalidArgument, PodwrightError, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+#: Option text of mount(2) with its final NUL must fit in one page; 4096 is the smallest page.
+DATA_LIMIT_BYTES: Final = 4096
+#: Longest value of fsconfig(2) FSCONFIG_SET_STRING without its NUL (fs/fsopen.c).
+_VALUE_LIMIT_BYTES: Final = 255
+_PATH_KEYS: Final = ("lowerdir", "upperdir", "workdir", "lowerdir+", "datadir+")
+_COLON = re.compile(r"(?<!\\):")
+
+
+def join_options(words: Sequence[str], *, path: str) -> str:
+    r"""The words as mount(2) takes them; commas inside an overlay path are escaped as `\,`.
+
+    Raises:
+        InvalidArgument: a comma would split a word that has no quotes and no escape.
+    """
+    return ",".join(_escaped(word, path) for word in words)
+
+
+def _escaped(word: str, path: str) -> str:
+    key, _, value = word.partition("=")
+    if "," not in value or (value.startswith('"') and value.endswith('"')):
+        if "," in key:
+            raise InvalidArgument("mount option holds a comma", option=word, path=path)
+        return word
+    if key not in _PATH_KEYS:
+        raise InvalidArgument("mount option holds a comma", option=word, path=path)
+    return key + "=" + re.sub(r"(?<!\\),", r"\\,", value)
+
+
+def split_layers(value: str) -> list[str]:
+    r"""The directories of a `lowerdir=` value, topmost first; `\:` and `\,` are unescaped."""
+    return [re.sub(r"\\(.)", r"\1", part) for part in _COLON.split(value)]
+
+
+def mount_by_layers(
+    source: str,
+    target: Path,
+    words: Sequence[str],
+    *,
+    attributes: int,
+    syscalls: sc.Syscalls,
+) -> None:
+    """Mount an overlay through fsopen(2), one layer at a time.
+
+    Raises:
+        Unsupported: the kernel has no such interface.
+        PodwrightError: what the kernel said, with its own message as hint.
+    """
+    context = _supported(lambda: syscalls.fsopen("overlay"))
+    try:
+        try:
+            syscalls.fsconfig_string(context, "source", source or "overlay")
+            for word in words:
+                _configure(context, word, syscalls)
+            if attributes & sc.MOUNT_ATTR_RDONLY:
+                syscalls.fsconfig_flag(context, "ro")
+            syscalls.fsconfig_create(context)
+        except PodwrightError as error:
+            error.hint = error.hint or _kernel_message(context)
+            raise
+        mount = syscalls.fsmount(context, attributes)
+        try:
+            syscalls.move_mount(mount, "", sc.AT_FDCWD, target, sc.MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(mount)
+    finally:
+        os.close(context)
+
+
+def _supported(call: Callable[[], int]) -> int:
+    try:
+        return call()
+    except PodwrightError as error:
+        if sc.errno_of(error) == errno.ENOSYS:
+            raise Unsupported(
+                "overlay options are longer than a page",
+                hint="use fewer layers or a shorter storage path, or Linux 6.7 or later",
+            ) from error
+        raise
+
+
+def _configure(context: int, word: str, syscalls: sc.Syscalls) -> None:
+    key, equals, value = word.partition("=")
+    if not equals:
+        syscalls.fsconfig_flag(context, key)
+    elif key == "lowerdir":
+        for layer in split_layers(value):
+            _set_path(context, "lowerdir+", layer, syscalls)
+    elif key in _PATH_KEYS:
+        _set_path(context, key, re.sub(r"\\(.)", r"\1", value), syscalls)
+    else:
+        syscalls.fsconfig_string(context, key, value)
+
+
+def _set_path(context: int, key: str, path: str, syscalls: sc.Syscalls) -> None:
+    if len(os.fsencode(path)) <= _VALUE_LIMIT_BYTES:
+        try:
+            syscalls.fsconfig_string(context, key, path)
+        except PodwrightError as error:
+            if key == "lowerdir+" and sc.errno_of(error) == errno.EINVAL:
+                raise Unsupported(
+                    f"overlay layer {path} cannot be added",
+                    hint=_kernel_message(context) or "more layers than a page holds need Linux 6.7",
+                ) from error
+            raise
+        return
+    fd = syscalls.openat2(sc.AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        syscalls.fsconfig_fd(context, key, fd)
+    finally:
+        os.close(fd)
+
+
+def _kernel_message(context: int) -> str:
+    """What the kernel wrote into the context: lines such as "e overlay: No source specified"."""
+    lines: list[str] = []
+    try:
+        while len(lines) < 8:
+            lines.append(os.read(context, 1024).decode(errors="replace").strip())
+    except OSError:
+        pass  # ENODATA: no more messages; EBADF under a fake
+    return "; ".join(lines)
