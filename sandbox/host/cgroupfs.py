@@ -1,0 +1,371 @@
+"""Control groups as files, for version 1, version 2 and the hybrid of both: grammar, no policy.
+
+A path here is one text such as "/podwright/pod1/c1", below the root of every hierarchy. On version 1
+each controller (or group of them) is a hierarchy of its own and the same path exists in each; on
+version 2 there is one. A machine that mounts cgroup2 beside version 1 controllers is version 1: the
+controllers are what limits are made of. Only directories that `create` made, or that a runtime made
+below a path given to `remove`, are ever touched; a hierarchy's root never is.
+
+All functions block, briefly.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal as signals
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from sandbox.host.cgroup_text import flat_keyed, max_or_int, nested_keyed, psi
+from sandbox.host.clock import Clock, SystemClock
+from sandbox.host.errors import Busy, InvalidArgument, PodwrightError, Unsupported, from_os_error
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mountinfo import MountInfo, list_mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sandbox.host.syscalls import Syscalls
+
+__all__ = ["CgroupLayout", "flat_keyed", "max_or_int", "nested_keyed", "psi"]
+
+#: rmdir says EBUSY until the last process has been reaped; waits double up to the last one.
+_REMOVE_WAITS_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.32)
+#: Rounds of reading and signalling; each ends with fewer forks alive, and a frozen group has none.
+_KILL_ROUNDS: Final = 16
+#: Mount options of a version 1 hierarchy that are not controllers.
+_NOT_CONTROLLERS: Final = frozenset({"rw", "ro", "clone_children", "xattr", "noprefix", "none"})
+#: Errors of a cgroup file whose directory is going away or never was.
+_GONE: Final = (errno.ENOENT, errno.ENODEV)
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLayout:
+    """Where the hierarchies are.
+
+    Attributes:
+        version: 1 or 2, by where the controllers are.
+        controllers: version 1: controller name (also "name=systemd") -> mount point.
+        root: version 2: the mount point; hybrid: that of the cgroup2 without controllers, or None.
+        available: names of the controllers that can limit something.
+    """
+
+    version: Literal[1, 2]
+    controllers: Mapping[str, Path] = field(default_factory=dict)
+    root: Path | None = None
+    available: frozenset[str] = frozenset()
+
+    @classmethod
+    def detect(cls, mounts: Iterable[MountInfo] | None = None) -> CgroupLayout:
+        """The machine's layout, from `mounts` (None: mountinfo of this process).
+
+        Raises:
+            Unsupported: no cgroup hierarchy is mounted.
+        """
+        found: dict[str, Path] = {}
+        root: Path | None = None
+        for mount in list_mounts() if mounts is None else mounts:
+            if mount.type == "cgroup":
+                for word in mount.super_options:
+                    if "=" not in word or word.startswith("name="):
+                        found.setdefault(word, mount.target)
+            elif mount.type == "cgroup2" and root is None:
+                root = mount.target
+        controllers = {name: at for name, at in found.items() if name not in _NOT_CONTROLLERS}
+        limiting = frozenset(name for name in controllers if not name.startswith("name="))
+        if limiting:
+            return cls(1, controllers, root, limiting)
+        if root is not None:
+            listed = (_read(root / "cgroup.controllers") or "").split()
+            return cls(2, {}, root, frozenset(listed))
+        raise Unsupported("no cgroup hierarchy is mounted", hint="mount cgroup2 on /sys/fs/cgroup")
+
+    @property
+    def hybrid(self) -> bool:
+        """Version 1 controllers with a cgroup2 tree beside them."""
+        return self.version == 1 and self.root is not None
+
+    def _roots(self) -> list[Path]:
+        roots = list(dict.fromkeys(self.controllers.values()))
+        return [*roots, self.root] if self.root is not None else roots
+
+    def dirs(self, path: str) -> list[Path]:
+        """`path` in every hierarchy, existing or not.
+
+        Raises:
+            InvalidArgument: not an absolute path without "." and "..".
+        """
+        relative = _relative(path)
+        return [root / relative for root in self._roots()]
+
+    def create(self, path: str) -> list[Path]:
+        """Make `path` and its parents in every hierarchy; the directories that are new.
+
+        Version 1: cpuset lists are copied down, without them no process may enter. Version 2: every
+        controller is enabled in each parent.
+
+        Raises:
+            InvalidArgument: not an absolute path without "." and "..", or the root.
+            Busy: version 2: a parent holds processes, so controllers cannot be enabled in it.
+            Denied, ResourceExhausted: as the kernel says; what was new is gone again.
+        """
+        relative = _relative(path, root_allowed=False)
+        made: list[Path] = []
+        try:
+            for root in self._roots():
+                directory = root
+                for part in relative.parts:
+                    if self.version == 2:
+                        self._enable_controllers(directory)
+                    directory = directory / part
+                    if _mkdir(directory):
+                        made.append(directory)
+                    if root == self.controllers.get("cpuset"):
+                        _inherit_cpuset(directory)
+        except BaseException:
+            for directory in reversed(made):
+                with suppress(OSError):
+                    directory.rmdir()
+            raise
+        return made
+
+    def _enable_controllers(self, directory: Path) -> None:
+        enabled = (_read(directory / "cgroup.subtree_control") or "").split()
+        offered = (_read(directory / "cgroup.controllers") or "").split()
+        for name in offered:
+            if name in enabled:
+                continue
+            try:
+                _write(directory / "cgroup.subtree_control", f"+{name}")
+            except PodwrightError as error:
+                # A controller may refuse (cpu with realtime processes): the others still help.
+                if _errno(error) not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
+                    raise
+
+    def remove(self, path: str, *, clock: Clock | None = None) -> bool:
+        """Remove `path` and everything below it from every hierarchy; False when nothing existed.
+
+        A directory is tried again for about a second while its last processes are being reaped.
+
+        Raises:
+            Busy: processes are still in it; the message names some.
+            InvalidArgument: not an absolute path without "." and "..", or the root.
+        """
+        relative = _relative(path, root_allowed=False)
+        clock = clock or SystemClock()
+        existed = False
+        for root in self._roots():
+            for directory in _below(root / relative):
+                existed = True
+                self._rmdir(directory, path, clock)
+        return existed
+
+    def _rmdir(self, directory: Path, path: str, clock: Clock) -> None:
+        for wait_s in (*_REMOVE_WAITS_S, None):
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise from_os_error(error, "cannot remove cgroup") from error
+                if wait_s is None:
+                    pids = ", ".join(map(str, sorted(_pids(directory))[:8])) or "unknown"
+                    raise Busy(
+                        "cgroup still holds processes", cgroup=path, pids=pids, at=str(directory)
+                    ) from error
+                clock.sleep_blocking(wait_s)
+            else:
+                return
+
+    def procs(self, path: str, *, recursive: bool = False) -> set[int]:
+        """Processes in `path` in any hierarchy (those of other pid namespaces left out).
+
+        Raises:
+            InvalidArgument: not an absolute path without "." and "..".
+        """
+        found: set[int] = set()
+        for directory in self.dirs(path):
+            for each in _below(directory) if recursive else (directory,):
+                found |= _pids(each)
+        return found
+
+    def kill_all(
+        self, path: str, signal: int = signals.SIGKILL, *, syscalls: Syscalls | None = None
+    ) -> int:
+        """Signal every process at or below `path` through a pidfd; how many were signalled.
+
+        Their end is not awaited. A process is signalled only when it is still in the group after
+        its pidfd was opened, so a number that changed hands hits nobody. With SIGKILL, forks are
+        outrun: version 2 by cgroup.kill, version 1 by freezing first; a frozen group is thawed,
+        for in version 1 a frozen process cannot die. This process itself is left out.
+
+        Raises:
+            InvalidArgument: not an absolute path without "." and "..", or the root.
+            Denied: as the kernel says.
+        """
+        relative = _relative(path, root_allowed=False)
+        calls = syscalls or LibcSyscalls()
+        kill = signal == signals.SIGKILL
+        own = os.getpid()
+        if kill and self.version == 2 and self.root is not None:
+            pids = self.procs(path, recursive=True)
+            if own not in pids and _try_write(self.root / relative / "cgroup.kill", "1"):
+                return len(pids)
+        freezer = self.controllers.get("freezer")
+        groups = list(_below(freezer / relative)) if kill and freezer is not None else []
+        signalled: set[int] = set()
+        try:
+            if own not in self.procs(path, recursive=True):
+                for group in reversed(groups):
+                    _try_write(group / "freezer.state", "FROZEN")
+            for _ in range(_KILL_ROUNDS):
+                fresh = self.procs(path, recursive=True) - signalled - {own}
+                if not fresh:
+                    break
+                for pid in fresh:
+                    self._signal(pid, signal, path, calls)
+                signalled |= fresh
+        finally:
+            for group in groups:
+                _try_write(group / "freezer.state", "THAWED")
+        return len(signalled)
+
+    def _signal(self, pid: int, signal: int, path: str, syscalls: Syscalls) -> None:
+        try:
+            fd = syscalls.pidfd_open(pid)
+        except PodwrightError as error:
+            # EINVAL: the number is a thread's now, so the process is gone.
+            if _errno(error) in (errno.ESRCH, errno.EINVAL):
+                return
+            raise
+        try:
+            if pid in self.procs(path, recursive=True):
+                syscalls.pidfd_send_signal(fd, signal)
+        except PodwrightError as error:
+            if _errno(error) != errno.ESRCH:
+                raise
+        finally:
+            os.close(fd)
+
+    def file(self, path: str, controller: str, name: str) -> Path | None:
+        """Where a controller's file is, or None when the machine lacks the controller.
+
+        On version 2 `controller` may be "cgroup" for the core files.
+        """
+        relative = _relative(path)
+        if self.version == 2:
+            return None if self.root is None else self.root / relative / name
+        root = self.controllers.get(controller)
+        return None if root is None else root / relative / name
+
+    def read(self, path: str, controller: str, name: str) -> str | None:
+        """A file's text without the last line break; None when it does not exist.
+
+        Raises:
+            Denied, InvalidArgument: as the kernel says.
+        """
+        file = self.file(path, controller, name)
+        return None if file is None else _read(file)
+
+    def write(self, path: str, controller: str, name: str, value: str) -> None:
+        """Write a value in one write(2), as the kernel wants it.
+
+        Raises:
+            Unsupported: the machine lacks the controller.
+            NotFound: the group, or the file, does not exist.
+            InvalidArgument, Busy, Denied: as the kernel says.
+        """
+        file = self.file(path, controller, name)
+        if file is None:
+            raise Unsupported(f"cgroup controller {controller} is not available", file=name)
+        _write(file, value)
+
+    def oom_kills(self, path: str) -> int | None:
+        """How many processes at or below `path` the kernel killed for memory; None if not told."""
+        name = "memory.events" if self.version == 2 else "memory.oom_control"
+        text = self.read(path, "memory", name)
+        return None if text is None else flat_keyed(text).get("oom_kill")
+
+
+def _relative(path: str, *, root_allowed: bool = True) -> Path:
+    parts = path.split("/")[1:] if path.startswith("/") else [""]
+    clean = [part for part in parts if part]
+    bad = not path.startswith("/") or any(part in (".", "..") for part in clean)
+    if bad or "\0" in path or (not clean and not root_allowed):
+        raise InvalidArgument("cgroup path must be absolute and plain", cgroup=path[:256])
+    return Path(*clean)
+
+
+def _errno(error: PodwrightError) -> int:
+    cause = error.__cause__
+    return (cause.errno or 0) if isinstance(cause, OSError) else 0
+
+
+def _below(directory: Path) -> Iterable[Path]:
+    """`directory` and its sub-directories, deepest first; nothing when it does not exist."""
+    # Symlinks do not exist in cgroup file systems, so os.walk cannot be led away.
+    for at, _, _ in os.walk(directory, topdown=False):
+        yield Path(at)
+
+
+def _mkdir(directory: Path) -> bool:
+    try:
+        directory.mkdir(mode=0o755)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise from_os_error(error, "cannot make cgroup") from error
+    return True
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not _read(directory / name):
+            value = _read(directory.parent / name)
+            if value:
+                _write(directory / name, value)
+
+
+def _pids(directory: Path) -> set[int]:
+    try:
+        text = _read(directory / "cgroup.procs")
+    except PodwrightError as error:
+        # A threaded group of version 2 lists its processes in its domain's file only.
+        if _errno(error) == errno.EOPNOTSUPP:
+            return set()
+        raise
+    return {pid for pid in map(int, (text or "").split()) if pid > 0}
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text().removesuffix("\n")
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise from_os_error(error, "cannot read cgroup file") from error
+
+
+def _write(file: Path, value: str) -> None:
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise from_os_error(
+            error, f"cannot write {value[:64]!r} to cgroup file", path=str(file)
+        ) from error
+
+
+def _try_write(file: Path, value: str) -> bool:
+    try:
+        _write(file, value)
+    except PodwrightError:
+        return False
+    return True
