@@ -1,12 +1,12 @@
 """The OCI runtime document (config.json) as typed values: only the fields we emit.
 
-Pinned to runtime-spec 1.0.2, the newest version that Debian's crun 1.8 and runc 1.1 both take. Of what
-came later only seccomp's `defaultErrnoRet` and the mount option `rro` are used: both programs know them.
+Pinned to runtime-spec 1.0.2, the newest version that Debian's crun 1.8 and runc 1.1 both take. Of
+what came later only seccomp's `defaultErrnoRet` and the mount option `rro` are used, known to both.
 Fields are snake_case here and camelCase on disk. What is left at its default is not written, so an
-absent key means "the runtime's own default"; a field the specification requires has no default here.
+absent key means "the runtime's default"; a field the specification requires has no default here.
 
-Not a general parser: a document is only ever written by us and read by the runtime. The one exception
-is `seccomp`, whose Localhost form is read in `sandbox.security.seccomp`.
+Not a parser: a document is only ever written by us and read by the runtime. The seccomp profiles of
+administrators, which are read, are the business of `sandbox.security.seccomp`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,11 @@ SeccompOperator = Literal[
 ]
 
 
-class Document(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"
-):
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """Base of every part: immutable, camelCase on disk, defaults not written."""
 
 
-class User(Document):
+class User(Document, frozen=True, kw_only=True):
     """config.md, POSIX process user. `additional_gids` includes the primary group."""
 
     uid: int
@@ -59,7 +57,7 @@ class User(Document):
     additional_gids: tuple[int, ...] = ()
 
 
-class ProcessCapabilities(Document):
+class ProcessCapabilities(Document, frozen=True, kw_only=True):
     """The five sets of capabilities(7), names with CAP_, in the kernel's order."""
 
     bounding: tuple[str, ...] = ()
@@ -69,7 +67,7 @@ class ProcessCapabilities(Document):
     ambient: tuple[str, ...] = ()
 
 
-class Rlimit(Document):
+class Rlimit(Document, frozen=True, kw_only=True):
     """One limit of getrlimit(2); `type` such as RLIMIT_NOFILE, in that resource's own unit."""
 
     type: str
@@ -77,7 +75,7 @@ class Rlimit(Document):
     hard: int
 
 
-class Process(Document):
+class Process(Document, frozen=True, kw_only=True):
     """What is executed, as whom, with which rights."""
 
     terminal: bool = False
@@ -93,14 +91,14 @@ class Process(Document):
     selinux_label: str = ""
 
 
-class Root(Document):
+class Root(Document, frozen=True, kw_only=True):
     """The root file system's path on the host."""
 
     path: str
     readonly: bool = False
 
 
-class Mount(Document):
+class Mount(Document, frozen=True, kw_only=True):
     """One mount, in the order in which the runtime makes them."""
 
     destination: str
@@ -109,14 +107,14 @@ class Mount(Document):
     options: tuple[str, ...] = ()
 
 
-class Namespace(Document):
+class Namespace(Document, frozen=True, kw_only=True):
     """A namespace to make (no path) or to join (path of a pin); one not listed is the host's."""
 
     type: NamespaceType
     path: str = ""
 
 
-class Device(Document):
+class Device(Document, frozen=True, kw_only=True):
     """A device node to make in the container; `file_mode` holds permission bits only."""
 
     path: str
@@ -128,7 +126,7 @@ class Device(Document):
     gid: int | None = None
 
 
-class DeviceRule(Document):
+class DeviceRule(Document, frozen=True, kw_only=True):
     """One line of the device cgroup; no number means every number, later lines win."""
 
     allow: bool
@@ -138,14 +136,14 @@ class DeviceRule(Document):
     access: str = "rwm"
 
 
-class Memory(Document):
+class Memory(Document, frozen=True, kw_only=True):
     """Bytes; -1 is unlimited. `swap` is memory and swap together, as cgroup v1 counts."""
 
     limit: int | None = None
     swap: int | None = None
 
 
-class Cpu(Document):
+class Cpu(Document, frozen=True, kw_only=True):
     """`shares` in cgroup v1 shares (the runtime turns them into a weight), the others in µs."""
 
     shares: int | None = None
@@ -155,20 +153,20 @@ class Cpu(Document):
     mems: str = ""
 
 
-class Pids(Document):
+class Pids(Document, frozen=True, kw_only=True):
     """Most processes and threads."""
 
     limit: int
 
 
-class HugepageLimit(Document):
+class HugepageLimit(Document, frozen=True, kw_only=True):
     """Bytes of pages of one size, `page_size` such as 2MB."""
 
     page_size: str
     limit: int
 
 
-class Resources(Document):
+class Resources(Document, frozen=True, kw_only=True):
     """Cgroup limits; also what `update --resources` reads."""
 
     devices: tuple[DeviceRule, ...] = ()
@@ -179,7 +177,7 @@ class Resources(Document):
     unified: dict[str, str] = {}
 
 
-class SeccompArg(Document):
+class SeccompArg(Document, frozen=True, kw_only=True):
     """A condition on one argument register; several in one rule must all hold."""
 
     index: int
@@ -188,7 +186,7 @@ class SeccompArg(Document):
     op: SeccompOperator
 
 
-class SeccompRule(Document):
+class SeccompRule(Document, frozen=True, kw_only=True):
     """What to do for these system calls."""
 
     names: tuple[str, ...]
@@ -197,7 +195,7 @@ class SeccompRule(Document):
     args: tuple[SeccompArg, ...] = ()
 
 
-class Seccomp(Document):
+class Seccomp(Document, frozen=True, kw_only=True):
     """A filter with plain rules only: conditions were decided before it came here."""
 
     default_action: SeccompAction
@@ -209,7 +207,7 @@ class Seccomp(Document):
     syscalls: tuple[SeccompRule, ...] = ()
 
 
-class Linux(Document):
+class Linux(Document, frozen=True, kw_only=True):
     """The Linux part."""
 
     namespaces: tuple[Namespace, ...] = ()
@@ -223,7 +221,7 @@ class Linux(Document):
     mount_label: str = ""
 
 
-class Spec(Document):
+class Spec(Document, frozen=True, kw_only=True):
     """The whole document; `sandbox.spec.build` is the only place that composes one."""
 
     oci_version: str
@@ -238,7 +236,7 @@ class Spec(Document):
 def encode(document: Document) -> bytes:
     """The document as JSON, canonical: equal values give equal bytes (mappings sorted by key).
 
-    Takes a whole `Spec` for a bundle, a `Process` for `exec --process`, or `Resources` for `update`.
+    Takes a `Spec` for a bundle, a `Process` for `exec --process`, or `Resources` for `update`.
 
     Raises:
         InvalidArgument: a text in it cannot be written as UTF-8 (a lone surrogate).

@@ -4,12 +4,12 @@ Pure: takes the *bytes* of the image's /etc/passwd and /etc/group (or None where
 Reading them beneath the root file system, regular files only and at most `FILE_LIMIT_BYTES`, is the
 caller's part (`sandbox.host.files.read_beneath`).
 
-Why so strict. The name and the number a container runs as decide whether it is root, and every loose
+Why so strict. The name or number a container runs as decides whether it is root, and every loose
 form became a vulnerability somewhere: numbers that wrap to 0, numbers too large to parse that were
-then looked up as names, names made of digits in a hostile passwd, Python's `int()` taking " 0", "+0",
-"٠" and "1_0". So a text is either ASCII digits of at most 2^31-1, or a name that begins with a letter
-or an underscore; every other form is refused, even where the image's passwd has a line for it.
-A number is never looked up as a name.
+then looked up as names, names made of digits in a hostile passwd, Python's `int()` taking " 0",
+"+0", "1_0" and the digits of other scripts. So a text is either ASCII digits of at most 2^31-1, or
+a name that begins with a letter or an underscore; every other form is refused, even where the
+image's passwd has a line for it. A number is never looked up as a name.
 
 The primary group is always among the additional groups: a file mode that *takes away* rights from
 that group would otherwise not apply after setgroups(2).
@@ -18,14 +18,16 @@ that group would otherwise not apply after setgroups(2).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument
 from sandbox.model import ContainerSecurity, PodSecurity, SupplementalGroupsPolicy
 
-#: Largest id accepted. Kubernetes allows 0 to 2^31-1; above it the kernel's -1 and signed fields begin.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Largest id accepted, as in Kubernetes; above it come wrapped numbers and the kernel's own -1.
 MAX_ID: Final = 2**31 - 1
 
 #: Most bytes of a passwd or group file that are looked at; readers should stop there as well.

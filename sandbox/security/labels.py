@@ -1,0 +1,139 @@
+"""AppArmor profile and SELinux labels: what was asked for against what the host has.
+
+AppArmor. `RuntimeDefault` on a kernel without AppArmor means no profile (every runtime of the field
+does so, and the kubelet counts on it); a named profile there is an error, because whoever names one
+relies on it. On a kernel with AppArmor a profile that is not loaded is an error too.
+
+SELinux. Kubernetes passes seLinuxOptions on every node, also where there is no SELinux (well-known
+charts set `spc_t` everywhere), so on such a host they are checked for form and then have no effect.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
+from sandbox.model import ProfileType, SecurityProfile, SELinuxOptions
+
+_PROFILE_NAME: Final = re.compile(r"[A-Za-z0-9_/.:@+*{},\[\]&=~^-]{1,255}", re.ASCII)
+_LABEL_PART: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+# mls_level: s0, s0-s1, s0:c1,c2, s0-s15:c0.c1023 (SELinux notebook, "MLS range").
+_LEVEL: Final = re.compile(
+    r"s[0-9]{1,2}(-s[0-9]{1,2})?(:c[0-9]{1,4}([.,]c[0-9]{1,4})*)?"
+    r"(-s[0-9]{1,2}:c[0-9]{1,4}([.,]c[0-9]{1,4})*)?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AppArmorHost:
+    """AppArmor on this host.
+
+    Attributes:
+        loaded: names of /sys/kernel/security/apparmor/profiles, None where that cannot be read.
+        default_profile: name of the runtime's own profile once it is loaded, else empty.
+    """
+
+    loaded: frozenset[str] | None = None
+    default_profile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SELinuxHost:
+    """SELinux on this host: the default labels as user:role:type:level.
+
+    Attributes:
+        process_label: for processes, such as system_u:system_r:container_t:s0:c1,c2.
+        mount_label: for the root file system, such as system_u:object_r:container_file_t:s0:c1,c2.
+    """
+
+    process_label: str
+    mount_label: str
+
+
+def apparmor_profile(
+    requested: SecurityProfile | None, *, host: AppArmorHost | None, privileged: bool
+) -> str:
+    """The profile name for the OCI process, empty for none.
+
+    Args:
+        requested: None is the runtime's default.
+        host: None where the kernel has no AppArmor.
+        privileged: no default profile then; a profile asked for by name still holds.
+
+    Raises:
+        InvalidArgument: a Localhost profile without a usable name.
+        Unsupported: a Localhost profile on a host without AppArmor.
+        FailedPrecondition: the profile is not loaded.
+    """
+    kind = ProfileType.RUNTIME_DEFAULT if requested is None else requested.profile_type
+    if kind is ProfileType.UNCONFINED:
+        # With AppArmor the word itself: an empty name would keep the daemon's own profile.
+        return "" if host is None else "unconfined"
+    if kind is ProfileType.LOCALHOST:
+        name = "" if requested is None else requested.localhost_ref.removeprefix("localhost/")
+        if not _PROFILE_NAME.fullmatch(name) or name == "unconfined":
+            raise InvalidArgument(
+                f"the localhost apparmor profile has no usable name: {name[:64]!a}"
+            )
+        if host is None:
+            raise Unsupported(
+                f"apparmor profile {name} was asked for, but this host has no apparmor",
+                hint="use a node with AppArmor, or drop the profile from the pod",
+            )
+        if host.loaded is not None and name not in host.loaded:
+            raise FailedPrecondition(
+                f"apparmor profile {name} is not loaded on this host",
+                hint="load it with apparmor_parser, then create the container again",
+            )
+        return name
+    if host is None or privileged:
+        return ""
+    if not host.default_profile and requested is not None:
+        raise FailedPrecondition(
+            "the runtime's default apparmor profile is not loaded on this host",
+            hint="install apparmor_parser and restart the daemon",
+        )
+    return host.default_profile
+
+
+def selinux_labels(
+    requested: SELinuxOptions | None, *, host: SELinuxHost | None, privileged: bool
+) -> tuple[str, str]:
+    """The process label and the mount label, both empty where there are none.
+
+    Parts that were asked for replace those of the host's default; a privileged container runs
+    without labels unless some were asked for.
+
+    Raises:
+        InvalidArgument: a part with characters that no label has.
+    """
+    if requested is not None:
+        for what, part in (
+            ("user", requested.user),
+            ("role", requested.role),
+            ("type", requested.type),
+        ):
+            if part and not _LABEL_PART.fullmatch(part):
+                raise InvalidArgument(f"selinux {what} is not usable: {part[:64]!a}")
+        if requested.level and not _LEVEL.fullmatch(requested.level):
+            raise InvalidArgument(f"selinux level is not usable: {requested.level[:64]!a}")
+    asked = requested is not None and requested != SELinuxOptions()
+    if host is None or (privileged and not asked):
+        return "", ""
+    if requested is None:
+        return host.process_label, host.mount_label
+    process = _overridden(
+        host.process_label, (requested.user, requested.role, requested.type, requested.level)
+    )
+    # Files keep the default's role and type; user and level must agree with the process.
+    mount = _overridden(host.mount_label, (requested.user, "", "", requested.level))
+    return process, mount
+
+
+def _overridden(label: str, parts: tuple[str, str, str, str]) -> str:
+    defaults = label.split(":", 3)
+    defaults += [""] * (4 - len(defaults))
+    return ":".join(part or default for part, default in zip(parts, defaults, strict=True))
