@@ -188,3 +188,29 @@ mention_ip_forward() {
       "To change that: sysctl -w net.ipv4.ip_forward=1"
   fi
 }
+
+# What a pod needs on a node: the OCI runtime, the monitor, the pause process, the CNI plugins.
+need_for_pods() {
+  need_programs crun conmon catatonit iptables ip=iproute2
+  [[ -e /opt/cni/bin/bridge ]] || need_files /usr/lib/cni/bridge=containernetworking-plugins
+  need_hugetlb_cgroup
+}
+
+# What the image of a first pod is made of and served with.
+need_for_first_image() {
+  need_programs docker-registry busybox=busybox-static setpriv=util-linux
+}
+
+# The same for all images of the kit.
+need_for_images() {
+  need_for_first_image
+  need_programs gcc
+  need_files /usr/include/stdlib.h=libc6-dev
+}
+
+# critest itself calls ipcmk on the node.
+need_for_conformance() {
+  need_for_pods
+  need_for_images
+  need_programs runc ipcmk=util-linux
+}

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -57,10 +57,11 @@ def _busybox() -> tuple[bytes, tuple[str, ...]]:
 
 
 @cache
-def base_layer() -> Layer:
+def base_layer(*, own_shell: bool = True) -> Layer:
     """A small root file system: busybox, its commands as hard links, users and groups.
 
-    Hard links and not symbolic ones: masking /bin/ls must mask ls and leave the others alone.
+    Hard links and not symbolic ones: masking /bin/ls must mask ls and leave the others alone. For
+    the same reason a program of ours stands before the shell where tests look (programs/sh.c).
     """
     program, commands = _busybox()
 
@@ -72,7 +73,10 @@ def base_layer() -> Layer:
         yield Entry("tmp", mode=0o1777)
         yield Entry("bin/busybox", content=program)
         for command in commands:
-            yield Entry(f"bin/{command}", hardlink="bin/busybox")
+            if command == "sh" and own_shell:
+                yield Entry("bin/sh", content=compiled("sh"))
+            else:
+                yield Entry(f"bin/{command}", hardlink="bin/busybox")
         for script in ("pgrep", "ipcs"):
             if script not in commands:
                 yield Entry(f"usr/bin/{script}", content=(PROGRAMS / script).read_bytes())
@@ -95,8 +99,9 @@ def compiled(name: str) -> bytes:
         return output.read_bytes()
 
 
-def _busybox_image() -> Image:
-    return make_image([base_layer()], ImageConfig(command=["sh"]), with_index=True)
+def _busybox_image(*, own_shell: bool = True) -> Image:
+    layer = base_layer(own_shell=own_shell)
+    return make_image([layer], ImageConfig(command=["sh"]), with_index=True)
 
 
 def _marked(marker: str) -> Image:
@@ -152,34 +157,36 @@ def _pause() -> Image:
     return make_image([program], config, flavor=DOCKER, with_index=True)
 
 
-FIRST_POD: Final = (Recipe(("busybox:latest", "library/busybox:latest"), _busybox_image),)
+FIRST_POD: Final = (
+    Recipe(("busybox:latest", "library/busybox:latest"), partial(_busybox_image, own_shell=False)),
+)
 
 CRITEST: Final = (
     Recipe((f"{E2E}/busybox:1.29-2",), _busybox_image),
-    Recipe((f"{E2E}/nginx:1.14-2",), lambda: _nginx(80)),
+    Recipe((f"{E2E}/nginx:1.14-2",), partial(_nginx, 80)),
     Recipe((f"{E2E}/httpd:2.4.39-4",), _httpd),
     Recipe((f"{E2E}/nonewprivs:1.3",), _no_new_privileges),
     # The tag is what containerd and critest ask for; other runtimes may be configured to it.
     Recipe(("pause:3.9",), _pause),
     *(
-        Recipe((f"{STAGING}/hostnet-nginx-{architecture}:latest",), lambda: _nginx(12003))
+        Recipe((f"{STAGING}/hostnet-nginx-{architecture}:latest",), partial(_nginx, 12003))
         for architecture in ("amd64", "arm64")
     ),
     *(
         Recipe(
             (f"{STAGING}/test-image-{name}:latest",),
-            lambda name=name: _marked(f"test-image-{name}"),
+            partial(_marked, f"test-image-{name}"),
         )
         for name in ("1", "2", "3", "latest", "digest")
     ),
-    Recipe((f"{STAGING}/test-image-tag:test",), lambda: _marked("test")),
-    Recipe((f"{STAGING}/test-image-tag:all",), lambda: _marked("all")),
+    Recipe((f"{STAGING}/test-image-tag:test",), partial(_marked, "test")),
+    Recipe((f"{STAGING}/test-image-tag:all",), partial(_marked, "all")),
     Recipe(
         tuple(f"{STAGING}/test-image-tags:{tag}" for tag in (1, 2, 3)),
-        lambda: _marked("same-image"),
+        partial(_marked, "same-image"),
     ),
     *(
-        Recipe((f"{STAGING}/test-image-{name}:latest",), lambda user=user: _with_user(user))
+        Recipe((f"{STAGING}/test-image-{name}:latest",), partial(_with_user, user))
         for name, user in (
             ("user-uid", "1002"),
             ("user-username", "www-data"),

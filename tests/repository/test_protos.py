@@ -105,7 +105,5 @@ def test_secrets_are_marked_so_that_a_log_can_leave_them_out() -> None:
 
 
 def test_generated_files_are_fresh() -> None:
-    run = subprocess.run(
-        [TOP / "hack/gen_protos", "--check"], capture_output=True, text=True
-    )
+    run = subprocess.run([TOP / "hack/gen_protos", "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -5,7 +5,9 @@
  * Listens on IPv6 and IPv4 at once where the kernel has both. Ends at SIGTERM, SIGINT and SIGQUIT,
  * which the first process of a pid namespace would ignore by default.
  */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -66,6 +68,8 @@ int main(int argc, char **argv) {
       fclose(file);
     }
   }
+  printf("%s: listening on port %d\n", program_invocation_short_name, port);
+  fflush(stdout);
   static const char answer[] =
       "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 8\r\n"
       "Connection: close\r\n\r\nWelcome\n";

@@ -1,0 +1,215 @@
+"""Starts CRI runtimes for tests and measurements, each with sockets, state and network of its own.
+
+A runtime under test must not meet the one that the machine may be running already, and nothing of
+it may stay: the context managers here end the daemon, remove its pods first, and undo what is left
+mounted. What a daemon left behind on its own account is told to the caller (`Runtime.leftovers`),
+because for ours that is a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from protos import api_pb2 as api
+from protos import api_pb2_grpc as rpc
+from tests.kit.cni import bin_dir, remove_bridge, write_conflist
+from tests.kit.registry import START_PATIENCE_S, bound_to_parent, stop, write_hosts
+
+#: Two daemons of the kit at the same time need two bridges and two subnets.
+NETWORKS: Final = {
+    "podwright": ("pwkit0", "10.201.0.0/16"),
+    "containerd": ("pwkit1", "10.202.0.0/16"),
+}
+
+
+class RuntimeDidNotStart(Exception):
+    """The daemon ended, or stayed silent, before it answered Version."""
+
+
+@dataclass(slots=True)
+class Runtime:
+    """A running daemon."""
+
+    name: str
+    socket: Path
+    pid: int
+    log: Path
+    work: Path
+    leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def endpoint(self) -> str:
+        return f"unix://{self.socket}"
+
+
+Configure = Callable[[Path, Path, int], tuple[list[str], Path]]
+
+
+@contextlib.contextmanager
+def running(name: str, registry_port: int, *, handler: str = "") -> Iterator[Runtime]:
+    """Run `name` ("podwright" or "containerd") over fresh directories until the block ends."""
+    configure = {"podwright": _configure_podwright, "containerd": _configure_containerd}[name]
+    bridge, subnet = NETWORKS[name]
+    with contextlib.ExitStack() as stack:
+        # The socket's path must be short (108 bytes), the state needs a real disk.
+        run = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/run"))
+        stack.callback(shutil.rmtree, run, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/var/tmp"))
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        stack.callback(remove_bridge, bridge)
+        write_hosts(work / "certs.d", registry_port)
+        write_conflist(work / "cni", bridge=bridge, subnet=subnet, data_dir=work / "ipam")
+        argv, socket = configure(work, run, registry_port)
+        if handler:
+            argv = [handler if word == "{handler}" else word for word in argv]
+        log = work / f"{name}.log"
+        with log.open("wb") as log_file:
+            process = subprocess.Popen(
+                bound_to_parent(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+        runtime = Runtime(name=name, socket=socket, pid=process.pid, log=log, work=work)
+        stack.callback(_unmount_below, work)
+        stack.callback(_unmount_below, run)
+        stack.callback(_note_leftovers, runtime, run)
+        stack.callback(stop, process, grace_s=30)
+        _wait_for_answer(runtime, process)
+        stack.callback(remove_all_pods, socket)
+        yield runtime
+
+
+def connect(socket: Path) -> grpc.Channel:
+    """A channel with the limits that the kubelet uses."""
+    limit_bytes = 16 << 20
+    return grpc.insecure_channel(
+        f"unix://{socket}",
+        options=[
+            ("grpc.max_receive_message_length", limit_bytes),
+            ("grpc.max_send_message_length", limit_bytes),
+            ("grpc.default_authority", "localhost"),
+        ],
+    )
+
+
+def remove_all_pods(socket: Path) -> None:
+    """Stop and remove every pod. A pod that cannot be removed is reported and left."""
+    with connect(socket) as channel:
+        runtime = rpc.RuntimeServiceStub(channel)
+        try:
+            pods = runtime.ListPodSandbox(api.ListPodSandboxRequest(), timeout=30).items
+        except grpc.RpcError as error:
+            print(f"cannot list pods: {error.details()}", file=sys.stderr)
+            return
+        for pod in pods:
+            try:
+                runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+                runtime.RemovePodSandbox(
+                    api.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60
+                )
+            except grpc.RpcError as error:
+                print(f"cannot remove pod {pod.id}: {error.details()}", file=sys.stderr)
+
+
+def _wait_for_answer(runtime: Runtime, process: subprocess.Popen[bytes]) -> None:
+    deadline_s = time.monotonic() + START_PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        with contextlib.suppress(grpc.RpcError), connect(runtime.socket) as channel:
+            rpc.RuntimeServiceStub(channel).Version(api.VersionRequest(), timeout=2)
+            rpc.ImageServiceStub(channel).ImageFsInfo(api.ImageFsInfoRequest(), timeout=5)
+            return
+        time.sleep(0.1)
+    tail = runtime.log.read_text(errors="replace")[-4000:]
+    raise RuntimeDidNotStart(f"{runtime.name} does not answer at {runtime.socket}:\n{tail}")
+
+
+def _note_leftovers(runtime: Runtime, run: Path) -> None:
+    places = (str(run), str(runtime.work))
+    runtime.leftovers += [f"mount {target}" for target in _mounts_below(*places)]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if any(place in command for place in places):
+                    runtime.leftovers.append(f"process {entry.name}: {command[:200]}")
+
+
+def _mounts_below(*places: str) -> list[str]:
+    targets = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [t for t in targets if any(t.startswith(f"{place}/") for place in places)]
+
+
+def _unmount_below(place: Path) -> None:
+    for target in reversed(_mounts_below(str(place))):
+        subprocess.run(["umount", "--lazy", target], check=False)
+
+
+def _configure_containerd(work: Path, run: Path, registry_port: int) -> tuple[list[str], Path]:
+    """Containerd 1.6 or later as a plain CRI runtime with runc and cgroupfs."""
+    socket = run / "containerd.sock"
+    cri = 'plugins."io.containerd.grpc.v1.cri"'
+    (work / "config.toml").write_text(
+        f"""
+version = 2
+root = "{work}/root"
+state = "{run}/state"
+
+[grpc]
+address = "{socket}"
+
+[{cri}]
+sandbox_image = "registry.k8s.io/pause:3.9"
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+enable_unprivileged_ports = true
+enable_unprivileged_icmp = true
+netns_mounts_under_state_dir = true
+tolerate_missing_hugetlb_controller = true
+# Where the machine does not let us lower an OOM score, every pod would fail.
+restrict_oom_score_adj = true
+
+[{cri}.cni]
+bin_dir = "{bin_dir()}"
+conf_dir = "{work}/cni"
+
+[{cri}.registry]
+config_path = "{work}/certs.d"
+
+[{cri}.containerd]
+default_runtime_name = "runc"
+
+[{cri}.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[{cri}.containerd.runtimes.runc.options]
+BinaryName = "runc"
+SystemdCgroup = false
+"""
+    )
+    return ["containerd", "--config", str(work / "config.toml")], socket
+
+
+def _configure_podwright(work: Path, run: Path, registry_port: int) -> tuple[list[str], Path]:
+    raise NotImplementedError
+
+
+def is_json(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        json.loads(text)
+        return True
+    return False
