@@ -75,12 +75,29 @@ class RegistryUnauthenticated(Unauthenticated):
 
 
 class RegistryThrottled(ResourceExhausted):
-    """The registry asks to slow down (429), longer than we are willing to wait."""
+    """The registry asks to slow down (429).
+
+    Attributes:
+        is_transient: whether the same request may succeed a little later.
+        retry_after_s: how long the registry asks to wait, if it said so.
+    """
+
+    is_transient: bool = True
+    retry_after_s: float | None = None
 
 
 class RegistryUnavailable(Unavailable):
-    """The registry cannot be reached, or answers with its own failure (5xx)."""
+    """The registry cannot be reached, or answers with its own failure (5xx).
 
+    Attributes:
+        is_transient: whether the same request may succeed a little later.
+        is_unreachable: whether no HTTP answer came at all.
+        retry_after_s: how long the registry asks to wait, if it said so.
+    """
+
+    is_transient: bool = True
+    is_unreachable: bool = False
+    retry_after_s: float | None = None
     #: What the kubelet looks for at the start of the message (cri-api pkg/errors, v0.37).
     PREFIX: Final = "RegistryUnavailable: "
 
@@ -95,9 +112,13 @@ class RegistryUnavailable(Unavailable):
 class RegistryUntrusted(RegistryUnavailable):
     """TLS to the registry failed: expired, self-signed, wrong name, unknown authority."""
 
+    is_transient = False
+
 
 class RegistryProtocolError(RegistryUnavailable):
     """The registry's answer breaks HTTP or the distribution protocol, or is refused by policy."""
+
+    is_transient = False
 
 
 class PullStalled(DeadlineExceeded):

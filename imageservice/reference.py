@@ -1,9 +1,10 @@
 """Image references: what a pod spec calls an image, normalised the way Docker does.
 
 `busybox` means `docker.io/library/busybox:latest`. The first component is a registry only if it
-holds a dot or a colon, is `localhost`, or holds an upper-case letter. Only ASCII is accepted
-(Unicode letters would let look-alikes in) and every length is bounded before a regular expression
-sees the text. A reference with tag and digest keeps both: the digest decides what is fetched.
+holds a dot or a colon or is `localhost`. (Docker also takes one with an upper-case letter; that is
+refused here, because in lower case it would mean a repository of Docker Hub.) Only ASCII is
+accepted (Unicode letters would let look-alikes in) and every length is bounded before a regular
+expression sees the text. A reference with tag and digest keeps both: the digest decides what is fetched.
 """
 
 from __future__ import annotations
@@ -137,11 +138,10 @@ def _split_tag(text: str, remainder: str) -> tuple[str, str | None]:
 
 def _split_domain(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    is_domain = slash and (
-        "." in first or ":" in first or first == "localhost" or first != first.lower()
-    )
     # DNS names know no case; one spelling gives one set of mirrors, credentials and tags.
-    domain, path = (first.lower(), rest) if is_domain else (DEFAULT_DOMAIN, name)
+    first = first.lower()
+    is_domain = slash and ("." in first or ":" in first or first == "localhost")
+    domain, path = (first, rest) if is_domain else (DEFAULT_DOMAIN, name)
     if domain in _HUB_ALIASES:
         domain = DEFAULT_DOMAIN
     if domain == DEFAULT_DOMAIN and "/" not in path:

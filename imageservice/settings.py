@@ -18,6 +18,8 @@ class RetryPolicy:
     Attributes:
         attempts: tries in all against one host for one request; a transfer that moved forward
             starts counting anew.
+        patience_s: no further try is begun once the tries took this long together: five waits for
+            a host that never answers would be five timeouts.
         first_delay_s: wait before the second try; doubled each time.
         max_delay_s: the longest wait of our own making.
         jitter: part of each wait that is random (0 to 1), so that a node full of pods does not
@@ -26,6 +28,7 @@ class RetryPolicy:
     """
 
     attempts: int = 5
+    patience_s: float = 60.0
     first_delay_s: float = 0.5
     max_delay_s: float = 10.0
     jitter: float = 0.5
@@ -64,5 +67,5 @@ class ImageSettings:
     mirror_connect_timeout_s: float = 5.0
     response_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    max_connections_per_host: int = 16
+    max_connections_per_host: int = 32
     pinned_images: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What the image service needs from a registry, as a protocol: the pull pipeline is written to this.
+"""What the image service needs from a registry, as a protocol for the pull pipeline.
 
 `RegistryClient` (client.py) is the one over HTTP; tests may bring their own.
 
@@ -116,10 +116,10 @@ class ImageSource(Protocol):
     ) -> None:
         """Stream a blob from `offset_bytes` to its end into `sink`; resumes by itself.
 
-        Exactly `descriptor.size_bytes - offset_bytes` bytes are written, or an error is raised: what
-        the sink has then is a prefix to continue from. The digest is not checked here, because the
-        one pass over the bytes that hashes them belongs to the sink. When that finds a mismatch,
-        start anew at 0 with `origin_only`, for a mirror may serve rot.
+        Exactly `descriptor.size_bytes - offset_bytes` bytes are written, or an error is raised:
+        what the sink has then is a prefix to continue from. The digest is not checked here, because
+        the one pass over the bytes that hashes them belongs to the sink. When that finds a
+        mismatch, start anew at 0 with `origin_only`, for a mirror may serve rot.
 
         Args:
             reference: which repository to ask for.

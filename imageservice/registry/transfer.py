@@ -1,0 +1,192 @@
+"""One blob on its way from an endpoint to a sink: where it stands, and one try to move it on.
+
+A transfer outlives its connections: each try asks for the bytes that are still missing, from the
+same host or another, because the digest names the same bytes everywhere. It never writes more than
+the descriptor allows and never writes a byte twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from imageservice.errors import (
+    PullStalled,
+    RegistryProtocolError,
+    RegistryUnavailable,
+    SizeMismatch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imageservice.manifest import Descriptor
+    from imageservice.registry.exchange import Exchanger, Question
+    from imageservice.registry.hosts import Endpoint
+    from imageservice.registry.source import BlobSink
+    from imageservice.registry.transport import Response
+
+#: Sinks hash and write each chunk in a thread: fewer, larger chunks cost less.
+CHUNK_BYTES: Final = 256 * 1024
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+
+
+class SinkFailed(Exception):
+    """Carries what a sink raised past the handlers for failures of the registry."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Transfer:
+    """The state of one blob's download; `received_bytes` counts from the blob's beginning."""
+
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        sink: BlobSink,
+        *,
+        offset_bytes: int,
+        on_progress: Callable[[int], None] | None,
+        stall_timeout_s: float,
+        min_progress_bytes: int,
+    ) -> None:
+        self.size_bytes = descriptor.size_bytes
+        self.received_bytes = offset_bytes
+        self._sink = sink
+        self._on_progress = on_progress
+        self._stall_timeout_s = stall_timeout_s
+        self._min_progress_bytes = min_progress_bytes
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte has been written."""
+        return self.received_bytes == self.size_bytes
+
+    async def advance(self, exchanger: Exchanger, endpoint: Endpoint, question: Question) -> None:
+        """Ask `endpoint` for what is missing and write it; returns when all is there.
+
+        Raises:
+            PullStalled: fewer than the least progress in the time allowed for it.
+            SinkFailed: the sink raised.
+            PodwrightError: see `ImageSource.fetch_blob`; what came before it was written.
+        """
+        headers = question.headers
+        if self.received_bytes:
+            headers = (*headers, ("Range", f"bytes={self.received_bytes}-"))
+        # The stall rule below is the shorter one; the transport's own limit is a second line.
+        patience_s = 2 * self._stall_timeout_s
+        question = replace(
+            question,
+            headers=headers,
+            accepted=frozenset({200, 206}),
+            response_timeout_s=patience_s,
+        )
+        try:
+            async with (
+                asyncio.timeout(self._stall_timeout_s) as limit,
+                exchanger.ask(endpoint, question) as response,
+            ):
+                skip_bytes = self._check_head(response, question)
+                await self._receive(response, question, limit, skip_bytes)
+        except TimeoutError as error:
+            raise PullStalled(
+                f"{question.what}: fewer than {self._min_progress_bytes} bytes in "
+                f"{self._stall_timeout_s:g} s",
+                received_bytes=self.received_bytes,
+            ) from error
+        finally:
+            # Half a chunk of a cancelled try must not be written after what the next one brings.
+            self._pending.clear()
+            self._pending_bytes = 0
+
+    def _check_head(self, response: Response, question: Question) -> int:
+        """How many bytes of this answer we have already; refuses an answer of another size."""
+        missing = self.size_bytes - self.received_bytes
+        if response.status == 206:
+            match = _CONTENT_RANGE.fullmatch(response.header("Content-Range"))
+            if match is None or int(match[1]) != self.received_bytes:
+                raise RegistryProtocolError(f"{question.what}: answer is not the range asked for")
+            if match[3] != "*" and int(match[3]) != self.size_bytes:
+                raise self._wrong_size(question, match[3])
+            if int(match[2]) >= self.size_bytes:
+                raise self._wrong_size(question, str(int(match[2]) + 1))
+            return 0
+        announced = response.header("Content-Length")
+        if announced.isascii() and announced.isdigit() and announced != str(self.size_bytes):
+            raise self._wrong_size(question, announced[:20])
+        return self.size_bytes - missing
+
+    async def _receive(
+        self, response: Response, question: Question, limit: asyncio.Timeout, skip_bytes: int
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        limit.reschedule(loop.time() + self._stall_timeout_s)
+        window_bytes = 0
+        try:
+            while chunk := await response.read_chunk():
+                window_bytes += len(chunk)
+                if window_bytes >= self._min_progress_bytes:
+                    window_bytes = 0
+                    limit.reschedule(loop.time() + self._stall_timeout_s)
+                if skip_bytes:
+                    skipped = min(skip_bytes, len(chunk))
+                    skip_bytes -= skipped
+                    chunk = chunk[skipped:]
+                room = self.size_bytes - self.received_bytes - self._pending_bytes
+                if len(chunk) > room:
+                    raise self._wrong_size(question, "more")
+                self._pending.append(chunk)
+                self._pending_bytes += len(chunk)
+                if self._pending_bytes >= CHUNK_BYTES:
+                    await self._flush(limit)
+        except RegistryUnavailable:
+            await self._flush(limit)
+            raise
+        await self._flush(limit)
+        if not self.is_complete:
+            raise RegistryUnavailable(f"{question.what}: the answer ended too early")
+
+    async def _flush(self, limit: asyncio.Timeout) -> None:
+        """Hand what has come to the sink, whose time does not count as the registry's."""
+        if not self._pending_bytes:
+            return
+        chunk = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
+        loop = asyncio.get_running_loop()
+        deadline = limit.when()
+        left_s = None if deadline is None else max(0.0, deadline - loop.time())
+        limit.reschedule(None)
+        self._pending.clear()
+        self._pending_bytes = 0
+        try:
+            await self._sink.write(chunk)
+        except Exception as error:
+            raise SinkFailed(error) from error
+        self.received_bytes += len(chunk)
+        if left_s is not None:
+            limit.reschedule(loop.time() + left_s)
+        if self._on_progress is not None:
+            self._on_progress(self.received_bytes)
+
+    def _wrong_size(self, question: Question, actual: str) -> SizeMismatch:
+        return SizeMismatch(
+            f"{question.what}: size is not what its descriptor says",
+            expected_bytes=self.size_bytes,
+            actual_bytes=actual,
+        )
+
+
+class MemorySink:
+    """A `BlobSink` that keeps a small blob."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    async def write(self, chunk: bytes, /) -> None:
+        """See `BlobSink`."""
+        self.data += chunk
