@@ -22,7 +22,7 @@ class Pressure:
 
 
 def flat_keyed(text: str) -> dict[str, int]:
-    """`KEY VALUE` lines; a line that is no such pair is left out, new kernels add kinds of lines."""
+    """`KEY VALUE` lines; what is no such pair is left out, new kernels add kinds of lines."""
     values: dict[str, int] = {}
     for line in text.splitlines():
         key, _, value = line.partition(" ")

@@ -1,10 +1,10 @@
 """Control groups as files, for version 1, version 2 and the hybrid of both: grammar, no policy.
 
-A path here is one text such as "/podwright/pod1/c1", below the root of every hierarchy. On version 1
-each controller (or group of them) is a hierarchy of its own and the same path exists in each; on
-version 2 there is one. A machine that mounts cgroup2 beside version 1 controllers is version 1: the
-controllers are what limits are made of. Only directories that `create` made, or that a runtime made
-below a path given to `remove`, are ever touched; a hierarchy's root never is.
+A path here is one text such as "/podwright/pod1/c1", below the root of every hierarchy. On
+version 1 each controller (or group of them) is a hierarchy of its own and the same path exists in
+each; on version 2 there is one. A machine that mounts cgroup2 beside version 1 controllers is
+version 1: the controllers are what limits are made of. Only directories that `create` made, or that
+a runtime made below a path given to `remove`, are ever touched; a hierarchy's root never is.
 
 All functions block, briefly.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import signal as signals
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -24,9 +24,10 @@ from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import Busy, InvalidArgument, PodwrightError, Unsupported, from_os_error
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mountinfo import MountInfo, list_mounts
+from sandbox.host.syscalls import errno_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sandbox.host.syscalls import Syscalls
 
@@ -36,6 +37,8 @@ __all__ = ["CgroupLayout", "flat_keyed", "max_or_int", "nested_keyed", "psi"]
 _REMOVE_WAITS_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.32)
 #: Rounds of reading and signalling; each ends with fewer forks alive, and a frozen group has none.
 _KILL_ROUNDS: Final = 16
+#: Pidfds held at once.
+_KILL_BATCH: Final = 64
 #: Mount options of a version 1 hierarchy that are not controllers.
 _NOT_CONTROLLERS: Final = frozenset({"rw", "ro", "clone_children", "xattr", "noprefix", "none"})
 #: Errors of a cgroup file whose directory is going away or never was.
@@ -142,7 +145,7 @@ class CgroupLayout:
                 _write(directory / "cgroup.subtree_control", f"+{name}")
             except PodwrightError as error:
                 # A controller may refuse (cpu with realtime processes): the others still help.
-                if _errno(error) not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
+                if errno_of(error) not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
                     raise
 
     def remove(self, path: str, *, clock: Clock | None = None) -> bool:
@@ -226,30 +229,29 @@ class CgroupLayout:
                 fresh = self.procs(path, recursive=True) - signalled - {own}
                 if not fresh:
                     break
-                for pid in fresh:
-                    self._signal(pid, signal, path, calls)
+                for batch in _batched(sorted(fresh), _KILL_BATCH):
+                    self._signal(batch, signal, path, calls)
                 signalled |= fresh
         finally:
             for group in groups:
                 _try_write(group / "freezer.state", "THAWED")
         return len(signalled)
 
-    def _signal(self, pid: int, signal: int, path: str, syscalls: Syscalls) -> None:
+    def _signal(self, pids: list[int], signal: int, path: str, syscalls: Syscalls) -> None:
+        held: dict[int, int] = {}
         try:
-            fd = syscalls.pidfd_open(pid)
-        except PodwrightError as error:
-            # EINVAL: the number is a thread's now, so the process is gone.
-            if _errno(error) in (errno.ESRCH, errno.EINVAL):
-                return
-            raise
-        try:
-            if pid in self.procs(path, recursive=True):
-                syscalls.pidfd_send_signal(fd, signal)
-        except PodwrightError as error:
-            if _errno(error) != errno.ESRCH:
-                raise
+            for pid in pids:
+                # EINVAL: the number is a thread's now, so the process is gone.
+                with _tolerated(errno.ESRCH, errno.EINVAL):
+                    held[pid] = syscalls.pidfd_open(pid)
+            members = self.procs(path, recursive=True)
+            for pid, fd in held.items():
+                if pid in members:
+                    with _tolerated(errno.ESRCH):
+                        syscalls.pidfd_send_signal(fd, signal)
         finally:
-            os.close(fd)
+            for fd in held.values():
+                os.close(fd)
 
     def file(self, path: str, controller: str, name: str) -> Path | None:
         """Where a controller's file is, or None when the machine lacks the controller.
@@ -272,7 +274,7 @@ class CgroupLayout:
         return None if file is None else _read(file)
 
     def write(self, path: str, controller: str, name: str, value: str) -> None:
-        """Write a value in one write(2), as the kernel wants it.
+        """Set a value in one system call, as the kernel wants it.
 
         Raises:
             Unsupported: the machine lacks the controller.
@@ -300,9 +302,18 @@ def _relative(path: str, *, root_allowed: bool = True) -> Path:
     return Path(*clean)
 
 
-def _errno(error: PodwrightError) -> int:
-    cause = error.__cause__
-    return (cause.errno or 0) if isinstance(cause, OSError) else 0
+@contextmanager
+def _tolerated(*numbers: int) -> Iterator[None]:
+    try:
+        yield
+    except PodwrightError as error:
+        if errno_of(error) not in numbers:
+            raise
+
+
+def _batched(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _below(directory: Path) -> Iterable[Path]:
@@ -335,7 +346,7 @@ def _pids(directory: Path) -> set[int]:
         text = _read(directory / "cgroup.procs")
     except PodwrightError as error:
         # A threaded group of version 2 lists its processes in its domain's file only.
-        if _errno(error) == errno.EOPNOTSUPP:
+        if errno_of(error) == errno.EOPNOTSUPP:
             return set()
         raise
     return {pid for pid in map(int, (text or "").split()) if pid > 0}
