@@ -1,0 +1,177 @@
+"""The daemon's counters, gauges and histograms, in one registry of its own.
+
+Every name begins with `podwright_` and ends in its unit. Labels have few values by construction:
+names of methods, handlers, plugins and states, never ids or images. Who measures is handed this
+object under a protocol of his own (`cri.server.RpcObserver` and its like); nothing but this file
+and the endpoint knows prometheus_client.
+
+What exists now is asked for when a scrape comes (pods and containers by state), what happened is
+counted when it happens.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+#: From a list answered out of memory (1 ms) to a pull or a grace period (10 min).
+RPC_BUCKETS_S: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
+)  # fmt: skip
+#: Programs that are started: a few milliseconds to their time limits.
+OPERATION_BUCKETS_S: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240,
+)  # fmt: skip
+PULL_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+#: Text exposition format 0.0.4, which every scraper reads.
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _States(Collector):
+    """Numbers of objects by state, counted when asked."""
+
+    def __init__(self, name: str, text: str, count: Callable[[], Mapping[str, int]]) -> None:
+        self._name = name
+        self._text = text
+        self._count = count
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """One gauge with a label `state`."""
+        family = GaugeMetricFamily(self._name, self._text, labels=["state"])
+        for state, number in sorted(self._count().items()):
+            family.add_metric([state], number)
+        return [family]
+
+
+class Instruments:
+    """All instruments; methods may be called from any thread."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(namespace="podwright", registry=self.registry)
+        GCCollector(registry=self.registry)
+        build = Info("podwright_build", "Version of the daemon", registry=self.registry)
+        build.info({"version": version, "python": platform.python_version()})
+        self._rpc = Histogram(
+            "podwright_rpc_duration_seconds",
+            "Time to answer a gRPC call, by method",
+            ["method"],
+            buckets=RPC_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._rpc_errors = Counter(
+            "podwright_rpc_errors_total",
+            "gRPC calls that did not end with OK, by method and code",
+            ["method", "code"],
+            registry=self.registry,
+        )
+        self._runtime = Histogram(
+            "podwright_runtime_operation_duration_seconds",
+            "Time of one call of an OCI runtime or monitor, by operation and handler",
+            ["operation", "handler"],
+            buckets=OPERATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._runtime_errors = Counter(
+            "podwright_runtime_operation_errors_total",
+            "Calls of an OCI runtime or monitor that failed",
+            ["operation", "handler"],
+            registry=self.registry,
+        )
+        self._cni = Histogram(
+            "podwright_cni_operation_duration_seconds",
+            "Time of one call of a CNI plugin, by operation and plugin",
+            ["operation", "plugin"],
+            buckets=OPERATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._cni_errors = Counter(
+            "podwright_cni_operation_errors_total",
+            "Calls of a CNI plugin that failed",
+            ["operation", "plugin"],
+            registry=self.registry,
+        )
+        self._pulls = Histogram(
+            "podwright_image_pull_duration_seconds",
+            "Time from the request for an image to its being usable, by result",
+            ["result"],
+            buckets=PULL_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._pull_bytes = Counter(
+            "podwright_image_pull_bytes_total",
+            "Bytes received from registries for layers and configurations",
+            registry=self.registry,
+        )
+        self._pulls_now = Gauge(
+            "podwright_image_pulls_in_progress",
+            "Downloads of images going on now",
+            registry=self.registry,
+        )
+        # A series that appears with its first event hides that event from rate(): begin at 0.
+        for result in ("ok", "error"):
+            self._pulls.labels(result)
+
+    # What happened.
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        """A gRPC call ended with `code` (the name, OK included)."""
+        self._rpc.labels(method).observe(seconds)
+        if code != "OK":
+            self._rpc_errors.labels(method, code).inc()
+
+    def runtime_operation(self, operation: str, handler: str, seconds: float, ok: bool) -> None:
+        """An OCI runtime or monitor was called: create, start, kill, delete, exec ..."""
+        self._runtime.labels(operation, handler).observe(seconds)
+        if not ok:
+            self._runtime_errors.labels(operation, handler).inc()
+
+    def cni_operation(self, operation: str, plugin: str, seconds: float, ok: bool) -> None:
+        """A network plugin was called: ADD, DEL, CHECK, STATUS, GC."""
+        self._cni.labels(operation, plugin).observe(seconds)
+        if not ok:
+            self._cni_errors.labels(operation, plugin).inc()
+
+    def pull_began(self) -> None:
+        """A download of an image began."""
+        self._pulls_now.inc()
+
+    def pull_ended(self, seconds: float, ok: bool) -> None:
+        """A download of an image ended."""
+        self._pulls_now.dec()
+        self._pulls.labels("ok" if ok else "error").observe(seconds)
+
+    def pulled_bytes(self, amount: int) -> None:
+        """Bytes came from a registry."""
+        self._pull_bytes.inc(amount)
+
+    # What is.
+
+    def watch_pods(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """Ask `count` for the number of pods by state at every scrape."""
+        self.registry.register(_States("podwright_pods", "Pods by state", count))
+
+    def watch_containers(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """Ask `count` for the number of containers by state at every scrape."""
+        self.registry.register(_States("podwright_containers", "Containers by state", count))
+
+    def exposition(self) -> bytes:
+        """Everything in the text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,46 @@
+"""What an operator may set about metrics, as one frozen value."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from sandbox.host.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Where metrics are served.
+
+    Attributes:
+        address: `IP:PORT` or `[IP]:PORT` of the listener, empty for none. Loopback by default: the
+            numbers tell nobody a secret, but names and amounts of what a node runs are not for the
+            network either. Port 0 takes any free one.
+        request_timeout_s: how long a scraper may take to send its request and to take the answer.
+    """
+
+    address: str = "127.0.0.1:9190"
+    request_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be listened on. Raises InvalidArgument."""
+        if self.address:
+            self.listen()
+
+    def listen(self) -> tuple[str, int]:
+        """Host and port. Raises InvalidArgument when `address` is not of the form above."""
+        host, colon, port = self.address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        try:
+            ipaddress.ip_address(host)
+            number = int(port)
+        except ValueError:
+            colon = ""
+            number = -1
+        if not colon or not port.isascii() or not 0 <= number <= 65_535:
+            raise InvalidArgument(
+                "metrics address is not IP:PORT",
+                address=self.address,
+                hint="write it like 127.0.0.1:9190, or leave it empty to serve no metrics",
+            )
+        return host, number
