@@ -1,0 +1,266 @@
+"""Where pods and containers live in the cgroup tree, and how they are emptied and removed.
+
+Two drivers, as the kubelet knows them:
+
+- `cgroupfs`: a container's cgroup is `<parent>/<id>`; the OCI document says exactly that path.
+- `systemd`: the parent is a slice (its last component counts: the kubelet may send the whole path)
+  and each container a scope in it. The OCI document says `slice:podwright:id`, and the runtime has
+  systemd make `podwright-<id>.scope`. The slice `a-b.slice` lies at `/a.slice/a-b.slice`
+  (systemd.slice(5)).
+
+A pod whose request names no parent gets one of its own, below `podwright`. Only such parents are
+created, limited and removed by us; the kubelet's are the kubelet's.
+
+What is stored about an object is the OCI text, since every real path follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Final
+
+from sandbox.host.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.host.cgroupfs import CgroupLayout
+    from sandbox.host.clock import Clock
+    from sandbox.model import LinuxResources
+    from sandbox.settings import CgroupDriver
+
+#: Name of the parent of pods without one, and prefix of our scopes.
+NAME: Final = "podwright"
+
+#: Pauses between looks at a cgroup that is being emptied (seconds): doubled from first to last.
+_PAUSE_FIRST_S: Final = 0.002
+_PAUSE_LAST_S: Final = 0.25
+
+
+def default_parent(driver: CgroupDriver, pod_id: str) -> str:
+    """The parent of a pod whose request names none."""
+    return f"{NAME}-pod{pod_id}.slice" if driver == "systemd" else f"/{NAME}/pod{pod_id}"
+
+
+def slice_path(name: str) -> str:
+    """Where systemd puts a slice: `a-b.slice` -> `/a.slice/a-b.slice`; `-.slice` is the root.
+
+    Raises:
+        InvalidArgument: not the name of a slice.
+    """
+    stem = name.removesuffix(".slice")
+    if name == "-.slice":
+        return "/"
+    parts = stem.split("-")
+    if stem == name or "/" in name or not all(parts):
+        raise InvalidArgument(
+            "cgroup parent is not a systemd slice",
+            cgroup_parent=name[:256],
+            hint="the cgroup driver is systemd: the kubelet's cgroupDriver must be so too",
+        )
+    return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
+
+
+def real_path(cgroup: str) -> str:
+    """The path below each hierarchy's root that an OCI cgroupsPath stands for."""
+    pieces = cgroup.split(":")
+    if len(pieces) != 3:
+        return cgroup
+    parent, prefix, name = pieces
+    return f"{slice_path(parent).rstrip('/')}/{prefix}-{name}.scope"
+
+
+def _checked_parent(parent: str) -> str:
+    parts = parent.split("/")
+    if "\0" in parent or ":" in parent or any(part in {".", ".."} for part in parts):
+        raise InvalidArgument("cgroup parent must be a plain path", cgroup_parent=parent[:256])
+    return "/" + "/".join(part for part in parts if part)
+
+
+class Cgroups:
+    """Names, prepares, empties and removes cgroups; see the module text."""
+
+    def __init__(
+        self, layout: CgroupLayout, driver: CgroupDriver, *, clock: Clock, kill_s: float = 10.0
+    ) -> None:
+        """Use the hierarchies of `layout`; `kill_s` bounds one `kill` (seconds)."""
+        self._layout = layout
+        self._driver = driver
+        self._clock = clock
+        self._kill_s = kill_s
+
+    @property
+    def layout(self) -> CgroupLayout:
+        """The machine's hierarchies."""
+        return self._layout
+
+    @property
+    def driver(self) -> CgroupDriver:
+        """Who makes the cgroups."""
+        return self._driver
+
+    @property
+    def systemd(self) -> bool:
+        """Whether the runtime must be told to go through systemd."""
+        return self._driver == "systemd"
+
+    # Names.
+
+    def pod_cgroup(self, parent: str, pod_id: str) -> str:
+        """OCI cgroupsPath of a pod's pause process.
+
+        Raises:
+            InvalidArgument: the parent is no plain path, or no slice where one is needed.
+        """
+        return self.container_cgroup(parent, pod_id, pod_id)
+
+    def container_cgroup(self, parent: str, pod_id: str, container_id: str) -> str:
+        """OCI cgroupsPath of a container of the pod. Raises as `pod_cgroup`."""
+        chosen = parent or default_parent(self._driver, pod_id)
+        if self._driver == "systemd":
+            name = _checked_parent(chosen).rpartition("/")[2]
+            slice_path(name)
+            return f"{name}:{NAME}:{container_id}"
+        return f"{_checked_parent(chosen).rstrip('/')}/{container_id}"
+
+    def parent_path(self, parent: str, pod_id: str) -> str:
+        """Real path of the pod-level cgroup, the one all of the pod's containers are in."""
+        cgroup = real_path(self.pod_cgroup(parent, pod_id))
+        return cgroup.rpartition("/")[0] or "/"
+
+    def directories(self, cgroup: str) -> list[Path]:
+        """Every directory that an OCI cgroupsPath stands for, existing or not."""
+        return self._layout.dirs(real_path(cgroup))
+
+    # Life.
+
+    async def prepare(self, cgroup: str, parent: str) -> None:
+        """Make the pod-level cgroup above `cgroup`, with cpuset lists copied down on version 1.
+
+        With systemd nothing is to do: a scope brings its slice along.
+
+        Raises:
+            InvalidArgument, Busy, Denied: as the kernel says.
+        """
+        if self.systemd:
+            return
+        above = real_path(cgroup).rpartition("/")[0]
+        if above and (not parent or not await asyncio.to_thread(self._exists, above)):
+            await asyncio.to_thread(self._layout.create, above)
+
+    def _exists(self, path: str) -> bool:
+        return all(directory.is_dir() for directory in self._layout.dirs(path))
+
+    async def limit_pod(self, parent: str, pod_id: str, resources: LinuxResources) -> None:
+        """Set pod-level limits, only on a parent of our own; after `prepare`.
+
+        Raises:
+            InvalidArgument: a value the kernel does not take.
+        """
+        if parent or self.systemd:
+            return
+        path = self.parent_path(parent, pod_id)
+
+        def write_all() -> None:
+            for controller, name, value in pod_limits(resources, version=self._layout.version):
+                if controller in self._layout.available:
+                    self._layout.write(path, controller, name, value)
+
+        await asyncio.to_thread(write_all)
+
+    async def enter(self, path: str, pid: int) -> None:
+        """Move a process into the cgroup at real path `path`, which is made if absent.
+
+        Raises:
+            NotFound: the process is gone.
+        """
+
+        def move() -> None:
+            self._layout.create(path)
+            for directory in self._layout.dirs(path):
+                name = "cgroup.procs"
+                try:
+                    (directory / name).write_text(str(pid))
+                except ProcessLookupError as error:
+                    raise NotFound("process ended before it had its cgroup", pid=pid) from error
+
+        await asyncio.to_thread(move)
+
+    async def processes(self, cgroup: str) -> set[int]:
+        """Process ids at and below."""
+        return await asyncio.to_thread(self._layout.procs, real_path(cgroup), recursive=True)
+
+    async def oom_kills(self, cgroup: str) -> int | None:
+        """How many processes the kernel has killed there for lack of memory; None if unknown."""
+        return await asyncio.to_thread(self._layout.oom_kills, real_path(cgroup))
+
+    async def kill(self, cgroup: str) -> bool:
+        """SIGKILL everything at and below until it is empty; False if it would not become so.
+
+        A process in uninterruptible sleep dies when its wait ends: call again.
+        """
+        path = real_path(cgroup)
+        deadline_ns = self._clock.monotonic_ns() + int(self._kill_s * 1e9)
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            await asyncio.to_thread(self._layout.kill_all, path, signal.SIGKILL)
+            if not await self._living(path):
+                return True
+            if self._clock.monotonic_ns() >= deadline_ns:
+                return False
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _PAUSE_LAST_S)
+
+    async def _living(self, path: str) -> set[int]:
+        return await asyncio.to_thread(self._layout.procs, path, recursive=True)
+
+    async def remove(self, cgroup: str) -> None:
+        """Remove it from every hierarchy, with what the container made below; gone is success.
+
+        Raises:
+            Busy: processes are still in it.
+        """
+        await asyncio.to_thread(self._layout.remove, real_path(cgroup), clock=self._clock)
+
+    async def remove_pod(self, cgroup: str, parent: str, pod_id: str) -> None:
+        """Remove the pause process's cgroup, then the pod-level one if it is ours.
+
+        Raises:
+            Busy: processes are still in it.
+        """
+        await self.remove(cgroup)
+        if not parent:
+            above = self.parent_path(parent, pod_id)
+            await asyncio.to_thread(self._layout.remove, above, clock=self._clock)
+
+
+#: cpu.shares 2..262144 of version 1 -> cpu.weight 1..10000 of version 2, linear, as runc and crun
+#: have done since 2020 (kubernetes KEP-2254).
+def shares_to_weight(shares: int) -> int:
+    """CPU weight of version 2 for CPU shares of version 1."""
+    bounded = min(max(shares, 2), 262_144)
+    return 1 + (bounded - 2) * 9_999 // 262_142
+
+
+def pod_limits(resources: LinuxResources, *, version: int) -> list[tuple[str, str, str]]:
+    """(controller, file, value) for each pod-level limit asked for; 0 means not asked for."""
+    limits: list[tuple[str, str, str]] = []
+    period = resources.cpu_period_usec or 100_000
+    if version == 2:
+        if resources.cpu_shares:
+            limits.append(("cpu", "cpu.weight", str(shares_to_weight(resources.cpu_shares))))
+        if resources.cpu_quota_usec:
+            quota = str(resources.cpu_quota_usec) if resources.cpu_quota_usec > 0 else "max"
+            limits.append(("cpu", "cpu.max", f"{quota} {period}"))
+        if resources.memory_limit_bytes > 0:
+            limits.append(("memory", "memory.max", str(resources.memory_limit_bytes)))
+        return limits
+    if resources.cpu_shares:
+        limits.append(("cpu", "cpu.shares", str(resources.cpu_shares)))
+    if resources.cpu_quota_usec:
+        limits.append(("cpu", "cpu.cfs_period_us", str(period)))
+        limits.append(("cpu", "cpu.cfs_quota_us", str(resources.cpu_quota_usec)))
+    if resources.memory_limit_bytes > 0:
+        limits.append(("memory", "memory.limit_in_bytes", str(resources.memory_limit_bytes)))
+    return limits

@@ -1,0 +1,75 @@
+"""Reading pipes on the event loop, with every way they can end.
+
+`asyncio`'s own stream readers wrap a pipe in a transport whose closing is asynchronous and whose
+buffer grows while nobody reads; a helper program's pipe needs neither: read what is there, hand it
+on, stop at the end, at a deadline, or when told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final
+
+from sandbox.host.errors import map_os_errors
+from sandbox.host.files import Fd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: A pipe's default capacity (pipe(7)): one read takes all there can be.
+READ_BYTES: Final = 64 * 1024
+
+
+def make_pipe() -> tuple[Fd, Fd]:
+    """(reading end, writing end), both close-on-exec, the reading end non-blocking.
+
+    Raises:
+        ResourceExhausted: no descriptor is left.
+    """
+    with map_os_errors("cannot make a pipe"):
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reading, False)
+    return Fd(reading), Fd(writing)
+
+
+async def drain(pipe: Fd, take: Callable[[bytes], bool]) -> None:
+    """Hand everything that comes to `take` until the end, or until `take` returns False.
+
+    The pipe stays open; a cancelled call has handed over whatever it had read.
+    """
+    loop = asyncio.get_running_loop()
+    number = pipe.fileno()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        try:
+            data = os.read(number, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if not done.done():
+                done.set_exception(error)
+            return
+        if (not data or not take(data)) and not done.done():
+            done.set_result(None)
+            loop.remove_reader(number)
+
+    loop.add_reader(number, readable)
+    try:
+        with map_os_errors("cannot read from a helper program's pipe"):
+            await done
+    finally:
+        loop.remove_reader(number)
+
+
+async def read_line(pipe: Fd, *, limit_bytes: int) -> bytes:
+    """What comes up to the first newline or the end; beyond `limit_bytes` it is dropped."""
+    buffer = bytearray()
+
+    def take(data: bytes) -> bool:
+        buffer.extend(data[: limit_bytes - len(buffer)])
+        return b"\n" not in data and len(buffer) < limit_bytes
+
+    await drain(pipe, take)
+    return bytes(buffer)
