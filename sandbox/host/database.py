@@ -13,61 +13,34 @@ every running pod forgotten.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from sandbox.host.errors import (
-    AlreadyExists,
-    Busy,
-    Corrupt,
-    Denied,
-    FailedPrecondition,
-    Internal,
-    InvalidArgument,
-    PodwrightError,
-    ResourceExhausted,
-    Unavailable,
-    map_os_errors,
-)
-from sandbox.host.files import write_atomic
+from sandbox.host.errors import Corrupt, Unavailable
+from sandbox.host.sqlite_file import copy_into, mapped, marker_of, open_connection, quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
+Argument = TypeVar("Argument")
+__all__ = [
+    "Connection",
+    "Cursor",
+    "Database",
+    "Row",
+    "SqlValue",
+    "as_bytes",
+    "as_int",
+    "as_text",
+    "marker_of",
+    "quarantine",
+]
+
 SqlValue = str | int | float | bytes | None
 Row = tuple[SqlValue, ...]
-
-#: First bytes of every SQLite 3 file (fileformat2.html, "The Database Header").
-_MAGIC: Final = b"SQLite format 3\0"
-_HEADER_BYTES: Final = 100
-_USER_VERSION_OFFSET: Final = 60
-_APPLICATION_ID_OFFSET: Final = 68
-#: SQLite primary result code -> class; the rest is Internal (rescode.html).
-_CLASSES: Final[Mapping[int, type[PodwrightError]]] = {
-    sqlite3.SQLITE_BUSY: Busy,
-    sqlite3.SQLITE_LOCKED: Busy,
-    sqlite3.SQLITE_FULL: ResourceExhausted,
-    sqlite3.SQLITE_NOMEM: ResourceExhausted,
-    sqlite3.SQLITE_CORRUPT: Corrupt,
-    sqlite3.SQLITE_NOTADB: Corrupt,
-    sqlite3.SQLITE_READONLY: Denied,
-    sqlite3.SQLITE_PERM: Denied,
-    sqlite3.SQLITE_AUTH: Denied,
-    # One failed write or fsync; later ones succeed when the disk is well again.
-    sqlite3.SQLITE_IOERR: Unavailable,
-    sqlite3.SQLITE_CANTOPEN: Unavailable,
-    sqlite3.SQLITE_TOOBIG: InvalidArgument,
-}
-_UNIQUE: Final = (
-    sqlite3.SQLITE_CONSTRAINT_UNIQUE,
-    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
-    sqlite3.SQLITE_CONSTRAINT_ROWID,
-)
 
 
 class Cursor(Protocol):
@@ -120,35 +93,6 @@ def as_bytes(value: SqlValue) -> bytes:
     raise Corrupt("database holds no bytes where it must", kind=type(value).__name__)
 
 
-def marker_of(path: Path) -> Path:
-    """The file that says a database was made at `path`."""
-    return path.with_name(path.name + ".made")
-
-
-def _sidecars(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
-
-
-def quarantine(path: Path, label: str) -> Path:
-    """Put a corrupt database aside, with its log and its marker, so that a new one can be made.
-
-    `label` tells it from others, such as a time stamp. Returns where the database went (which may
-    not exist, when it was missing). Blocking; close it first.
-
-    Raises:
-        PodwrightError: as the kernel says.
-    """
-    target = path.with_name(f"{path.name}.corrupt-{label}")
-    with map_os_errors("cannot put database aside", path=str(path)):
-        for old in (path, *_sidecars(path)):
-            with suppress(FileNotFoundError):
-                old.rename(target.with_name(target.name + old.name.removeprefix(path.name)))
-        # The marker last: until then a crash leaves a database that is still known to be lost.
-        with suppress(FileNotFoundError):
-            marker_of(path).unlink()
-    return target
-
-
 class Database:
     """An open database; make it with `open`, end it with `close`."""
 
@@ -178,7 +122,7 @@ class Database:
         loop = asyncio.get_running_loop()
         try:
             connection = await loop.run_in_executor(
-                thread, _open, path, tuple(migrations), application_id
+                thread, open_connection, path, tuple(migrations), application_id
             )
         except BaseException:
             thread.shutdown(wait=False)
@@ -210,7 +154,7 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise _mapped(error, "cannot write database", self._path) from error
+            raise mapped(error, "cannot write database", self._path) from error
         return result
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -230,7 +174,7 @@ class Database:
             finally:
                 connection.execute("PRAGMA query_only=OFF")
         except sqlite3.Error as error:
-            raise _mapped(error, "cannot read database", self._path) from error
+            raise mapped(error, "cannot read database", self._path) from error
 
     async def copy_to(self, target: Path) -> None:
         """Write a whole, consistent copy to `target`, replacing it.
@@ -238,7 +182,7 @@ class Database:
         Raises:
             PodwrightError: as `write`; `target` is then as it was.
         """
-        await self._run(lambda _: _copy(self._connection, target), None)
+        await self._run(lambda _: copy_into(self._connection, target), None)
 
     async def _run(self, call: Callable[[Argument], T], argument: Argument) -> T:
         if self._closed:
@@ -255,150 +199,3 @@ class Database:
             await loop.run_in_executor(self._thread, self._connection.close)
         finally:
             self._thread.shutdown(wait=False)
-
-
-Argument = TypeVar("Argument")
-
-
-def _mapped(error: sqlite3.Error, what: str, path: Path) -> PodwrightError:
-    # Errors of the binding itself (a closed connection, a wrong parameter) have no code.
-    code = getattr(error, "sqlite_errorcode", None)
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    text = f"{what}: {str(error).lower()} [{name}]"
-    if not isinstance(code, int):
-        return Internal(text, path=str(path))
-    if code in _UNIQUE:
-        return AlreadyExists(text, path=str(path))
-    if code == sqlite3.SQLITE_IOERR_SHMSIZE:
-        return ResourceExhausted(text, path=str(path))
-    return _CLASSES.get(code & 0xFF, Internal)(text, path=str(path))
-
-
-def _open(path: Path, migrations: Sequence[str], application_id: int) -> sqlite3.Connection:
-    known = _check_file(path, len(migrations), application_id)
-    with map_os_errors("cannot make database", path=str(path)):
-        # SQLite gives its log the mode of the database, and makes the database by the umask.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
-        try:
-            _prepare(connection, path, migrations, application_id, known=known)
-        except BaseException:
-            connection.close()
-            raise
-    except sqlite3.Error as error:
-        raise _mapped(error, "cannot open database", path) from error
-    return connection
-
-
-def _check_file(path: Path, newest: int, application_id: int) -> bool:
-    """Whether a database is there; raises for what must not be opened at all."""
-    made = marker_of(path).exists()
-    with map_os_errors("cannot read database", path=str(path)):
-        try:
-            with path.open("rb") as file:
-                header = file.read(_HEADER_BYTES)
-        except FileNotFoundError:
-            header = b""
-        log_left = any(each.exists() and each.stat().st_size for each in _sidecars(path))
-    if not header:
-        if made or log_left:
-            raise Corrupt(
-                "database is empty or missing, but one was made here before", path=str(path)
-            )
-        return False
-    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise Corrupt("file is not a database", path=str(path))
-    # Read without SQLite, which would replay a log left over and so change the file.
-    owner = int.from_bytes(header[_APPLICATION_ID_OFFSET:][:4], "big")
-    version = int.from_bytes(header[_USER_VERSION_OFFSET:][:4], "big")
-    if owner not in (0, application_id):
-        raise FailedPrecondition(
-            f"database belongs to another program (application id {owner:#x})", path=str(path)
-        )
-    _refuse_newer(version, newest, path)
-    return True
-
-
-def _refuse_newer(version: int, newest: int, path: Path) -> None:
-    if version > newest:
-        raise FailedPrecondition(
-            f"database has schema version {version}, this program knows up to {newest}",
-            hint="use the newer release, or restore the copy it made before upgrading",
-            path=str(path),
-        )
-
-
-def _prepare(
-    connection: sqlite3.Connection,
-    path: Path,
-    migrations: Sequence[str],
-    application_id: int,
-    *,
-    known: bool,
-) -> None:
-    # Exclusive before the first access: then WAL keeps its index in memory.
-    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute("PRAGMA cell_size_check=ON")
-    connection.execute("PRAGMA temp_store=MEMORY")
-    if not known:
-        # Written before WAL is on, so that the file itself has a header when the marker appears.
-        connection.execute(f"PRAGMA application_id={application_id:d}")
-    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-    if mode != "wal":
-        raise Unavailable(f"database cannot use a write-ahead log, only {mode}", path=str(path))
-    connection.execute("PRAGMA journal_size_limit=4194304")
-    (owner,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if owner != application_id:
-        # 0: the header was lost or the file was made by something else.
-        raise Corrupt("database has no owner mark", path=str(path))
-    _refuse_newer(version, len(migrations), path)
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise Corrupt(f"database is damaged: {verdict}", path=str(path))
-    if not marker_of(path).exists():
-        write_atomic(marker_of(path), f"{application_id:#x}\n".encode())
-    if 0 < version < len(migrations):
-        _copy(connection, path.with_name(f"{path.name}.version-{version}"))
-    for number, script in enumerate(migrations[version:], start=version + 1):
-        _migrate(connection, script, number)
-
-
-def _migrate(connection: sqlite3.Connection, script: str, number: int) -> None:
-    # BEGIN is part of the text because executescript first commits whatever is open; the version
-    # is set inside the transaction, so a schema and its number cannot disagree.
-    try:
-        connection.executescript(
-            f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number:d};\nCOMMIT;"
-        )
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _copy(connection: sqlite3.Connection, target: Path) -> None:
-    """VACUUM INTO a new file, then rename: the copy is whole or not there."""
-    partial = target.with_name(target.name + ".partial")
-    with map_os_errors("cannot copy database", path=str(target)):
-        with suppress(FileNotFoundError):
-            partial.unlink()
-        # VACUUM INTO accepts an empty file, which carries the mode we want.
-        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        try:
-            connection.execute("VACUUM INTO ?", (str(partial),))
-            fd = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            partial.replace(target)
-        except sqlite3.Error as error:
-            raise _mapped(error, "cannot copy database", target) from error
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()

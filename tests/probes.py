@@ -1,0 +1,71 @@
+"""What this machine can do. A probe skips a test for the expected reason only and fails on others."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from sandbox.host.cgroupfs import CgroupLayout
+from sandbox.host.errors import Denied, PodwrightError, Unsupported
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import Mount, mount_one
+from sandbox.host.syscalls import MNT_DETACH
+
+
+@functools.cache
+def no_root() -> str:
+    """Why mounts cannot be made here; empty when they can."""
+    return _try_mount(Mount("tmpfs", "probe", Path(), ("size=64k",)))
+
+
+@functools.cache
+def no_overlay() -> str:
+    """Why overlays cannot be mounted on the temporary directory; empty when they can."""
+    if reason := no_root():
+        return reason
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        for part in ("lower", "upper", "work"):
+            (base / part).mkdir()
+        words = tuple(f"{p}dir={base / p}" for p in ("lower", "upper", "work"))
+        return _try_mount(Mount("overlay", "overlay", Path(), words))
+
+
+@functools.cache
+def no_cgroup_write() -> str:
+    """Why control groups cannot be made here; empty when they can."""
+    try:
+        layout = CgroupLayout.detect()
+    except Unsupported as error:
+        return str(error)
+    path = f"/podwright-probe-{os.getpid()}"
+    try:
+        layout.create(path)
+    except Denied as error:
+        return str(error)
+    layout.remove(path)
+    return ""
+
+
+def no_program(name: str) -> str:
+    """Why the program cannot be run; empty when it is installed."""
+    return "" if shutil.which(name) else f"{name} is not installed"
+
+
+def _try_mount(mount: Mount) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            mount_one(
+                Mount(mount.type, mount.source, Path(name), mount.options), syscalls=LibcSyscalls()
+            )
+        except PodwrightError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EACCES):
+                return str(error)
+            raise
+        LibcSyscalls().umount2(name, MNT_DETACH)
+        return ""
