@@ -22,23 +22,23 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cni.network import Attachment
+from cri.attachment import make_attachment
 from cri.inflight import Inflight
 from sandbox.host.errors import (
     AlreadyExists,
     Cancelled,
-    FailedPrecondition,
     Internal,
     NotFound,
     PodwrightError,
 )
 from sandbox.host.journal import get_logger
 from sandbox.model import NamespaceMode, PodSandbox, PodState, pod_name_key
-from sandbox.spec.linux import check_sysctls, default_sysctls
+from sandbox.spec.sysctls import pod_sysctls
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from cni.attachment import Attachment
     from cni.network import PodNetwork
     from cri.container_lifecycle import ContainerLifecycle
     from sandbox.model import PodConfig
@@ -105,7 +105,8 @@ class PodLifecycle:
         if existing is not None:
             if existing.state is PodState.READY:
                 return existing.id
-            if not existing.failed:
+            # CREATING here is the trace of a former life: nothing of that name is in flight now.
+            if not existing.failed and existing.state is not PodState.CREATING:
                 raise AlreadyExists(
                     f"pod {pod_name_key(config.metadata)} exists and is stopped",
                     pod=existing.id,
@@ -113,8 +114,7 @@ class PodLifecycle:
                 )
             # A creation that failed and whose undo failed too: finish the undo, then begin anew.
             await self._take_apart(existing)
-        sysctls = {**default_sysctls(config), **config.sysctls}
-        check_sysctls(config)
+        sysctls = pod_sysctls(config)
         pod = await self._engine.reserve(config, handler)
         try:
             return await self._build(pod, sysctls)

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from sandbox.errors import ContainerNotRunning
 from sandbox.host import files, mounts
 from sandbox.host.errors import FailedPrecondition, Internal, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.pidfd import Process, boot_id, start_ticks
-from sandbox.model import Container, ContainerState, Event, ProcessRef, next_state
+from sandbox.host.pidfd import Process
+from sandbox.host.trees import remove_tree
+from sandbox.model import Container, ContainerState, Event, next_state
 from sandbox.monitor.exits import WatchTarget
+from sandbox.monitor.request import MonitorRequest
 from sandbox.steps import run_steps
 from sandbox.stopping import Stop
 
@@ -175,19 +178,23 @@ class ContainerEngine:
         await asyncio.to_thread(
             files.write_atomic, bundle / "config.json", spec, mode=0o600, durable=False
         )
-        made = await self._conmon.create(self._monitor_request(container, bundle))
-        ticks = start_ticks(made.pid)
-        boot = boot_id()
-        monitor_ticks = start_ticks(made.monitor_pid) if made.monitor_pid else None
+        config = container.config
+        made = await self._conmon.create(MonitorRequest(
+            container_id=container.id,
+            runtime=self.runtime_of(container),
+            bundle=bundle,
+            exit_dir=self._paths.exits,
+            cgroup_path=container.cgroup_path,
+            log_path=container.log_path,
+            terminal=config.tty,
+            stdin=config.stdin,
+            stdin_once=config.stdin_once,
+        ))
         created = msgspec.structs.replace(
             container,
-            state=next_state(
-                container.state, Event.CREATE_COMPLETED, container=container.id
-            ),
-            init=ProcessRef(pid=made.pid, start_ticks=ticks or 0, boot_id=boot),
-            monitor=ProcessRef(pid=made.monitor_pid, start_ticks=monitor_ticks, boot_id=boot)
-            if monitor_ticks is not None
-            else None,
+            state=next_state(container.state, Event.CREATE_COMPLETED, container=container.id),
+            init=made.init,
+            monitor=made.monitor,
         )
         await self._store.save(created)
         self.watch(created)
@@ -294,13 +301,35 @@ class ContainerEngine:
             FailedPrecondition: the container is not running.
         """
         if container.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(
+            raise ContainerNotRunning(
                 f"container is in state {container.state.name}, its log cannot be reopened",
                 container=container.id,
             )
         await self._conmon.reopen_log(self._paths.container(container.id))
 
     # Teardown.
+
+    async def begin_removal(self, container: Container) -> Container:
+        """Record that the container is going: a restart then finishes its removal."""
+        removing = msgspec.structs.replace(
+            container,
+            state=next_state(container.state, Event.REMOVE_BEGUN, container=container.id),
+        )
+        await self._store.save(removing)
+        return removing
+
+    async def note_trouble(self, container: Container, error: PodwrightError) -> None:
+        """Keep a container whose undo failed listed, so that the client finds and removes it."""
+        current = self._store.containers.get(container.id, container)
+        await self._store.note(msgspec.structs.replace(
+            current,
+            state=ContainerState.EXITED,
+            failed=True,
+            exit_code=START_ERROR_EXIT_CODE,
+            finished_at_ns=self._clock.wall_ns(),
+            reason="ContainerCreateFailed",
+            message=str(error),
+        ))
 
     async def dismantle(self, container: Container) -> None:
         """Everything of the container but its record; also undoes a creation stopped anywhere."""
@@ -334,7 +363,7 @@ class ContainerEngine:
     async def _remove(self, directory: Path) -> None:
         def work() -> None:
             mounts.unmount_tree(directory, syscalls=self._syscalls)
-            files.remove_tree(directory)
+            remove_tree(directory)
 
         await asyncio.to_thread(work)
 
@@ -344,6 +373,10 @@ class ContainerEngine:
             await runtime.delete(container.id, force=True)
 
     # Exits.
+
+    async def note_lost(self, container: Container, reason: str) -> None:
+        """Record the end of a container that nobody saw end."""
+        await self._record_exit(container, UNKNOWN_EXIT_CODE, 0, oom=False, message=reason)
 
     async def exited(self, exit_: Exited) -> None:
         """Record the end of a container; called once per container by the exit watch."""

@@ -430,6 +430,8 @@ class Container(Frozen, frozen=True):
     stop_signal: int = 15
     #: Grace period for the current stop ended by a KILL of ours; tells OOM from stop at code 137.
     kill_sent: bool = False
+    #: Creation failed and its undo did too; the object stays listed until a teardown succeeds.
+    failed: bool = False
     tty: bool = False
 
 

@@ -7,7 +7,6 @@ in an image cannot lead a write of ours anywhere.
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,13 +34,6 @@ _HOSTS_HEAD: Final = (
 )
 
 
-def pod_hostname(pod: PodSandbox) -> str:
-    """The host name inside the pod: asked for, else the node's with host network, else from the id."""
-    if pod.config.security.namespaces.network is NamespaceMode.NODE:
-        return socket.gethostname()
-    return pod.config.hostname or pod.id[:12]
-
-
 def resolv_conf(dns: DnsConfig) -> str:
     """The text of resolv.conf(5) for a DNSConfig; its strings were checked at the border."""
     lines = []
@@ -53,7 +45,7 @@ def resolv_conf(dns: DnsConfig) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def write_pod_files(pod: PodSandbox, paths: Paths) -> None:
+def write_pod_files(pod: PodSandbox, paths: Paths, hostname: str) -> None:
     """Make the pod's run directory with resolv.conf and hostname; blocking.
 
     Raises:
@@ -68,10 +60,10 @@ def write_pod_files(pod: PodSandbox, paths: Paths) -> None:
         text = _host_text(Path("/etc/resolv.conf"))
     # 0644: programs inside a container run as any user and must be able to read them.
     _write(directory / "resolv.conf", text)
-    _write(directory / "hostname", pod_hostname(pod) + "\n")
+    _write(directory / "hostname", hostname + "\n")
 
 
-def write_hosts(pod: PodSandbox, paths: Paths) -> None:
+def write_hosts(pod: PodSandbox, paths: Paths, hostname: str) -> None:
     """Write the pod's /etc/hosts once its addresses are known; blocking.
 
     The kubelet brings an /etc/hosts of its own; this one serves every other client.
@@ -79,8 +71,7 @@ def write_hosts(pod: PodSandbox, paths: Paths) -> None:
     if pod.config.security.namespaces.network is NamespaceMode.NODE:
         text = _host_text(Path("/etc/hosts"))
     else:
-        name = pod_hostname(pod)
-        text = _HOSTS_HEAD + "".join(f"{ip}\t{name}\n" for ip in pod.ips)
+        text = _HOSTS_HEAD + "".join(f"{ip}\t{hostname}\n" for ip in pod.ips)
     _write(paths.pod(pod.id) / "hosts", text)
 
 

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox import podfiles
+from sandbox.compose import hostname_of
 from sandbox.host import files, mounts
 from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.host.trees import remove_tree
 from sandbox.model import NamespaceMode, PodSandbox, PodState, ProcessRef
 from sandbox.steps import run_steps
 
@@ -33,12 +35,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.cgroups import Cgroups
+    from sandbox.compose import Composer
     from sandbox.host.clock import Clock
     from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.host.sysctls import Kind
     from sandbox.host.syscalls import Syscalls
     from sandbox.leavings import Leavings
     from sandbox.model import PodConfig
     from sandbox.paths import Paths
+    from sandbox.spec.inputs import PinKind
     from sandbox.runtime.driver import OciRuntime
     from sandbox.store import StateStore
 
@@ -64,7 +69,7 @@ class PodEngine:
         syscalls: Syscalls,
         clock: Clock,
         group: asyncio.TaskGroup,
-        pause_spec: Callable[[PodSandbox, Mapping[str, Path]], bytes],
+        composer: Composer,
     ) -> None:
         self._paths = paths
         self._store = store
@@ -76,7 +81,7 @@ class PodEngine:
         self._syscalls = syscalls
         self._clock = clock
         self._group = group
-        self._pause_spec = pause_spec
+        self._composer = composer
         self._on_change: Callable[[PodSandbox], None] = lambda _pod: None
         self._watched: set[str] = set()
 
@@ -123,7 +128,7 @@ class PodEngine:
         await self._store.add_pod(pod)
         return pod
 
-    async def pin_namespaces(self, pod: PodSandbox, sysctls: Mapping[str, str]) -> dict[str, Path]:
+    async def pin_namespaces(self, pod: PodSandbox, sysctls: Mapping[str, str]) -> dict[PinKind, Path]:
         """Make and pin the namespaces the pod does not share with the node.
 
         Returns:
@@ -133,17 +138,18 @@ class PodEngine:
             InvalidArgument: a sysctl was refused by the kernel.
         """
         wanted = pod.config.security.namespaces
-        kinds: set[str] = set()
+        kinds: set[Kind] = set()
         if wanted.network is not NamespaceMode.NODE:
             kinds |= {"net", "uts"}
         if wanted.ipc is not NamespaceMode.NODE:
             kinds.add("ipc")
-        return await self._namespaces.create(
+        made = await self._namespaces.create(
             self._paths.pins(pod.id),
             frozenset(kinds),
-            hostname=podfiles.pod_hostname(pod) if "uts" in kinds else "",
+            hostname=hostname_of(pod) if "uts" in kinds else "",
             sysctls=sysctls,
         )
+        return {kind: made[kind] for kind in kinds}
 
     def network_pin(self, pod: PodSandbox) -> Path:
         """Where the pod's network namespace is pinned."""
@@ -153,12 +159,12 @@ class PodEngine:
         """Write the pod's files and mount its /dev/shm."""
 
         def work() -> None:
-            podfiles.write_pod_files(pod, self._paths)
+            podfiles.write_pod_files(pod, self._paths, hostname_of(pod))
             podfiles.mount_shm(pod, self._paths, syscalls=self._syscalls)
 
         await asyncio.to_thread(work)
 
-    async def start_pause(self, pod: PodSandbox, pins: Mapping[str, Path]) -> ProcessRef:
+    async def start_pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> ProcessRef:
         """Start the pause process in the pinned namespaces; pin its pid namespace where shared.
 
         Raises:
@@ -166,7 +172,7 @@ class PodEngine:
         """
         _, runtime = self.runtime(pod.runtime)
         bundle = self._paths.pod(pod.id) / "bundle"
-        spec = self._pause_spec(pod, pins)
+        spec = self._composer.pause(pod, pins)
 
         def write_bundle() -> None:
             files.make_private_dir(bundle, mode=0o700)
@@ -191,7 +197,7 @@ class PodEngine:
         ready = msgspec.structs.replace(
             pod, state=PodState.READY, pause=pause, ips=ips, cni_result=cni_result
         )
-        await asyncio.to_thread(podfiles.write_hosts, ready, self._paths)
+        await asyncio.to_thread(podfiles.write_hosts, ready, self._paths, hostname_of(ready))
         await self._store.save(ready)
         self.watch(ready)
         return ready
@@ -293,4 +299,4 @@ class PodEngine:
 
     async def _remove_directory(self, directory: Path) -> None:
         await self._unmount_below(directory)
-        await asyncio.to_thread(files.remove_tree, directory)
+        await asyncio.to_thread(remove_tree, directory)

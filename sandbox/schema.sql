@@ -21,7 +21,6 @@ CREATE TABLE meta (
 CREATE TABLE quarantine (
     origin   TEXT NOT NULL,
     id       TEXT NOT NULL,
-    name     TEXT NOT NULL,
     document BLOB NOT NULL,
     reason   TEXT NOT NULL
 );

@@ -14,7 +14,7 @@ the daemon from starting, and its id lets the sweep find what belonged to it.
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -41,6 +41,21 @@ APPLICATION_ID: Final = 0x50575254
 
 V = TypeVar("V", PodSandbox, Container)
 
+_Table = Literal["pods", "containers"]
+
+_SELECT: Final[Mapping[_Table, str]] = {
+    "pods": "SELECT id, document FROM pods",
+    "containers": "SELECT id, document FROM containers",
+}
+_DELETE: Final[Mapping[_Table, str]] = {
+    "pods": "DELETE FROM pods WHERE id = ?",
+    "containers": "DELETE FROM containers WHERE id = ?",
+}
+_UPDATE: Final[Mapping[type, str]] = {
+    PodSandbox: "UPDATE pods SET document = ? WHERE id = ?",
+    Container: "UPDATE containers SET document = ? WHERE id = ?",
+}
+
 _log = get_logger("store")
 
 
@@ -49,6 +64,15 @@ def migrations() -> Sequence[str]:
     text = resources.files("sandbox").joinpath("schema.sql").read_text(encoding="utf-8")
     steps = text.split("-- migration ")[1:]
     return [step.split("\n", 1)[1] for step in steps]
+
+
+class _BadRow(NamedTuple):
+    """A record that cannot be read."""
+
+    table: _Table
+    id: str
+    document: bytes
+    reason: str
 
 
 class StateStore:
@@ -212,7 +236,7 @@ class StateStore:
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod and free its name; the last step of its removal."""
         await self._database.write(
-            lambda db: db.execute("DELETE FROM pods WHERE id = ?", (pod_id,))
+            lambda db: db.execute(_DELETE["pods"], (pod_id,))
         )
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
@@ -222,7 +246,7 @@ class StateStore:
     async def delete_container(self, container_id: str) -> None:
         """Forget a container and free its name; the last step of its removal."""
         await self._database.write(
-            lambda db: db.execute("DELETE FROM containers WHERE id = ?", (container_id,))
+            lambda db: db.execute(_DELETE["containers"], (container_id,))
         )
         container = self._containers.pop(container_id, None)
         self._unwritten.pop(container_id, None)
@@ -238,7 +262,7 @@ class StateStore:
     async def read_meta(self, key: str) -> str:
         """A node-wide value such as the boot id of the last start; empty when never written."""
         rows = await self._database.read(
-            lambda db: list(db.execute("SELECT value FROM meta WHERE key = ?", (key,)))
+            lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchall()
         )
         return str(rows[0][0]) if rows else ""
 
@@ -267,10 +291,7 @@ class StateStore:
             self._containers[value.id] = value
 
     async def _update(self, values: Iterable[PodSandbox | Container]) -> None:
-        rows = [
-            (f"UPDATE {_table(value)} SET document = ? WHERE id = ?", _encode(value), value.id)
-            for value in values
-        ]
+        rows = [(_UPDATE[type(value)], _encode(value), value.id) for value in values]
 
         def work(db: Connection) -> None:
             for statement, document, object_id in rows:
@@ -279,50 +300,42 @@ class StateStore:
         await self._database.write(work)
 
     async def _load(self) -> None:
-        bad: list[tuple[str, str, str, bytes, str]] = []
-        pods = await self._database.read(lambda db: list(db.execute("SELECT * FROM pods")))
-        for row_id, name, document in pods:
-            try:
-                pod = msgspec.json.decode(document, type=PodSandbox)
-            except msgspec.MsgspecError as error:
-                bad.append(("pods", str(row_id), str(name), bytes(document), str(error)))
-                continue
+        bad: list[_BadRow] = []
+        for pod in await self._load_table("pods", PodSandbox, bad):
             self._pods[pod.id] = pod
-            self._pod_names[str(name)] = pod.id
-        containers = await self._database.read(
-            lambda db: list(db.execute("SELECT id, name, document FROM containers"))
-        )
-        for row_id, name, document in containers:
-            try:
-                container = msgspec.json.decode(document, type=Container)
-            except msgspec.MsgspecError as error:
-                bad.append(("containers", str(row_id), str(name), bytes(document), str(error)))
-                continue
+            self._pod_names[pod_name_key(pod.config.metadata)] = pod.id
+        for container in await self._load_table("containers", Container, bad):
             self._containers[container.id] = container
-            self._container_names[str(name)] = container.id
+            config = container.config
+            key = container_name_key(container.pod_id, config.name, config.attempt)
+            self._container_names[key] = container.id
             self._by_pod.setdefault(container.pod_id, set()).add(container.id)
-        for table, row_id, name, _document, reason in bad:
-            _log.error("unreadable record quarantined", table=table, id=row_id, name=name,
-                       error=reason)
         if bad:
             await self._database.write(lambda db: _quarantine(db, bad))
 
+    async def _load_table(
+        self, table: _Table, kind: type[V], bad: list[_BadRow]
+    ) -> list[V]:
+        rows = await self._database.read(lambda db: db.execute(_SELECT[table]).fetchall())
+        good = []
+        for row_id, document in rows:
+            raw = document if isinstance(document, bytes) else b""
+            try:
+                good.append(msgspec.json.decode(raw, type=kind))
+            except msgspec.MsgspecError as error:
+                bad.append(_BadRow(table, str(row_id), raw, str(error)))
+                _log.error("unreadable record quarantined", table=table, id=str(row_id),
+                           error=str(error))
+        return good
 
-def _quarantine(db: Connection, bad: Sequence[tuple[str, str, str, bytes, str]]) -> None:
-    for table, row_id, name, document, reason in bad:
+
+def _quarantine(db: Connection, bad: Sequence[_BadRow]) -> None:
+    for row in bad:
         db.execute(
-            "INSERT INTO quarantine (origin, id, name, document, reason) VALUES (?, ?, ?, ?, ?)",
-            (table, row_id, name, document, reason),
+            "INSERT INTO quarantine (origin, id, document, reason) VALUES (?, ?, ?, ?)",
+            (row.table, row.id, row.document, row.reason),
         )
-        statement = {
-            "pods": "DELETE FROM pods WHERE id = ?",
-            "containers": "DELETE FROM containers WHERE id = ?",
-        }[table]
-        db.execute(statement, (row_id,))
-
-
-def _table(value: PodSandbox | Container) -> str:
-    return "pods" if isinstance(value, PodSandbox) else "containers"
+        db.execute(_DELETE[row.table], (row.id,))
 
 
 def _encode(value: PodSandbox | Container) -> bytes:

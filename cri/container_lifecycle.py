@@ -1,0 +1,363 @@
+"""Container life cycle: composes the container engine with the images; the order of steps.
+
+    create: image found ─► name reserved ─► lease and root file system ─► user, mounts, devices
+            looked up ─► OCI spec composed ─► conmon and runtime ─► CREATED recorded ─► id
+    remove: stopped at once ─► engine's leftovers ─► lease released ─► record deleted last
+
+Whatever fails in create is undone by the steps of remove; if that fails too, the container stays
+listed as EXITED so that the client removes it. The image's lease is keyed by the container's id and
+given back after the root file system is unmounted, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cri.inflight import Inflight
+from cri.signals import parse_signal
+from sandbox.containers import ImageUse
+from sandbox.errors import ContainerNotRunning, PodNotReady
+from sandbox.host.errors import (
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PodwrightError,
+    Unsupported,
+)
+from sandbox.host.journal import get_logger
+from sandbox.model import (
+    Container,
+    ContainerState,
+    ImageDefaults,
+    PodState,
+    container_name_key,
+)
+from sandbox.spec.resources import merge_resources
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+    from imageservice.service import Image, ImageService
+    from sandbox.execs import ExecResult, Execs
+
+    from sandbox.compose import Composer
+    from sandbox.containers import ContainerEngine
+    from sandbox.model import ContainerConfig, LinuxResources, PodConfig, PodSandbox
+    from sandbox.paths import Paths
+    from sandbox.store import StateStore
+
+#: How many containers of a pod are killed or removed at once.
+TEARDOWN_WIDTH: Final = 16
+
+_log = get_logger("containers")
+
+
+class ContainerLifecycle:
+    """What the CRI container calls do; every method may be called again at any time."""
+
+    def __init__(
+        self,
+        *,
+        engine: ContainerEngine,
+        composer: Composer,
+        execs: Execs,
+        images: ImageService,
+        store: StateStore,
+        paths: Paths,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._engine = engine
+        self._composer = composer
+        self._execs = execs
+        self._images = images
+        self._store = store
+        self._paths = paths
+        self._creating: Inflight[str] = Inflight(group, "CreateContainer")
+        self._starting: Inflight[None] = Inflight(group, "StartContainer")
+        self._removing: Inflight[None] = Inflight(group, "RemoveContainer")
+
+    # Reading.
+
+    def status(self, container_id: str) -> Container:
+        """The container with this id or unique prefix; raises NotFound."""
+        return self._store.find_container(container_id)
+
+    def list(self) -> Collection[Container]:
+        """All containers that clients may see."""
+        return [
+            c for c in self._store.containers.values() if c.state is not ContainerState.CREATING
+        ]
+
+    # Creation.
+
+    async def create(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:
+        """Make a container; the same request again gives the same id, also while the first runs.
+
+        `pod_config` is what the client repeats of the pod; the pod's own record is what counts.
+
+        Raises:
+            NotFound: no such pod, or the image is not on the node.
+            FailedPrecondition: the pod is not ready.
+            InvalidArgument: something in the request.
+            RuntimeFailed: in the runtime's own words.
+        """
+        pod = self._store.find_pod(pod_id)
+        key = container_name_key(pod.id, config.name, config.attempt)
+        return await self._creating.join(key, lambda: self._create(pod.id, key, config))
+
+    async def _create(self, pod_id: str, key: str, config: ContainerConfig) -> str:
+        pod = self._store.find_pod(pod_id)
+        existing = self._store.container_named(key)
+        if existing is not None:
+            if existing.state in (ContainerState.CREATED, ContainerState.RUNNING):
+                return existing.id
+            # CREATING here is the trace of a former life: nothing of that name is in flight now.
+            if not existing.failed and existing.state is not ContainerState.CREATING:
+                raise AlreadyExists(
+                    f"container {config.name} (attempt {config.attempt}) exists and has exited",
+                    container=existing.id,
+                    hint="remove it, or use the next attempt number",
+                )
+            await self._take_apart(existing)
+        if pod.state is not PodState.READY:
+            raise PodNotReady(
+                "pod sandbox is not ready, no container can be made in it", pod=pod.id
+            )
+        image = self._image_of(config)
+        defaults = image_defaults(image)
+        container = await self._engine.reserve(
+            pod,
+            config,
+            ImageUse(
+                image_id=image.id,
+                image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+                image_name=image.repo_tags[0] if image.repo_tags else image.id,
+            ),
+            log_path=self._log_path(pod, config),
+            stop_signal=stop_signal(config, defaults),
+        )
+        try:
+            return await self._build(pod, container, image, defaults)
+        except BaseException as error:
+            await self._undo(container, error)
+            raise
+
+    async def _build(
+        self, pod: PodSandbox, container: Container, image: Image, defaults: ImageDefaults
+    ) -> str:
+        layer = self._paths.layer(container.id)
+        parts = await self._images.prepare_rootfs(
+            container.id,
+            image.id,
+            target=self._paths.rootfs(container.id),
+            upper_dir=layer / "upper",
+            work_dir=layer / "work",
+        )
+        rootfs = await self._engine.mount_rootfs(container, parts)
+        composed = await self._composer.container(pod, container, defaults, rootfs)
+        container = msgspec.structs.replace(container, user=composed.user)
+        created = await self._engine.create(container, composed.document)
+        # A pod stopped meanwhile has had its processes killed; this one must not outlive it.
+        current = self._store.pods.get(pod.id)
+        if current is None or current.state is not PodState.READY:
+            raise PodNotReady("pod sandbox was stopped meanwhile", pod=pod.id)
+        return created.id
+
+    def _image_of(self, config: ContainerConfig) -> Image:
+        wanted = config.image.image or config.image.image_ref
+        if not wanted:
+            raise InvalidArgument("container config names no image")
+        for mount in config.mounts:
+            if mount.image is not None:
+                raise Unsupported(
+                    "ImageVolumeMountFailed: image volumes are not supported yet",
+                    path=mount.container_path,
+                )
+        image = self._images.status(wanted)
+        if image is None:
+            raise NotFound(f"image {wanted} is not on this node", hint="pull it first")
+        return image
+
+    def _log_path(self, pod: PodSandbox, config: ContainerConfig) -> str:
+        if not pod.config.log_directory or not config.log_path:
+            return ""
+        return f"{pod.config.log_directory.rstrip('/')}/{config.log_path}"
+
+    async def _undo(self, container: Container, error: BaseException) -> None:
+        current = self._store.containers.get(container.id, container)
+        try:
+            await self._take_apart(current)
+        except PodwrightError as trouble:
+            _log.error("creation failed and could not be undone", container=container.id,
+                       error=str(trouble))
+            error.add_note(f"undoing the creation failed too: {trouble}")
+            await self._engine.note_trouble(current, trouble)
+
+    # Life.
+
+    async def start(self, container_id: str) -> None:
+        """Run the container's program.
+
+        Raises:
+            FailedPrecondition: it is not in state CREATED, or its pod is not ready.
+            RuntimeFailed: the program cannot be run.
+        """
+        container = self._store.find_container(container_id)
+        pod = self._store.pods.get(container.pod_id)
+        if pod is None or pod.state is not PodState.READY:
+            raise PodNotReady("pod sandbox of the container is not ready",
+                                     container=container.id, pod=container.pod_id)
+        await self._starting.join(container.id, lambda: self._start(container.id))
+
+    async def _start(self, container_id: str) -> None:
+        await self._engine.start(container_id)
+
+    async def stop(self, container_id: str, timeout_s: int) -> None:
+        """Stop a container; unknown or already stopped is success."""
+        try:
+            container = self._store.find_container(container_id)
+        except NotFound:
+            return
+        await self._engine.stop(container.id, timeout_s)
+
+    async def remove(self, container_id: str) -> None:
+        """Remove a container, by force when it runs; unknown is success."""
+        try:
+            container = self._store.find_container(container_id)
+        except NotFound:
+            return
+        await self._removing.join(container.id, lambda: self._remove(container.id))
+
+    async def _remove(self, container_id: str) -> None:
+        if container_id not in self._store.containers:
+            return
+        await self._engine.stop(container_id, 0)
+        container = self._store.containers.get(container_id)
+        if container is None:
+            return
+        container = await self._engine.begin_removal(container)
+        await self._take_apart(container)
+
+    async def _take_apart(self, container: Container) -> None:
+        await self._engine.dismantle(container)
+        await self._images.release_rootfs(container.id)
+        await self._store.delete_container(container.id)
+
+    async def finish(self, container: Container) -> None:
+        """Finish what a former life of the daemon left half-done."""
+        await self._removing.join(container.id, lambda: self._take_apart(container))
+
+    async def kill_all_of(self, pod_id: str) -> None:
+        """Kill every container of a pod; raises the first failure after all were tried."""
+        await self._each_of(pod_id, lambda c: self._engine.stop(c.id, 0))
+
+    async def remove_all_of(self, pod_id: str) -> None:
+        """Remove every container of a pod; raises the first failure after all were tried."""
+        await self._each_of(
+            pod_id, lambda c: self._removing.join(c.id, lambda: self._remove_any(c.id))
+        )
+
+    async def _remove_any(self, container_id: str) -> None:
+        container = self._store.containers.get(container_id)
+        if container is not None and container.state is ContainerState.CREATING:
+            await self._take_apart(container)
+        else:
+            await self._remove(container_id)
+
+    # Commands, limits, logs.
+
+    async def exec_sync(
+        self, container_id: str, cmd: Sequence[str], timeout_s: int
+    ) -> ExecResult:
+        """Run a command in a running container and collect its output.
+
+        Raises:
+            FailedPrecondition: the container is not running.
+            DeadlineExceeded: the time ran out; every process of the command has been killed.
+        """
+        container = self._store.find_container(container_id)
+        return await self._execs.run(container, cmd, timeout_s=float(timeout_s))
+
+    async def update_resources(
+        self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str]
+    ) -> None:
+        """Change limits of a created or running container; fields that are not set stay.
+
+        Raises:
+            FailedPrecondition: the container has exited.
+        """
+        container = self._store.find_container(container_id)
+        if container.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+            raise ContainerNotRunning(
+                f"container is in state {container.state.name}, its limits cannot be changed",
+                container=container.id,
+            )
+        merged = merge_resources(container.resources, resources)
+        document = self._composer.resources(container.runtime, merged)
+        await self._engine.update_resources(container, merged, document)
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Have the log path opened anew after a rotation."""
+        await self._engine.reopen_log(self._store.find_container(container_id))
+
+    def verbose(self, container: Container) -> Mapping[str, object]:
+        """What `crictl inspect` shows beyond the status."""
+        return {
+            "sandboxID": container.pod_id,
+            "pid": container.init.pid if container.init is not None else 0,
+            "runtimeType": container.runtime,
+            "config": msgspec.to_builtins(container.config),
+            "runtimeSpec": self._composer.stored_spec(self._paths.container(container.id)),
+        }
+
+    # Inside.
+
+    async def _each_of(
+        self, pod_id: str, work: Callable[[Container], Awaitable[None]]
+    ) -> None:
+        width = asyncio.Semaphore(TEARDOWN_WIDTH)
+
+        async def one(container: Container) -> None:
+            async with width:
+                await work(container)
+
+        outcomes = await asyncio.gather(
+            *(one(container) for container in self._store.containers_of(pod_id)),
+            return_exceptions=True,
+        )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if isinstance(failure, PodwrightError):
+                raise failure
+            raise Internal(f"{type(failure).__name__}: {failure}") from failure
+
+
+def image_defaults(image: Image) -> ImageDefaults:
+    """What the image's config says about running it, in the engine's words."""
+    config = image.config.config
+    if config is None:
+        return ImageDefaults()
+    return ImageDefaults(
+        entrypoint=tuple(config.entrypoint or ()),
+        cmd=tuple(config.cmd or ()),
+        env=tuple(config.env or ()),
+        user=config.user,
+        working_dir=config.working_dir,
+        stop_signal=config.stop_signal,
+        volumes=tuple(config.volumes or ()),
+    )
+
+
+def stop_signal(config: ContainerConfig, image: ImageDefaults) -> int:
+    """The signal that a stop sends first: the request's, else the image's, else SIGTERM.
+
+    Raises:
+        InvalidArgument: a name or number that is no signal.
+    """
+    text = config.stop_signal or image.stop_signal
+    return parse_signal(text) if text else signal.SIGTERM

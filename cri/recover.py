@@ -1,0 +1,164 @@
+"""Carry out what `sandbox.recovery` decides, once at start, before the socket answers.
+
+One object that cannot be brought in order never keeps the daemon from starting: each has its own
+time limit, a failure is logged with the object's id, and the object stays listed (NOTREADY, EXITED)
+so that the client's next call goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandbox.host.errors import DeadlineExceeded, PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.host.pidfd import Process, boot_id
+from sandbox.model import ContainerState
+from sandbox.recovery import Action, Observed, plan
+from sandbox.runtime.driver import RuntimeStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from imageservice.service import ImageService
+
+    from cri.container_lifecycle import ContainerLifecycle
+    from cri.pod_lifecycle import PodLifecycle
+    from sandbox.containers import ContainerEngine
+    from sandbox.model import ProcessRef
+    from sandbox.pods import PodEngine
+    from sandbox.recovery import Decision
+    from sandbox.store import StateStore
+    from sandbox.sweep import Sweeper
+
+#: For one object (seconds); containerd gives each container 10 s at start as well.
+OBJECT_LIMIT_S: Final = 10.0
+#: Objects brought in order at once.
+WIDTH: Final = 16
+
+_log = get_logger("recovery")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The parts that recovery works with."""
+
+    store: StateStore
+    pods: PodLifecycle
+    containers: ContainerLifecycle
+    pod_engine: PodEngine
+    container_engine: ContainerEngine
+    images: ImageService
+    sweeper: Sweeper
+
+    async def run(self) -> list[Decision]:
+        """Observe, decide, act; the decisions, for the log and for tests."""
+        seen = await self._observe()
+        decisions = plan(self.store.pods.values(), self.store.containers.values(), seen)
+        await self._all(d for d in decisions if d.kind == "container")
+        await self._all(d for d in decisions if d.kind == "pod")
+        await self._all(d for d in decisions if d.kind == "trace")
+        counts = Counter(f"{d.kind} {d.action.value}" for d in decisions)
+        _log.info("state recovered", **{key.replace(" ", "_"): n for key, n in counts.items()})
+        return decisions
+
+    async def _observe(self) -> Observed:
+        boot = boot_id()
+        living = {pod.id for pod in self.store.pods.values() if _lives(pod.pause)}
+        living |= {c.id for c in self.store.containers.values() if _lives(c.init)}
+        running = set()
+        for container in self.store.containers.values():
+            if container.state is ContainerState.CREATED and container.id in living:
+                state = await self.container_engine.runtime_of(container).state(container.id)
+                if state is not None and state.status is RuntimeStatus.RUNNING:
+                    running.add(container.id)
+        traces = await self.sweeper.traces() | await self.images.leases()
+        return Observed(boot_id=boot, living=living, running=running, traces=traces)
+
+    async def _all(self, decisions: Iterable[Decision]) -> None:
+        width = asyncio.Semaphore(WIDTH)
+
+        async def one(decision: Decision) -> None:
+            async with width:
+                await self._one(decision)
+
+        await asyncio.gather(*(one(decision) for decision in decisions))
+
+    async def _one(self, decision: Decision) -> None:
+        if decision.action not in (Action.KEEP, Action.WATCH):
+            _log.info("recovering", kind=decision.kind, id=decision.id,
+                      action=decision.action.value, reason=decision.reason)
+        act = {"container": self._container, "pod": self._pod, "trace": self._trace}
+        await self._bounded(decision, act[decision.kind])
+
+    async def _bounded(
+        self, decision: Decision, act: Callable[[Decision], Awaitable[None]]
+    ) -> None:
+        try:
+            async with asyncio.timeout(OBJECT_LIMIT_S):
+                await act(decision)
+            return
+        except TimeoutError:
+            error: PodwrightError = DeadlineExceeded(
+                f"recovery took longer than {OBJECT_LIMIT_S:.0f} s"
+            )
+        except PodwrightError as failure:
+            error = failure
+        _log.error("not recovered, kept for the client's next call", kind=decision.kind,
+                   id=decision.id, action=decision.action.value, error=str(error))
+        if decision.kind == "pod" and decision.id in self.store.pods:
+            await self.pod_engine.note_trouble(self.store.pods[decision.id], error)
+        elif decision.kind == "container" and decision.action in (Action.UNDO, Action.FINISH):
+            container = self.store.containers.get(decision.id)
+            if container is not None:
+                await self.container_engine.note_trouble(container, error)
+
+    async def _container(self, decision: Decision) -> None:
+        container = self.store.containers[decision.id]
+        match decision.action:
+            case Action.UNDO | Action.FINISH:
+                await self.containers.finish(container)
+            case Action.WATCH:
+                self.container_engine.watch(container)
+            case Action.ADOPT_RUNNING:
+                running = msgspec.structs.replace(
+                    container,
+                    state=ContainerState.RUNNING,
+                    started_at_ns=container.start_begun_ns or container.created_at_ns,
+                )
+                await self.store.note(running)
+                self.container_engine.watch(running)
+            case Action.MARK_LOST:
+                await self.container_engine.note_lost(container, decision.reason)
+            case _:
+                return
+
+    async def _pod(self, decision: Decision) -> None:
+        pod = self.store.pods[decision.id]
+        match decision.action:
+            case Action.UNDO | Action.FINISH:
+                await self.pods.finish(pod)
+            case Action.WATCH:
+                self.pod_engine.watch(pod)
+            case Action.MARK_STOPPED:
+                await self.pod_engine.note_stopped(pod.id)
+            case _:
+                return
+
+    async def _trace(self, decision: Decision) -> None:
+        await self.sweeper.sweep(decision.id)
+        await self.images.release_rootfs(decision.id)
+
+
+def _lives(ref: ProcessRef | None) -> bool:
+    if ref is None:
+        return False
+    process = Process.open(ref.pid, ref.start_ticks, ref.boot_id)
+    if process is None:
+        return False
+    with process:
+        return process.alive()

@@ -1,0 +1,247 @@
+"""From a pod's or container's value to the OCI document: look up, resolve, build, encode.
+
+The one place where the pure spec builder meets the machine. Lookups block, so a container's run in
+one thread call; what was looked up for it is thrown away after, only the document stays, in the
+bundle, where `exec` and verbose status read it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandbox import lookup, oci
+from sandbox.errors import ContainerNotRunning
+from sandbox.host import files
+from sandbox.host.errors import FailedPrecondition, NotFound
+from sandbox.model import ContainerState, ContainerUser, NamespaceMode
+from sandbox.security.seccomp import localhost_path
+from sandbox.spec.build import container_spec, pause_spec
+from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
+from sandbox.spec.mounts import image_volume_paths
+from sandbox.spec.resources import to_oci
+from sandbox.users import resolve_user
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.model import Container, ImageDefaults, LinuxResources, PodSandbox, SecurityProfile
+    from sandbox.paths import Paths
+    from sandbox.spec.inputs import HostFacts, PinKind
+    from sandbox.store import StateStore
+    from sandbox.users import ResolvedUser
+
+#: What runs as pause, as seen inside its root: `-P` waits for ever and reaps (catatonit(1)).
+PAUSE_ARGV: Final = ("/catatonit", "-P")
+#: A document of ours is some tens of KiB; the limit guards against a damaged file (bytes).
+SPEC_LIMIT_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A container's document and the user it will run as."""
+
+    document: bytes
+    user: ContainerUser
+
+
+class Composer:
+    """Composes documents for the pods and containers of this node."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: StateStore,
+        namespaces: NamespaceWorker,
+        facts: Mapping[str, HostFacts],
+        rlimits: tuple[oci.Rlimit, ...] = (),
+        pids_limit: int | None = None,
+        annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            paths: where everything lies.
+            store: to find the target of a TARGET pid namespace.
+            namespaces: pins the target's pid namespace.
+            facts: what the node can do, by name of the OCI runtime.
+            rlimits: limits for every container; what is not named is inherited from the daemon.
+            pids_limit: of every container; None leaves it to the pod's cgroup.
+            annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
+        """
+        self._paths = paths
+        self._store = store
+        self._namespaces = namespaces
+        self._facts = facts
+        self._rlimits = rlimits
+        self._pids_limit = pids_limit
+        self._patterns = annotation_patterns or {}
+
+    def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
+        """The document of a pod's pause process.
+
+        Raises:
+            InvalidArgument, Unsupported: something in the pod's request.
+        """
+        spec = pause_spec(PodInputs(
+            id=pod.id,
+            config=pod.config,
+            hostname=hostname_of(pod),
+            pins=pins,
+            rootfs=self._paths.pause_rootfs,
+            argv=PAUSE_ARGV,
+            cgroups_path=pod.cgroup_path,
+            host=self._facts[pod.runtime],
+            seccomp_content=_profile(pod.config.security.seccomp,
+                                     privileged=pod.config.security.privileged),
+            annotation_patterns=self._patterns.get(pod.runtime, ()),
+        ))
+        return oci.encode(spec)
+
+    async def container(
+        self, pod: PodSandbox, container: Container, image: ImageDefaults, rootfs: Path
+    ) -> Composed:
+        """The document of a container whose root file system is mounted at `rootfs`.
+
+        Raises:
+            InvalidArgument, Unsupported, FailedPrecondition: something in the request.
+            NotFound: a device or the target container does not exist.
+        """
+        target = await self._target_pid(pod, container)
+        return await asyncio.to_thread(self._container, pod, container, image, rootfs, target)
+
+    def resources(self, runtime: str, wanted: LinuxResources) -> bytes:
+        """The OCI resources that a runtime's `update` is given."""
+        host = self._facts[runtime]
+        return oci.encode(to_oci(
+            wanted,
+            cgroup_version=host.cgroup_version,
+            controllers=host.controllers,
+            swap_limit=host.swap_limit,
+            pids_limit=self._pids_limit,
+        ))
+
+    def stored_spec(self, bundle: Path) -> object:
+        """The document in a bundle as JSON values; None once the bundle is gone."""
+        try:
+            document = files.read_limited(bundle / "config.json", SPEC_LIMIT_BYTES)
+        except NotFound:
+            return None
+        return msgspec.json.decode(document)
+
+    def _container(
+        self,
+        pod: PodSandbox,
+        container: Container,
+        image: ImageDefaults,
+        rootfs: Path,
+        target: Path | None,
+    ) -> Composed:
+        config, security = container.config, container.config.security
+        host = self._facts[container.runtime]
+        user = resolve_user(
+            image.user,
+            security,
+            passwd=lookup.user_file(rootfs, "passwd"),
+            group=lookup.user_file(rootfs, "group"),
+        )
+        volumes = {
+            path: lookup.volume_directory(rootfs, path)
+            for path in image_volume_paths(image, config.mounts)
+        }
+        spec = container_spec(ContainerInputs(
+            id=container.id,
+            pod_id=pod.id,
+            config=config,
+            pod=pod.config,
+            image=image,
+            image_name=container.image_name,
+            user=user,
+            rootfs=rootfs,
+            pins=self.pins(pod),
+            target_pid=target,
+            hostname=hostname_of(pod),
+            files=self._files(pod),
+            mounts=lookup.resolve_mounts(
+                config.mounts, recursive_read_only=host.recursive_read_only
+            ),
+            image_volumes=volumes,
+            devices=lookup.resolve_devices(config.devices),
+            host_devices=lookup.host_devices() if security.privileged else (),
+            cgroups_path=container.cgroup_path,
+            host=host,
+            rlimits=self._rlimits,
+            pids_limit=self._pids_limit,
+            seccomp_content=_profile(security.seccomp, privileged=security.privileged),
+            annotation_patterns=self._patterns.get(container.runtime, ()),
+        ))
+        return Composed(document=oci.encode(spec), user=_stored_user(user))
+
+    def pins(self, pod: PodSandbox) -> dict[PinKind, Path]:
+        """The namespaces that are pinned for a pod."""
+        directory = self._paths.pins(pod.id)
+        wanted = pod.config.security.namespaces
+        pins: dict[PinKind, Path] = {}
+        if wanted.network is not NamespaceMode.NODE:
+            pins["net"] = directory / "net"
+            pins["uts"] = directory / "uts"
+        if wanted.ipc is not NamespaceMode.NODE:
+            pins["ipc"] = directory / "ipc"
+        if wanted.pid is not NamespaceMode.NODE:
+            pins["pid"] = directory / "pid"
+        return pins
+
+    def _files(self, pod: PodSandbox) -> PodFiles:
+        directory = self._paths.pod(pod.id)
+        host_ipc = pod.config.security.namespaces.ipc is NamespaceMode.NODE
+        return PodFiles(
+            shm=Path("/dev/shm") if host_ipc else self._paths.shm(pod.id),  # noqa: S108
+            resolv_conf=directory / "resolv.conf",
+            hostname=directory / "hostname",
+            hosts=directory / "hosts",
+        )
+
+    async def _target_pid(self, pod: PodSandbox, container: Container) -> Path | None:
+        """Pin the pid namespace of the container that a TARGET mode names."""
+        options = container.config.security.namespaces
+        if options.pid is not NamespaceMode.TARGET:
+            return None
+        target = self._store.find_container(options.target_id)
+        if target.pod_id != pod.id:
+            raise FailedPrecondition(
+                "target container is in another pod", container=target.id, pod=target.pod_id
+            )
+        if target.state is not ContainerState.RUNNING or target.init is None:
+            raise ContainerNotRunning(
+                f"target container is in state {target.state.name}, not running",
+                container=target.id,
+            )
+        # In the container's own directory, so that its teardown unmounts the pin too.
+        pin = self._paths.container(container.id) / "target-pid"
+        await self._namespaces.pin_process(
+            target.init.pid, "pid", pin, start_ticks=target.init.start_ticks
+        )
+        return pin
+
+
+def hostname_of(pod: PodSandbox) -> str:
+    """The node's name on the host network, else the one asked for, else 12 digits of the id."""
+    if pod.config.security.namespaces.network is NamespaceMode.NODE:
+        return socket.gethostname()
+    return pod.config.hostname or pod.id[:12]
+
+
+def _profile(profile: SecurityProfile | None, *, privileged: bool) -> bytes | None:
+    path = localhost_path(profile, privileged=privileged)
+    return lookup.profile_file(Path(path)) if path is not None else None
+
+
+def _stored_user(user: ResolvedUser) -> ContainerUser:
+    return ContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=user.additional_gids)

@@ -1,0 +1,182 @@
+"""What a request names on the host, looked up: mount sources, devices, profiles, user files.
+
+The spec builder is pure; everything it must know of the machine is found here, in calls that block
+and therefore run in a thread, one container each, with no lock held: a hung network file system
+blocks only the container that names it. Files of an image or a container are opened beneath the
+root's descriptor only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from sandbox.host import files
+from sandbox.host.beneath import make_dirs_beneath
+from sandbox.host.errors import InvalidArgument, NotFound, map_os_errors
+from sandbox.host.mountinfo import mount_of
+from sandbox.spec.inputs import DeviceNode, ResolvedMount
+from sandbox.spec.mounts import check_mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sandbox.model import CriDevice, CriMount
+
+#: passwd and group of an image: the limit that containerd settled on after CVE-2026-47262 (bytes).
+USER_FILE_LIMIT_BYTES: Final = 10 * 1024 * 1024
+#: A seccomp profile is a few dozen KiB; a document over this is not one (bytes).
+PROFILE_LIMIT_BYTES: Final = 1024 * 1024
+#: Below /dev, but not devices to hand to a privileged container: the container has its own.
+_DEV_OWN: Final = frozenset({"pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".udev"})
+_FLAG_WORDS: Final = frozenset({"nosuid", "nodev", "noexec"})
+
+
+def resolve_mounts(
+    wanted: Iterable[CriMount], *, recursive_read_only: bool
+) -> tuple[ResolvedMount, ...]:
+    """Find the sources of the mounts; a missing one is made as a directory (0755), as pods rely on.
+
+    Raises:
+        InvalidArgument: a mount that `spec.mounts.check_mount` refuses.
+        Denied, NotFound: the source cannot be reached or made.
+    """
+    mounts = tuple(wanted)
+    for mount in mounts:  # all are checked before anything is made for one of them
+        check_mount(mount, recursive_read_only=recursive_read_only)
+    return tuple(_resolve_mount(mount) for mount in mounts)
+
+
+def _resolve_mount(mount: CriMount) -> ResolvedMount:
+    source = Path(os.path.realpath(mount.host_path))
+    with map_os_errors("mount source cannot be used", path=mount.host_path):
+        if not source.exists():
+            source.mkdir(mode=0o755, parents=True, exist_ok=True)
+    holder = mount_of(source)
+    propagation: Literal["private", "slave", "shared"] = "private"
+    if "shared" in holder.propagation:
+        propagation = "shared"
+    elif "master" in holder.propagation:
+        propagation = "slave"
+    return ResolvedMount(
+        mount=mount,
+        source=source,
+        source_propagation=propagation,
+        source_flags=frozenset(holder.options) & _FLAG_WORDS,
+    )
+
+
+def resolve_devices(wanted: Iterable[CriDevice]) -> tuple[DeviceNode, ...]:
+    """Look up the devices of a request; a directory stands for all devices below it.
+
+    Raises:
+        NotFound: no such file on the host.
+        InvalidArgument: it is not a device.
+    """
+    found: list[DeviceNode] = []
+    for device in wanted:
+        source = Path(os.path.realpath(device.host_path))
+        with map_os_errors("device of the request", path=device.host_path):
+            status = source.stat()
+        if stat.S_ISDIR(status.st_mode):
+            for below in sorted(source.rglob("*")):
+                node = _device_node(
+                    below, f"{device.container_path}/{below.relative_to(source)}",
+                    device.permissions,
+                )
+                if node is not None:
+                    found.append(node)
+            continue
+        node = _device_node(source, device.container_path, device.permissions)
+        if node is None:
+            raise InvalidArgument("the host path of a device is not a device",
+                                  path=device.host_path)
+        found.append(node)
+    return tuple(found)
+
+
+def host_devices() -> tuple[DeviceNode, ...]:
+    """Every device node of the host's /dev, for privileged containers."""
+    return tuple(_walk_devices(Path("/dev")))
+
+
+def _walk_devices(directory: Path) -> Iterator[DeviceNode]:
+    for entry in sorted(os.scandir(directory), key=lambda item: item.name):
+        if entry.name in _DEV_OWN or entry.is_symlink():
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk_devices(Path(entry.path))
+            continue
+        node = _device_node(Path(entry.path), entry.path, "rwm")
+        if node is not None:
+            yield node
+
+
+def _device_node(path: Path, container_path: str, permissions: str) -> DeviceNode | None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None  # it went while we looked
+    kind: Literal["c", "b"]
+    if stat.S_ISCHR(status.st_mode):
+        kind = "c"
+    elif stat.S_ISBLK(status.st_mode):
+        kind = "b"
+    else:
+        return None
+    return DeviceNode(
+        container_path=container_path,
+        kind=kind,
+        major=os.major(status.st_rdev),
+        minor=os.minor(status.st_rdev),
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        permissions=permissions or "rwm",
+    )
+
+
+def user_file(rootfs: Path, name: str) -> bytes | None:
+    """The image's /etc/passwd or /etc/group, None when it has none.
+
+    Resolved inside the root, regular files only, at most `USER_FILE_LIMIT_BYTES`.
+
+    Raises:
+        ResourceExhausted: the file is larger.
+        InvalidArgument: it is not a regular file.
+    """
+    try:
+        return files.read_beneath(rootfs, f"etc/{name}", limit_bytes=USER_FILE_LIMIT_BYTES)
+    except NotFound:
+        return None
+
+
+def profile_file(path: Path) -> bytes:
+    """A localhost seccomp profile of the node; never an empty answer for a missing file.
+
+    Raises:
+        InvalidArgument: the file does not exist.
+        ResourceExhausted: it is larger than any profile.
+    """
+    try:
+        return files.read_limited(path, PROFILE_LIMIT_BYTES)
+    except NotFound as error:
+        raise InvalidArgument(
+            "localhost seccomp profile does not exist", path=str(path),
+            hint="put the profile there on this node, or correct localhostProfile",
+        ) from error
+
+
+def volume_directory(rootfs: Path, path: str) -> Path:
+    """The directory of an image-declared volume inside the mounted root, made where missing.
+
+    It lives in the container's writable layer, so what the image has there is seen without copying;
+    bound over itself it stays writable under a read-only root. Every component is resolved inside
+    the root, so no link of the image leads out (CVE-2022-23648).
+
+    Raises:
+        InvalidArgument: a component is not a directory.
+    """
+    return make_dirs_beneath(rootfs, path)

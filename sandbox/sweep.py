@@ -1,0 +1,112 @@
+"""Traces on the machine: which ids have left something behind, and how to take it away.
+
+Works from names alone, without any record: every directory, pin, mount, exit file, runtime state and
+cgroup of ours carries the id of its object. Only names of 64 hex digits in places of ours count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final
+
+from sandbox.host import mounts
+from sandbox.host.trees import remove_tree
+from sandbox.steps import run_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.host.syscalls import Syscalls
+    from sandbox.leavings import Leavings
+    from sandbox.paths import Paths
+    from sandbox.runtime.driver import OciRuntime
+
+_ID: Final = re.compile(r"[0-9a-f]{64}")
+#: Names of our cgroups: `<id>`, `pod<id>` (cgroupfs), `podwright-<id>.scope`,
+#: `podwright-pod<id>.slice` (systemd).
+_CGROUP_ID: Final = re.compile(r"(?:podwright-)?(?:pod)?([0-9a-f]{64})(?:\.scope|\.slice)?")
+
+
+class Sweeper:
+    """Finds traces and removes them."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        runtimes: Mapping[str, OciRuntime],
+        namespaces: NamespaceWorker,
+        cgroups: Cgroups,
+        leavings: Leavings,
+        syscalls: Syscalls,
+    ) -> None:
+        self._paths = paths
+        self._runtimes = runtimes
+        self._namespaces = namespaces
+        self._cgroups = cgroups
+        self._leavings = leavings
+        self._syscalls = syscalls
+
+    async def traces(self) -> set[str]:
+        """Every id that names something of ours on this machine."""
+        found = await asyncio.to_thread(self._directory_traces)
+        for runtime in self._runtimes.values():
+            found |= {cid for cid in await runtime.containers() if _ID.fullmatch(cid)}
+        found |= set(await asyncio.to_thread(self._cgroup_traces))
+        return found
+
+    def _directory_traces(self) -> set[str]:
+        paths = self._paths
+        places = (paths.pods, paths.namespaces, paths.containers, paths.layers, paths.exits)
+        return {name for place in places for name in _names(place) if _ID.fullmatch(name)}
+
+    def _cgroup_traces(self) -> dict[str, list[str]]:
+        """Cgroup paths (below each hierarchy's root) by id."""
+        found: dict[str, list[str]] = {}
+        for path in self._cgroups.layout.walk():
+            match = _CGROUP_ID.fullmatch(path.rpartition("/")[2])
+            if match:
+                found.setdefault(match[1], []).append(path)
+        return found
+
+    async def sweep(self, object_id: str) -> None:
+        """Take away everything that carries the id; every step is tried, the first failure raised."""
+        await run_steps("trace", object_id, [
+            ("helpers", lambda: self._leavings.kill_helpers(object_id)),
+            ("processes and cgroups", lambda: self._sweep_cgroups(object_id)),
+            ("runtime state", lambda: self._sweep_runtimes(object_id)),
+            ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(object_id))),
+            ("directories", lambda: asyncio.to_thread(self._sweep_directories, object_id)),
+        ])
+
+    async def _sweep_cgroups(self, object_id: str) -> None:
+        found = await asyncio.to_thread(self._cgroup_traces)
+        # Deepest first: a pod's cgroup can go only after its containers'.
+        for path in sorted(found.get(object_id, ()), key=lambda p: -p.count("/")):
+            await self._cgroups.kill(path)
+            await self._cgroups.remove(path)
+
+    async def _sweep_runtimes(self, object_id: str) -> None:
+        for runtime in self._runtimes.values():
+            if object_id in await runtime.containers():
+                await runtime.delete(object_id, force=True)
+
+    def _sweep_directories(self, object_id: str) -> None:
+        paths = self._paths
+        for directory in (
+            paths.container(object_id), paths.pod(object_id), paths.layer(object_id)
+        ):
+            mounts.unmount_tree(directory, syscalls=self._syscalls)
+            remove_tree(directory)
+        paths.exit_file(object_id).unlink(missing_ok=True)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir()]
+    except FileNotFoundError:
+        return []
