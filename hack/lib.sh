@@ -214,3 +214,43 @@ need_for_conformance() {
   need_for_images
   need_programs runc ipcmk=util-linux
 }
+
+# Programs that outlive the script that started them. $background/NAME holds the pid and the start
+# time of the process, so that a number that was given to somebody else is never signalled.
+background=/run/podwright-hack
+export background
+
+start_time_of() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2>/dev/null; }
+
+is_running() {
+  local pid start
+  read -r pid start 2>/dev/null <"$background/$1" || return 1
+  [[ -n $start && $(start_time_of "$pid") == "$start" ]]
+}
+
+# start_background NAME LOG COMMAND...
+start_background() {
+  local name=$1 log=$2 pid
+  shift 2
+  mkdir -p "$background"
+  setsid "$@" >>"$log" 2>&1 </dev/null &
+  pid=$!
+  echo "$pid $(start_time_of "$pid")" >"$background/$name"
+}
+
+stop_background() {
+  local name=$1 pid start
+  if is_running "$name"; then
+    read -r pid start <"$background/$name"
+    kill "$pid" 2>/dev/null || true
+    for _ in {1..150}; do
+      is_running "$name" || break
+      sleep 0.1
+    done
+    if is_running "$name"; then
+      say "$name (pid $pid) does not end; killing it"
+      kill -KILL "$pid" 2>/dev/null || true
+    fi
+  fi
+  rm -f "$background/$name"
+}
