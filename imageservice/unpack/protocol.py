@@ -1,0 +1,82 @@
+"""What the daemon and an unpack worker say to each other: one JSON document a line, over a socket.
+
+    daemon                      worker
+      ── Job ──────────────────►
+      ◄────────────── Progress ── a few times a second while it works
+      ◄─────── Done or Failed ── exactly one
+      ── next Job, or the end of the socket: the worker exits
+
+A worker that hears nothing for its idle time exits by itself; one that is to stop at once is
+killed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+#: Longest line either side accepts: 4096 implied directories of 4 KiB each, escaped twofold.
+MAX_LINE_BYTES: Final = 32 * 1024 * 1024
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Unpack one layer.
+
+    Attributes:
+        blob: path of the verified, compressed blob.
+        tree: path of the empty directory to fill.
+        diff_id: what the plain tar must hash to.
+        max_plain_bytes: more is a bomb.
+        max_entries: more is a bomb.
+    """
+
+    blob: str
+    tree: str
+    diff_id: str
+    max_plain_bytes: int
+    max_entries: int
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`blob_bytes` of the blob are behind us."""
+
+    blob_bytes: int
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The tree is complete and the diffID was right.
+
+    Attributes:
+        entries, size_bytes, opaque_root: see `apply.TreeFacts`.
+        implied: directories that the archive does not describe, "" for the root; decoded latin-1.
+        plain_bytes: length of the plain tar.
+        compression: what the blob turned out to be.
+    """
+
+    entries: int
+    size_bytes: int
+    opaque_root: bool
+    implied: tuple[str, ...]
+    plain_bytes: int
+    compression: str
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The layer cannot be unpacked; `kind` names a class of sandbox.host.errors."""
+
+    kind: str
+    message: str
+    hint: str
+    fields: dict[str, str | int]
+
+
+Reply = Progress | Done | Failed
+
+job_decoder: Final = msgspec.json.Decoder(Job)
+reply_decoder: Final[msgspec.json.Decoder[Reply]] = msgspec.json.Decoder(Reply)
+
+
+def encode(message: Job | Reply) -> bytes:
+    """One line."""
+    return msgspec.json.encode(message) + b"\n"

@@ -1,0 +1,84 @@
+"""The program that unpacks layers: `python -m imageservice.unpack.worker IDLE_SECONDS`.
+
+Everything that parses or writes bytes of an image happens here, in a process that holds no state,
+serves nobody else and can be killed at any moment: a layer that hangs, eats memory or crashes a
+decompressor costs one worker and fails one pull. It speaks `protocol` on its standard input, which
+is a socket, and ends when that ends, so it does not outlive the daemon for longer than a moment.
+
+Limits: no core dumps (they would hold image contents), `MEMORY_BYTES` of address space, so that a
+crafted layer runs into MemoryError here and not into the node's OOM killer.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Final
+
+import msgspec
+
+from imageservice.unpack import protocol
+from imageservice.unpack.layer import unpack_layer
+from imageservice.unpack.protocol import Failed, Progress
+from sandbox.host.clock import SystemClock
+from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
+
+#: Address space of a worker: twelve times what an honest layer with a 128 MiB zstd window needs.
+MEMORY_BYTES: Final = 2 << 30
+#: Between two Progress lines.
+_PROGRESS_NS: Final = 200_000_000
+
+
+def main() -> int:
+    """Serve jobs until the socket ends or nothing is asked for the idle time; an exit status."""
+    # A terminal's Ctrl-C is for the daemon, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.umask(0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with socket.socket(fileno=os.dup(0)) as channel:
+        channel.settimeout(float(sys.argv[1]))
+        lines = channel.makefile("rb")
+        try:
+            while line := lines.readline(protocol.MAX_LINE_BYTES):
+                channel.sendall(protocol.encode(_answer(line, channel)))
+        except (TimeoutError, BrokenPipeError, ConnectionResetError):
+            pass  # idle, or the daemon is gone: either way there is nobody to tell
+    return 0
+
+
+def _answer(line: bytes, channel: socket.socket) -> protocol.Reply:
+    clock = SystemClock()
+    last_ns = clock.monotonic_ns()
+
+    def report(blob_bytes: int) -> None:
+        nonlocal last_ns
+        now_ns = clock.monotonic_ns()
+        if now_ns - last_ns >= _PROGRESS_NS:
+            last_ns = now_ns
+            channel.sendall(protocol.encode(Progress(blob_bytes=blob_bytes)))
+
+    try:
+        return unpack_layer(protocol.job_decoder.decode(line), report)
+    except PodwrightError as error:
+        return _failed(error)
+    except MemoryError:
+        return _failed(ResourceExhausted("layer needs too much memory to unpack"))
+    except msgspec.MsgspecError as error:
+        return _failed(Corrupt(f"unpack job is malformed: {error}"))
+
+
+def _failed(error: PodwrightError) -> Failed:
+    return Failed(
+        kind=type(error).__name__,
+        message=error.message[:4096],
+        hint=error.hint[:4096],
+        fields={k: v[:4096] if isinstance(v, str) else v for k, v in error.fields.items()},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
