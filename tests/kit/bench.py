@@ -1,0 +1,161 @@
+"""Command line of hack/bench: measures runtimes in turn, in one run, and prints medians and ratios.
+
+In turn means: one life of a pod with the first runtime, one with the second, and again. The machine
+is never quiet and never equally busy; taking turns makes its moods everybody's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from protos import api_pb2 as api
+from tests.kit.images import make_sets
+from tests.kit.measure import (
+    BUSYBOX,
+    LARGE,
+    MANY_FILES,
+    STEPS,
+    Target,
+    lives_at_once,
+    one_life,
+    pull,
+    remove_image,
+    with_many_pods,
+)
+from tests.kit.registry import running_registry
+from tests.kit.runtimes import NETWORKS, running
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="hack/bench")
+    parser.add_argument("runtimes", nargs="*", default=["podwright", "containerd"])
+    parser.add_argument("--storage", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=12)
+    parser.add_argument("--pull-runs", type=int, default=3)
+    parser.add_argument("--pods", type=int, default=16)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    pulls = options.pull_runs > 0
+    registry = make_sets(options.storage, ["first-pod", "critest", *(["bench"] if pulls else [])])
+    with (
+        tempfile.TemporaryDirectory(prefix="podwright-bench-") as work,
+        running_registry(registry, Path(work)) as port,
+        contextlib.ExitStack() as daemons,
+    ):
+        targets = [_target(text, port, daemons) for text in options.runtimes]
+        for target in targets:
+            answer = target.runtime.Version(api.VersionRequest(), timeout=30)
+            target.version = f"{answer.runtime_name} {answer.runtime_version}"
+        measure(targets, runs=options.runs, pull_runs=options.pull_runs, pods=options.pods)
+    print(table(targets))
+    if options.json is not None:
+        options.json.write_text(json.dumps(document(targets), indent=2) + "\n")
+    return 0
+
+
+def _target(text: str, port: int, daemons: contextlib.ExitStack) -> Target:
+    """A runtime by name, which is started, or by NAME=SOCKET, which must be running."""
+    name, _, socket = text.partition("=")
+    if socket:
+        return Target(name=name, socket=Path(socket.removeprefix("unix://")))
+    if name not in NETWORKS:
+        raise SystemExit(f"{name}: not one of {sorted(NETWORKS)}, and no NAME=SOCKET either")
+    return Target(name=name, socket=daemons.enter_context(running(name, port)).socket)
+
+
+def measure(targets: list[Target], *, runs: int, pull_runs: int, pods: int) -> None:
+    """Take all samples."""
+    for target in targets:
+        _tell(f"{target.name}: warming up")
+        pull(target, BUSYBOX)
+        one_life(target, "warm-up", note=False)
+    for number in range(runs):
+        _tell(f"life {number + 1} of {runs}")
+        for target in targets:
+            one_life(target, f"life-{number}")
+    for number in range(3 if runs else 0):
+        _tell(f"four clients at once, {number + 1} of 3")
+        for target in targets:
+            lives_at_once(target, clients=4, pods=12, round_number=number)
+    for target in targets if pods else []:
+        _tell(f"{target.name}: {pods} pods")
+        with_many_pods(target, pods=pods)
+    for number in range(pull_runs):
+        for row, image in (
+            ("pull, 245 MB, 15,000 files", LARGE),
+            ("pull, 30,000 files", MANY_FILES),
+        ):
+            for target in targets:
+                _tell(f"{target.name}: {row}, {number + 1} of {pull_runs}")
+                os.sync()
+                target.timed(row, partial(pull, target, image))
+                target.timed(f"remove after {row}", partial(remove_image, target, image))
+
+
+def rows_of(targets: list[Target]) -> list[str]:
+    """Rows in the order of the work, not of the alphabet."""
+    seen = dict.fromkeys(row for target in targets for row in target.samples)
+    first = [row for row in (*STEPS, "pod to running") if row in seen]
+    return [*first, *(row for row in seen if row not in first)]
+
+
+def table(targets: list[Target]) -> str:
+    """Medians side by side as Markdown; the ratio says how many times the first one's time."""
+    head = ["median, ms unless said", *(f"{t.name} ({t.version})" for t in targets)]
+    head += [f"{t.name} / {targets[0].name}" for t in targets[1:]]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    for row in rows_of(targets):
+        medians = [_median(target, row) for target in targets]
+        cells = [row, *(_text(m) for m in medians)]
+        cells += [f"{m / medians[0]:.2f}" if m and medians[0] else "" for m in medians[1:]]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    lines.append(machine())
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """One line that says where the numbers come from."""
+    cgroup = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
+    return (
+        f"{os.cpu_count()} cores, Linux {platform.release()}, cgroup {cgroup}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def document(targets: list[Target]) -> dict[str, object]:
+    """All samples, for whoever wants more than medians."""
+    return {
+        "machine": machine(),
+        "runtimes": [{"name": t.name, "version": t.version, "samples": t.samples} for t in targets],
+    }
+
+
+def _median(target: Target, row: str) -> float | None:
+    samples = target.samples.get(row)
+    return statistics.median(samples) if samples else None
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _tell(text: str) -> None:
+    print(f"\r\033[K{text}" if sys.stderr.isatty() else text, end="", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
