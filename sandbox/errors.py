@@ -49,7 +49,7 @@ class RuntimeTimeout(DeadlineExceeded):
     """The OCI runtime or conmon did not finish in the time it was given, and was killed."""
 
 
-class CommandNotFound(RuntimeFailed, InvalidArgument):
+class CommandNotFound(InvalidArgument):
     """The program to run does not exist in the container's file system, or is not executable."""
 
 

@@ -1,0 +1,321 @@
+"""ExecSync: run a command in a container, wait for it, return what it wrote.
+
+The runtime is run directly, with pipes, no conmon in between: nobody attaches, and one process
+less is one less to lose. `exec` of crun and runc waits for the command and ends with its status
+(128 plus the signal's number where one ended it), so a normal end needs nothing else. The rest of
+this module is about the ends that are not normal:
+
+- Too much output: what is beyond the limit is read and dropped; a writer is never blocked.
+- Out of time, or the client has gone: the command and everything it started is killed: all of its
+  session, and all descendants (`sandbox.runtime.proctree`). Killing the runtime alone would leave
+  them.
+- A background process keeps the pipes: the answer waits for a moment (`exec_drain_s`), then goes
+  out; the process is left alone.
+- The container ends: its processes die with it, the command too.
+
+What the runtime itself complains about (no such program, container paused) is told apart from an
+exit code by its log, since it may end with any code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+import signal
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sandbox.errors import ContainerNotRunning, ExecTimeout, RuntimeFailed, RuntimeMissing
+from sandbox.host import files
+from sandbox.host.errors import NotFound, PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.host.pidfd import Process, boot_id
+from sandbox.runtime import proctree
+from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
+from sandbox.runtime.crun import read_pid_file
+from sandbox.runtime.pipes import drain, make_pipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.clock import Clock
+    from sandbox.host.files import Fd
+    from sandbox.host.processes import ProcessRunner, Spawned
+    from sandbox.model import ProcessRef
+    from sandbox.runtime.driver import OciRuntime, RuntimeObserver
+    from sandbox.settings import SandboxSettings
+
+_log = get_logger("execs")
+
+#: Pause between two rounds of killing (seconds): a process may have forked in between.
+_KILL_PAUSE_S: Final = 0.01
+
+#: Directories of execs in a container's run directory; a sweep may remove what has this prefix.
+EXEC_PREFIX: Final = "exec-"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRequest:
+    """A command to run in a container.
+
+    Attributes:
+        container_id: ours.
+        runtime: the one that holds the container.
+        directory: the container's run directory; a sub-directory lives in it meanwhile.
+        cgroup_path: OCI cgroupsPath of the container.
+        init: its first process: when that ends, the command must too.
+        process_json: OCI `process` document, terminal false.
+        timeout_s: 0 or less waits for ever.
+    """
+
+    container_id: str
+    runtime: OciRuntime
+    directory: Path
+    cgroup_path: str
+    init: ProcessRef
+    process_json: bytes
+    timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What came of it.
+
+    Attributes:
+        stdout: what it wrote, up to the limit.
+        stderr: likewise; both together stay below the limit.
+        exit_code: 0 to 255.
+        truncated: there was more.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+    truncated: bool = False
+
+
+class _Budget:
+    """Bytes that two streams may take together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.left_bytes = limit_bytes
+        self.exceeded = False
+
+
+class _Captured:
+    """One stream, as far as the budget goes."""
+
+    def __init__(self, budget: _Budget) -> None:
+        self._budget = budget
+        self.data = bytearray()
+
+    def take(self, chunk: bytes) -> bool:
+        """Keep what there is room for; always wants more, so that the writer never blocks."""
+        kept = chunk[: self._budget.left_bytes]
+        self.data += kept
+        self._budget.left_bytes -= len(kept)
+        if len(kept) < len(chunk):
+            self._budget.exceeded = True
+        return True
+
+
+class Execs:
+    """Runs commands in containers."""
+
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        *,
+        runner: ProcessRunner,
+        cgroups: Cgroups,
+        clock: Clock,
+        observer: RuntimeObserver | None = None,
+    ) -> None:
+        self._settings = settings
+        self._runner = runner
+        self._cgroups = cgroups
+        self._clock = clock
+        self._observer = observer
+
+    async def exec_sync(self, request: ExecRequest) -> ExecResult:
+        """Run the command to its end.
+
+        Raises:
+            ExecTimeout: `timeout_s` is over; everything of the command was killed.
+            ContainerNotRunning: the container has no living process.
+            CommandNotFound, RuntimeBusy, RuntimeFailed: the runtime could not run it.
+            RuntimeMissing: the runtime's program is not there.
+        """
+        began_ns = self._clock.monotonic_ns()
+        init = Process.open(request.init.pid, request.init.start_ticks, request.init.boot_id)
+        if init is None:
+            raise ContainerNotRunning("container is not running", container=request.container_id)
+        directory = request.directory / f"{EXEC_PREFIX}{secrets.token_hex(8)}"
+        ok = False
+        try:
+            with init:
+                await asyncio.to_thread(_write_process, directory, request.process_json)
+                result = await self._run(request, directory, init)
+            ok = True
+        finally:
+            if self._observer is not None:
+                seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
+                self._observer.runtime_operation(
+                    "exec", request.runtime.handler.name, seconds, ok
+                )
+            await asyncio.to_thread(files.remove_tree, directory)
+        return result
+
+    async def _run(self, request: ExecRequest, directory: Path, init: Process) -> ExecResult:
+        argv = request.runtime.exec_argv(
+            request.container_id,
+            process_file=directory / "process.json",
+            pid_file=directory / "pid",
+            log_file=directory / "log",
+        )
+        budget = _Budget(self._settings.exec_output_bytes)
+        stdout, stderr = _Captured(budget), _Captured(budget)
+        with ExitStack() as ours:
+            with ExitStack() as theirs:
+                out, out_writer = make_pipe()
+                ours.callback(out.close)
+                theirs.callback(out_writer.close)
+                err, err_writer = make_pipe()
+                ours.callback(err.close)
+                theirs.callback(err_writer.close)
+                try:
+                    spawned = await self._runner.spawn(
+                        argv,
+                        cwd=directory,
+                        stdout_fd=out_writer.fileno(),
+                        stderr_fd=err_writer.fileno(),
+                    )
+                except NotFound as error:
+                    raise RuntimeMissing(
+                        "the container's runtime is not installed",
+                        path=str(request.runtime.handler.path),
+                    ) from error
+            try:
+                status = await self._attend(request, spawned, init, (out, stdout), (err, stderr))
+            except BaseException:
+                await self._end(request, spawned, directory / "pid")
+                raise
+        log = await asyncio.to_thread(_read_log, directory / "log")
+        if has_error(log) or status < 0:
+            raise self._failure(request, argv, status, runtime_message(log))
+        return ExecResult(bytes(stdout.data), bytes(stderr.data), status, budget.exceeded)
+
+    async def _attend(
+        self,
+        request: ExecRequest,
+        spawned: Spawned,
+        init: Process,
+        *streams: tuple[Fd, _Captured],
+    ) -> int:
+        """Read both streams and wait for the end; the runtime's exit status."""
+        status: int | None = None
+        async with asyncio.TaskGroup() as group:
+            readers = [group.create_task(self._read(pipe, sink)) for pipe, sink in streams]
+            guard = group.create_task(self._outlive(request, spawned, init))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(request.timeout_s if request.timeout_s > 0 else None):
+                    status = await spawned.wait()
+            guard.cancel()
+            if status is not None:
+                await asyncio.wait(readers, timeout=self._settings.timeouts.exec_drain_s)
+            for reader in readers:
+                reader.cancel()
+        if status is None:
+            raise ExecTimeout(
+                f"command did not end within {request.timeout_s:g} s and was killed",
+                container=request.container_id,
+            )
+        return status
+
+    async def _read(self, pipe: Fd, sink: _Captured) -> None:
+        try:
+            await drain(pipe, sink.take)
+        except PodwrightError as error:
+            # The command goes on and its exit code counts; what it writes from now on is lost.
+            _log.warning("output of a command cannot be read", error=str(error))
+
+    async def _outlive(self, request: ExecRequest, spawned: Spawned, init: Process) -> None:
+        """See that the command ends with its container, also in a shared pid namespace."""
+        await init.wait()
+        await self._clock.sleep(self._settings.timeouts.exec_drain_s)
+        await self._cgroups.kill(request.cgroup_path)
+        await self._clock.sleep(self._settings.timeouts.exec_drain_s)
+        spawned.kill_group(signal.SIGKILL)
+
+    def _failure(
+        self, request: ExecRequest, argv: tuple[str, ...], status: int, message: str
+    ) -> PodwrightError:
+        name = request.runtime.handler.name
+        if status < 0 and not message:
+            return RuntimeFailed(
+                f"{name} exec was ended by signal {-status}", container=request.container_id
+            )
+        return failure(
+            "exec",
+            name,
+            request.container_id,
+            exit_status=status,
+            message=message,
+            replay=shlex.join(argv),
+        )
+
+    # Killing.
+
+    async def _end(self, request: ExecRequest, spawned: Spawned, pid_file: Path) -> None:
+        """Kill the command and what it started, then the runtime that waits for it."""
+        deadline_ns = self._clock.monotonic_ns() + int(self._settings.timeouts.exec_kill_s * 1e9)
+        with suppress(PodwrightError):
+            while await self._kill_once(request, spawned, pid_file):
+                if self._clock.monotonic_ns() >= deadline_ns:
+                    _log.warning("command does not end after SIGKILL",
+                                 container=request.container_id)
+                    break
+                await self._clock.sleep(_KILL_PAUSE_S)
+        spawned.kill_group(signal.SIGKILL)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.timeouts.exec_kill_s):
+                await spawned.wait()
+
+    async def _kill_once(self, request: ExecRequest, spawned: Spawned, pid_file: Path) -> bool:
+        """Kill whoever is there now; whether anybody was."""
+        inside = await self._cgroups.processes(request.cgroup_path)
+        everyone = await asyncio.to_thread(proctree.snapshot)
+        found: dict[int, proctree.ProcessInfo] = {}
+        if spawned.pidfd >= 0:
+            # Not reaped up to here, so the number was the runtime's when /proc was read.
+            for info in proctree.family(everyone, {spawned.pid}):
+                found[info.pid] = info
+        with suppress(PodwrightError):
+            # The session of the command, for when the runtime has ended before it. Only inside
+            # the container: the number itself may be a stranger's by now.
+            session = await asyncio.to_thread(read_pid_file, pid_file)
+            members = [info for info in everyone if info.pid in inside]
+            for info in proctree.family(members, {session}):
+                found[info.pid] = info
+        boot = boot_id()
+        for info in found.values():
+            process = Process.open(info.pid, info.start_ticks, boot)
+            if process is not None:
+                with process:
+                    process.send_signal(signal.SIGKILL)
+        return bool(found)
+
+
+def _write_process(directory: Path, process_json: bytes) -> None:
+    files.make_private_dir(directory)
+    files.write_atomic(directory / "process.json", process_json, durable=False)
+
+
+def _read_log(path: Path) -> bytes:
+    try:
+        return files.read_limited(path, LOG_LIMIT_BYTES)
+    except NotFound:
+        return b""
