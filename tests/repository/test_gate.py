@@ -5,6 +5,7 @@ A linter that is not installed skips its test on a developer's machine and fails
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -136,3 +137,10 @@ def test_readme_verbs_of_podwright_exist() -> None:
 def test_no_file_knows_where_it_was_written() -> None:
     here = str(TOP).encode()
     assert [path for path in tracked() if here in path.read_bytes()] == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    modules = [path for package in PACKAGES for path in tracked(f"{package}/*.py")]
+    docstrings = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in modules}
+    silent = [str(p.relative_to(TOP)) for p, text in docstrings.items() if len(text) < 20]
+    assert silent == []
