@@ -9,14 +9,14 @@ because for ours that is a failure.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,9 @@ NETWORKS: Final = {
     "podwright": ("pwkit0", "10.201.0.0/16"),
     "containerd": ("pwkit1", "10.202.0.0/16"),
 }
+
+#: Monitors and shims need a moment to go after the last of their pods went.
+LEFTOVER_PATIENCE_S: Final = 3.0
 
 
 class RuntimeDidNotStart(Exception):
@@ -55,26 +58,23 @@ class Runtime:
         return f"unix://{self.socket}"
 
 
-Configure = Callable[[Path, Path, int], tuple[list[str], Path]]
-
-
 @contextlib.contextmanager
-def running(name: str, registry_port: int, *, handler: str = "") -> Iterator[Runtime]:
+def running(name: str, registry_port: int) -> Iterator[Runtime]:
     """Run `name` ("podwright" or "containerd") over fresh directories until the block ends."""
     configure = {"podwright": _configure_podwright, "containerd": _configure_containerd}[name]
     bridge, subnet = NETWORKS[name]
     with contextlib.ExitStack() as stack:
         # The socket's path must be short (108 bytes), the state needs a real disk.
         run = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/run"))
-        stack.callback(shutil.rmtree, run, ignore_errors=True)
+        stack.callback(_remove_tree, run)
         work = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/var/tmp"))
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        stack.callback(_remove_tree, work)
+        for directory in (run, work):  # containers with other users must get through
+            directory.chmod(0o711)
         stack.callback(remove_bridge, bridge)
         write_hosts(work / "certs.d", registry_port)
         write_conflist(work / "cni", bridge=bridge, subnet=subnet, data_dir=work / "ipam")
-        argv, socket = configure(work, run, registry_port)
-        if handler:
-            argv = [handler if word == "{handler}" else word for word in argv]
+        argv, socket = configure(work, run)
         log = work / f"{name}.log"
         with log.open("wb") as log_file:
             process = subprocess.Popen(
@@ -139,14 +139,33 @@ def _wait_for_answer(runtime: Runtime, process: subprocess.Popen[bytes]) -> None
 
 
 def _note_leftovers(runtime: Runtime, run: Path) -> None:
+    """Write down what is still there after a moment's patience, and kill the processes among it."""
     places = (str(run), str(runtime.work))
+    deadline_s = time.monotonic() + LEFTOVER_PATIENCE_S
+    while (processes := _processes_of(*places)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
     runtime.leftovers += [f"mount {target}" for target in _mounts_below(*places)]
+    for pid, command in processes.items():
+        runtime.leftovers.append(f"process {pid}: {command[:200]}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _processes_of(*places: str) -> dict[int, str]:
+    """Processes that name our directories, or live in a container whose files are there."""
+    found: dict[int, str] = {}
+    ours = Path("/proc/self/ns/mnt").readlink()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if any(place in command for place in places):
-                    runtime.leftovers.append(f"process {entry.name}: {command[:200]}")
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            text = command
+            if (entry / "ns/mnt").readlink() != ours:
+                text += (entry / "mountinfo").read_text()
+            if any(place in text for place in places):
+                found[int(entry.name)] = command
+    return found
 
 
 def _mounts_below(*places: str) -> list[str]:
@@ -159,7 +178,15 @@ def _unmount_below(place: Path) -> None:
         subprocess.run(["umount", "--lazy", target], check=False)
 
 
-def _configure_containerd(work: Path, run: Path, registry_port: int) -> tuple[list[str], Path]:
+def _remove_tree(place: Path) -> None:
+    """Delete a directory of ours, but nothing through a mount that could not be undone."""
+    if _mounts_below(str(place)):
+        print(f"not deleting {place}: something is still mounted there", file=sys.stderr)
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _configure_containerd(work: Path, run: Path) -> tuple[list[str], Path]:
     """Containerd 1.6 or later as a plain CRI runtime with runc and cgroupfs."""
     socket = run / "containerd.sock"
     cri = 'plugins."io.containerd.grpc.v1.cri"'
@@ -204,12 +231,26 @@ SystemdCgroup = false
     return ["containerd", "--config", str(work / "config.toml")], socket
 
 
-def _configure_podwright(work: Path, run: Path, registry_port: int) -> tuple[list[str], Path]:
-    raise NotImplementedError
+def _configure_podwright(work: Path, run: Path) -> tuple[list[str], Path]:
+    """The daemon of this tree, as `.venv/bin/podwright` starts it."""
+    (work / "config.toml").write_text(
+        f"""
+[daemon]
+run_root = "{run}/podwright"
+state_root = "{work}/state"
 
+[cni]
+conf_dir = "{work}/cni"
+bin_dirs = ["{bin_dir()}"]
 
-def is_json(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        json.loads(text)
-        return True
-    return False
+[image]
+registry_config_dirs = ["{work}/certs.d"]
+
+[metrics]
+address = ""
+"""
+    )
+    program = Path(sys.executable).with_name("podwright")
+    return [str(program), "serve", "--config", str(work / "config.toml")], (
+        run / "podwright" / "podwright.sock"
+    )
