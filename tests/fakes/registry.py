@@ -194,6 +194,7 @@ class FakeRegistry:
         self.tokens: dict[str, tuple[str, ...]] = {}
         self.open_connections = 0
         self.accepted_connections = 0
+        self._tokens_made = 0
         self._tls = tls
         self._script: list[tuple[str, list[Fault]]] = []
         self._server: asyncio.Server | None = None
@@ -316,7 +317,7 @@ class FakeRegistry:
         self.open_connections += 1
         self.accepted_connections += 1
         try:
-            while (request := await _read_request(reader)) is not None:
+            while (request := await _read_request(reader, writer)) is not None:
                 self.requests.append(request)
                 if not await self._respond(request, writer):
                     break
@@ -474,7 +475,8 @@ class FakeRegistry:
             allowed = anonymous or _basic_user(given or "", self.users) is not None
         if not allowed:
             return 401, [], b""
-        token = f"token-{len(self.tokens)}-of-{self.port}"
+        self._tokens_made += 1
+        token = f"token-{self._tokens_made}-of-{self.port}"
         self.tokens[token] = tuple(scopes)
         document: dict[str, object] = {"token": token}
         if self.token_life_s is not None:
@@ -482,9 +484,16 @@ class FakeRegistry:
         return 200, [("Content-Type", "application/json")], json.dumps(document).encode()
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Recorded | None:
+async def _read_request(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Recorded | None:
     try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        start = await reader.readexactly(1)
+        if start == b"\x16":  # a TLS hello on a plain port: servers answer in plain HTTP
+            writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            await writer.drain()
+            return None
+        head = (start + await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     first, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
