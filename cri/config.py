@@ -1,0 +1,192 @@
+"""Configuration: files, drop-ins and flags become one checked value with the origin of every part.
+
+Read in this order, later ones win key by key: defaults, `/etc/podwright/config.toml`, the files
+`config.d/*.toml` beside it in lexical order, `--set section.key=value` and the named flags. Every
+problem of all files is collected before anything is refused, so that one run shows them all; an
+unknown key is refused with the nearest known one, because a setting that is silently ignored is
+worse than a daemon that does not start.
+
+Engines never see this module: each is given its own frozen settings value, made here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from cni.settings import CniSettings
+from cri import settings_table as table
+from cri.config_files import ConfigInvalid, Reading
+from imageservice.settings import ImageSettings
+from metrics.settings import MetricsSettings
+from sandbox.settings import SandboxSettings, SandboxTimeouts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cri.settings_table import Setting
+    from sandbox.settings import CgroupDriver, RuntimeHandler
+
+DEFAULT_PATH: Final = Path("/etc/podwright/config.toml")
+FLAG: Final = "flag"
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The effective configuration.
+
+    Attributes:
+        values: value of every setting by `section.name`.
+        origins: where each came from: `default`, `FILE:LINE` or `flag`; handlers' keys included
+            when they are not the default.
+        handlers: the runtime handlers.
+        files: the files read, in order.
+    """
+
+    values: Mapping[str, object]
+    origins: Mapping[str, str]
+    handlers: tuple[RuntimeHandler, ...]
+    files: tuple[Path, ...]
+
+    def get(self, setting: Setting[T]) -> T:
+        """The value of `setting`."""
+        return cast("T", self.values[setting.key])
+
+    @property
+    def socket(self) -> Path:
+        """Where gRPC is served."""
+        return self.get(table.SOCKET) or self.get(table.RUN_ROOT) / "podwright.sock"
+
+    def sandbox(self) -> SandboxSettings:
+        """What the sandbox engine is told."""
+        driver = self.get(table.CGROUP_DRIVER)
+        return SandboxSettings(
+            run_root=self.get(table.RUN_ROOT),
+            state_root=self.get(table.STATE_ROOT),
+            handlers=self.handlers,
+            default_handler=self.get(table.DEFAULT_RUNTIME),
+            cgroup_driver=detect_cgroup_driver() if driver == "auto" else driver,
+            conmon_path=self.get(table.CONMON_PATH),
+            monitor_cgroup=self.get(table.MONITOR_CGROUP),
+            exec_output_bytes=self.get(table.EXEC_OUTPUT),
+            timeouts=SandboxTimeouts(
+                create_s=self.get(table.CREATE_TIMEOUT),
+                operation_s=self.get(table.OPERATION_TIMEOUT),
+                probe_s=self.get(table.PROBE_TIMEOUT),
+                exit_file_s=self.get(table.EXIT_FILE_TIMEOUT),
+                exec_drain_s=self.get(table.EXEC_DRAIN_TIMEOUT),
+                exec_kill_s=self.get(table.EXEC_KILL_TIMEOUT),
+                reopen_s=self.get(table.REOPEN_TIMEOUT),
+                kill_s=self.get(table.KILL_TIMEOUT),
+            ),
+        )
+
+    def cni(self) -> CniSettings:
+        """What the network package is told."""
+        return CniSettings(
+            conf_dir=self.get(table.CNI_CONF_DIR),
+            bin_dirs=self.get(table.CNI_BIN_DIRS),
+            cache_dir=self.get(table.CNI_CACHE_DIR) or self.get(table.STATE_ROOT) / "cni",
+            default_network=self.get(table.CNI_DEFAULT_NETWORK),
+            ip_pref=self.get(table.CNI_IP_PREF),
+            add_timeout_s=self.get(table.CNI_ADD_TIMEOUT),
+            delete_timeout_s=self.get(table.CNI_DELETE_TIMEOUT),
+            check_timeout_s=self.get(table.CNI_CHECK_TIMEOUT),
+            query_timeout_s=self.get(table.CNI_QUERY_TIMEOUT),
+            poll_s=self.get(table.CNI_POLL),
+            poll_unready_s=self.get(table.CNI_POLL_UNREADY),
+            status_grace_s=self.get(table.CNI_STATUS_GRACE),
+            environment=self.get(table.CNI_ENVIRONMENT),
+        )
+
+    def images(self) -> ImageSettings:
+        """What the image service is told."""
+        return ImageSettings(
+            root=self.get(table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images",
+            registry_config_dirs=self.get(table.REGISTRY_DIRS),
+            max_concurrent_downloads=self.get(table.MAX_DOWNLOADS),
+            pull_progress_timeout_s=self.get(table.PULL_PROGRESS_TIMEOUT),
+            min_progress_bytes=self.get(table.MIN_PROGRESS),
+            connect_timeout_s=self.get(table.CONNECT_TIMEOUT),
+            mirror_connect_timeout_s=self.get(table.MIRROR_CONNECT_TIMEOUT),
+            response_timeout_s=self.get(table.RESPONSE_TIMEOUT),
+            max_connections_per_host=self.get(table.MAX_CONNECTIONS),
+            pinned_images=self.get(table.PINNED_IMAGES),
+        )
+
+    def metrics(self) -> MetricsSettings:
+        """What the metrics endpoint is told."""
+        return MetricsSettings(
+            address=self.get(table.METRICS_ADDRESS),
+            request_timeout_s=self.get(table.METRICS_TIMEOUT),
+        )
+
+
+def detect_cgroup_driver(system: Path = Path("/run/systemd/system")) -> CgroupDriver:
+    """`systemd` where systemd runs the node (sd_booted(3)), else `cgroupfs`.
+
+    A node has one writer of its cgroups; where systemd is that writer, others are undone by it.
+    """
+    return "systemd" if system.is_dir() else "cgroupfs"
+
+
+def load(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> Config:
+    """The effective configuration.
+
+    Args:
+        path: the main file; None for the default one, which need not exist.
+        overrides: values of flags by `section.name`.
+
+    Raises:
+        ConfigInvalid: with every problem found.
+    """
+    reading = Reading()
+    files = reading.tree(path or DEFAULT_PATH, required=path is not None)
+    for key, value in (overrides or {}).items():
+        section, _, name = key.rpartition(".")
+        reading.value(section, name, value, FLAG)
+    config = Config(
+        values=reading.values,
+        origins=reading.origins,
+        handlers=reading.handlers(),
+        files=files,
+    )
+    # Each package checks what its settings mean together.
+    if not reading.problems:
+        for make in (config.sandbox, config.cni, config.images, config.metrics):
+            reading.attempt("", make)
+    if reading.problems:
+        raise ConfigInvalid(reading.problems)
+    return config
+
+
+def flag_value(text: str) -> object:
+    """The value in `--set key=VALUE`: TOML where it is TOML, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def toml_text(value: object) -> str:
+    """`value` as TOML, for `podwright config`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value == int(value) else str(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_text(entry) for entry in _flat(value)) + "]"
+    text = "" if value is None else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _flat(value: Iterable[object]) -> list[object]:
+    """Pairs of (name, value) as NAME=value, everything else as it is."""
+    return ["=".join(map(str, v)) if isinstance(v, tuple) else v for v in value]

@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import pytest
+
+from cri import settings_table as table
+from cri.config import detect_cgroup_driver, flag_value, load, toml_text
+from cri.config_files import ConfigInvalid, line_numbers
+from sandbox.host.errors import InvalidArgument
+
+
+@pytest.fixture
+def main(tmp_path):
+    return tmp_path / "config.toml"
+
+
+def drop_in(main, name, text):
+    directory = main.parent / "config.d"
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(text)
+
+
+def problems_of(main, text, **overrides):
+    main.write_text(text)
+    with pytest.raises(ConfigInvalid) as caught:
+        load(main, overrides)
+    return caught.value.problems
+
+
+def test_nothing_configured_gives_the_packages_own_defaults(main):
+    from cni.settings import CniSettings
+    from imageservice.settings import ImageSettings
+    from metrics.settings import MetricsSettings
+    from sandbox.settings import SandboxSettings
+
+    main.write_text("")
+    config = load(main)
+    assert config.cni() == CniSettings()
+    assert config.images() == ImageSettings()
+    assert config.metrics() == MetricsSettings()
+    assert config.sandbox() == SandboxSettings(cgroup_driver=detect_cgroup_driver())
+    assert config.socket == Path("/run/podwright/podwright.sock")
+    assert set(config.origins.values()) == {"default"}
+
+
+def test_the_table_knows_every_setting_once():
+    keys = [setting.key for setting in table.TABLE]
+    assert len(keys) == len(set(keys))
+    assert len(keys) > 40
+    for setting in table.TABLE:
+        assert setting.help, setting.key
+        if setting.default is not None:
+            # What `podwright config` prints for a default must be readable again.
+            assert setting.parse(flag_value(toml_text(setting.default))) == setting.default
+
+
+def test_later_sources_win_key_by_key_and_are_named(main):
+    main.write_text('[cni]\nip_pref = "ipv6"\nadd_timeout_s = 1\n[daemon]\nlog_level = "debug"\n')
+    drop_in(main, "20.toml", "# comment\n[cni]\nadd_timeout_s = 2\n")
+    drop_in(main, "10.toml", "[cni]\nadd_timeout_s = 3\n")
+    drop_in(main, "30.conf", "[cni]\nadd_timeout_s = 4\n")
+    config = load(main, {"daemon.log_level": "error"})
+    assert config.cni().add_timeout_s == 2
+    assert config.cni().ip_pref == "ipv6"
+    assert config.get(table.LOG_LEVEL) == "error"
+    assert config.origins["cni.add_timeout_s"] == f"{main.parent}/config.d/20.toml:3"
+    assert config.origins["cni.ip_pref"] == f"{main}:2"
+    assert config.origins["daemon.log_level"] == "flag"
+    assert config.origins["cni.poll_s"] == "default"
+    assert [file.name for file in config.files] == ["config.toml", "10.toml", "20.toml"]
+
+
+def test_roots_move_what_lies_below_them(main):
+    main.write_text('[daemon]\nrun_root = "/r"\nstate_root = "/s"\n')
+    config = load(main)
+    assert config.socket == Path("/r/podwright.sock")
+    assert config.cni().cache_dir == Path("/s/cni")
+    assert config.images().root == Path("/s/images")
+    assert config.sandbox().handler("crun").root == Path("/r/runtime/crun")
+
+
+def test_runtime_handlers_are_changed_and_added(main):
+    main.write_text(
+        '[runtimes.crun]\npath = "/opt/crun"\n'
+        '[runtimes.kata]\npath = "/usr/bin/kata"\noptions = ["--debug"]\n'
+        'allowed_annotations = ["io.katacontainers.*"]\n[runtime]\ndefault = "kata"\n'
+    )
+    config = load(main)
+    sandbox = config.sandbox()
+    assert [handler.name for handler in sandbox.handlers] == ["crun", "runc", "kata"]
+    assert sandbox.handler("crun").path == Path("/opt/crun")
+    assert sandbox.handler("").name == "kata"
+    assert sandbox.handler("kata").options == ("--debug",)
+    assert config.origins["runtimes.kata.options"] == f"{main}:5"
+
+
+def test_all_problems_are_told_at_once_with_their_places(main):
+    problems = problems_of(
+        main,
+        '[cni]\nconf_dirs = "/x"\nadd_timeout_s = "1"\n[cnj]\na = 1\n[runtimes.x]\nroot = "/x"\n'
+        "rot = 1\n[image]\nmax_concurrent_downloads = 0\n",
+    )
+    assert problems == (
+        f"{main}:2: unknown key in [cni]: conf_dirs; did you mean conf_dir?",
+        f"{main}:3: cni.add_timeout_s: expected a number of seconds",
+        f"{main}:5: unknown section: cnj; did you mean cni?",
+        f"{main}:8: unknown key in [runtimes.x]: rot; did you mean root?",
+        f"{main}:10: image.max_concurrent_downloads: expected a whole number from 1 to 64",
+        "runtimes.x: path is missing",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a", "Expected"),
+        ("a = 1", "unknown section: a"),
+        ("[runtimes]\ncrun = 1\n", "unknown key in [runtimes.crun]"),
+        ('[daemon]\nrun_root = "run"\n', "expected an absolute path"),
+        ('[daemon]\nlog_level = "loud"\n', "expected one of debug, info, warning, error"),
+        ('[runtime]\ndefault = "kata"\n', "no such runtime handler"),
+        ("[cni]\nbin_dirs = []\n", "no directory for network plugins"),
+        ('[cni]\nenvironment = ["A"]\n', "NAME=value"),
+        ('[runtimes.crun]\noptions = ["-x"]\n', "must start with --"),
+        ('[runtimes."a/b"]\npath = "/x"\n', "cannot be a directory name"),
+        ('[metrics]\naddress = "localhost:1"\n', "IP:PORT"),
+        ("[cni]\npoll_s = -1\n", "expected 0 to"),
+        ("[cni]\npoll_s = nan\n", "expected 0 to"),
+        ("[cni]\npoll_s = true\n", "number of seconds"),
+    ],
+)
+def test_what_is_refused(main, text, problem):
+    assert problem in problems_of(main, text)[0]
+
+
+def test_a_named_file_must_exist_and_the_default_one_need_not(main):
+    with pytest.raises(ConfigInvalid, match="No such file"):
+        load(main)
+
+
+def test_files_are_bounded_and_text(main):
+    assert "larger than" in problems_of(main, "#" * (1024 * 1024 + 1))[0]
+    main.write_bytes(b"\xff")
+    with pytest.raises(ConfigInvalid, match="utf-8"):
+        load(main)
+
+
+def test_problem_count_is_in_the_message(main):
+    main.write_text("a = 1\nb = 1\nc = 1\n")
+    with pytest.raises(InvalidArgument, match=r"unknown section: a.*and 2 more"):
+        load(main)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("true", True), ("debug", "debug"), ('["/a"]', ["/a"]), ("/a", "/a"), ("1.5", 1.5)],
+)
+def test_values_of_flags(text, value):
+    assert flag_value(text) == value
+
+
+def test_unknown_flag_keys_are_refused(main):
+    assert problems_of(main, "", **{"daemon.log_leve": "x"}) == (
+        "flag: unknown key in [daemon]: log_leve; did you mean log_level?",
+    )
+
+
+def test_cgroup_driver_follows_the_node(tmp_path):
+    assert detect_cgroup_driver(tmp_path) == "systemd"
+    assert detect_cgroup_driver(tmp_path / "none") == "cgroupfs"
+
+
+def test_lines_of_keys():
+    text = 'rot = 1\n\n[a] # x\n b = 1\n[ runtimes."x" ]\npath = 2\n'
+    assert line_numbers(text) == {".top": 1, "a.b": 4, "runtimes.x.path": 6}
