@@ -181,12 +181,12 @@ need_hugetlb_cgroup() {
   }
 }
 
-# Forwarding is the node owner's decision; we only say what will not work without it.
+# Forwarding is the node owner's decision, so nothing here changes it; but he should know that a
+# bridge plugin with isGateway does.
 mention_ip_forward() {
-  if [[ $(</proc/sys/net/ipv4/ip_forward) != 1 ]]; then
-    say "net.ipv4.ip_forward is 0: pods reach this node and each other, but nothing beyond." \
-      "To change that: sysctl -w net.ipv4.ip_forward=1"
-  fi
+  [[ $(</proc/sys/net/ipv4/ip_forward) == 1 ]] && return 0
+  say "note: net.ipv4.ip_forward is 0. The CNI bridge plugin sets it to 1 with the first pod;" \
+    "without it pods reach this node and each other, but nothing beyond"
 }
 
 # What a pod needs on a node: the OCI runtime, the monitor, the pause process, the CNI plugins.

@@ -9,6 +9,7 @@ because for ours that is a failure.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -64,6 +65,7 @@ def running(name: str, registry_port: int) -> Iterator[Runtime]:
     configure = {"podwright": _configure_podwright, "containerd": _configure_containerd}[name]
     bridge, subnet = NETWORKS[name]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(name))
         # The socket's path must be short (108 bytes), the state needs a real disk.
         run = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/run"))
         stack.callback(_remove_tree, run)
@@ -92,6 +94,18 @@ def running(name: str, registry_port: int) -> Iterator[Runtime]:
         _wait_for_answer(runtime, process)
         stack.callback(remove_all_pods, socket)
         yield runtime
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Wait until no other run has a daemon of this name: bridge and ports are fixed."""
+    with Path(f"/run/lock/podwright-kit-{name}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run with {name} to end", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def connect(socket: Path) -> grpc.Channel:
