@@ -1,4 +1,4 @@
-"""A pod's value as the network plugins are told of it; the one place that knows both vocabularies."""
+"""A pod's value as network plugins are told of it; the one place that knows both vocabularies."""
 
 from __future__ import annotations
 
@@ -17,13 +17,23 @@ if TYPE_CHECKING:
 #: The kubelet's own annotations for traffic shaping, bits per second as a Kubernetes quantity.
 INGRESS_ANNOTATION: Final = "kubernetes.io/ingress-bandwidth"
 EGRESS_ANNOTATION: Final = "kubernetes.io/egress-bandwidth"
-#: Kubernetes refuses rates outside of these (k8s.io/kubernetes pkg/util/bandwidth), bits per second.
+#: Kubernetes refuses rates outside of these (k8s.io/kubernetes pkg/util/bandwidth), bits per
+#: second.
 RATE_MIN_BITS: Final = 1_000
 RATE_MAX_BITS: Final = 10**15
 
 _SUFFIX: Final[Mapping[str, int]] = {
-    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50,
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "P": 10**15,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+    "Pi": 2**50,
 }
 _QUANTITY: Final = re.compile(r"([0-9]{1,15})(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 

@@ -21,6 +21,7 @@ from cri.inflight import Inflight
 from cri.signals import parse_signal
 from sandbox.containers import ImageUse
 from sandbox.errors import ContainerNotRunning, PodNotReady
+from sandbox.execs import ExecRequest
 from sandbox.host.errors import (
     AlreadyExists,
     Internal,
@@ -43,10 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from imageservice.service import Image, ImageService
-    from sandbox.execs import ExecResult, Execs
 
     from sandbox.compose import Composer
     from sandbox.containers import ContainerEngine
+    from sandbox.endings import Endings
+    from sandbox.execs import ExecResult, Execs
     from sandbox.model import ContainerConfig, LinuxResources, PodConfig, PodSandbox
     from sandbox.paths import Paths
     from sandbox.store import StateStore
@@ -64,6 +66,7 @@ class ContainerLifecycle:
         self,
         *,
         engine: ContainerEngine,
+        endings: Endings,
         composer: Composer,
         execs: Execs,
         images: ImageService,
@@ -72,6 +75,7 @@ class ContainerLifecycle:
         group: asyncio.TaskGroup,
     ) -> None:
         self._engine = engine
+        self._endings = endings
         self._composer = composer
         self._execs = execs
         self._images = images
@@ -193,10 +197,13 @@ class ContainerLifecycle:
         try:
             await self._take_apart(current)
         except PodwrightError as trouble:
-            _log.error("creation failed and could not be undone", container=container.id,
-                       error=str(trouble))
+            _log.error(
+                "creation failed and could not be undone",
+                container=container.id,
+                error=str(trouble),
+            )
             error.add_note(f"undoing the creation failed too: {trouble}")
-            await self._engine.note_trouble(current, trouble)
+            await self._endings.note_trouble(current, trouble)
 
     # Life.
 
@@ -210,8 +217,11 @@ class ContainerLifecycle:
         container = self._store.find_container(container_id)
         pod = self._store.pods.get(container.pod_id)
         if pod is None or pod.state is not PodState.READY:
-            raise PodNotReady("pod sandbox of the container is not ready",
-                                     container=container.id, pod=container.pod_id)
+            raise PodNotReady(
+                "pod sandbox of the container is not ready",
+                container=container.id,
+                pod=container.pod_id,
+            )
         await self._starting.join(container.id, lambda: self._start(container.id))
 
     async def _start(self, container_id: str) -> None:
@@ -244,7 +254,7 @@ class ContainerLifecycle:
         await self._take_apart(container)
 
     async def _take_apart(self, container: Container) -> None:
-        await self._engine.dismantle(container)
+        await self._endings.dismantle(container)
         await self._images.release_rootfs(container.id)
         await self._store.delete_container(container.id)
 
@@ -271,17 +281,31 @@ class ContainerLifecycle:
 
     # Commands, limits, logs.
 
-    async def exec_sync(
-        self, container_id: str, cmd: Sequence[str], timeout_s: int
-    ) -> ExecResult:
+    async def exec_sync(self, container_id: str, cmd: Sequence[str], timeout_s: int) -> ExecResult:
         """Run a command in a running container and collect its output.
 
         Raises:
-            FailedPrecondition: the container is not running.
-            DeadlineExceeded: the time ran out; every process of the command has been killed.
+            ContainerNotRunning: as it says.
+            ExecTimeout: the time ran out; every process of the command has been killed.
         """
         container = self._store.find_container(container_id)
-        return await self._execs.run(container, cmd, timeout_s=float(timeout_s))
+        if container.state is not ContainerState.RUNNING or container.init is None:
+            raise ContainerNotRunning(
+                f"container is in state {container.state.name}, no command can be run in it",
+                container=container.id,
+            )
+        bundle = self._paths.container(container.id)
+        return await self._execs.exec_sync(
+            ExecRequest(
+                container_id=container.id,
+                runtime=self._engine.runtime_of(container),
+                directory=bundle,
+                cgroup_path=container.cgroup_path,
+                init=container.init,
+                process_json=self._composer.exec_process(bundle, cmd),
+                timeout_s=float(timeout_s),
+            )
+        )
 
     async def update_resources(
         self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str]
@@ -317,9 +341,7 @@ class ContainerLifecycle:
 
     # Inside.
 
-    async def _each_of(
-        self, pod_id: str, work: Callable[[Container], Awaitable[None]]
-    ) -> None:
+    async def _each_of(self, pod_id: str, work: Callable[[Container], Awaitable[None]]) -> None:
         width = asyncio.Semaphore(TEARDOWN_WIDTH)
 
         async def one(container: Container) -> None:

@@ -1,4 +1,4 @@
-"""Pod life cycle: composes the pod engine with the network; the order of steps and what runs at once.
+"""Pod life cycle: composes the pod engine with the network; the order of steps, what runs at once.
 
     run:    reserve name ─► pin namespaces ─┬─► CNI ADD ──────────────┐
                                             ├─► files, /dev/shm        ├─► READY recorded ─► id
@@ -6,13 +6,14 @@
     stop:   containers killed ∥ CNI DEL ─► pause ended, namespaces unpinned ─► NOTREADY
     remove: stop ─► containers removed ─► directory ─► record deleted last
 
-| what fails                    | then                                                              |
-|-------------------------------|-------------------------------------------------------------------|
-| any step of run               | all of it is undone, the record goes, the error names the step     |
-| ... and the undo fails too    | the pod stays listed NOTREADY with the reason; stop/remove repeat  |
-| CNI DEL at stop               | the rest is still done; the error is returned, the next stop       |
-|                               | repeats DEL with the configuration and result that were saved      |
-| the daemon dies at any point  | `sandbox.recovery` runs the same lists at the next start           |
+| what fails                    | then                                                            |
+|-------------------------------|-----------------------------------------------------------------|
+| any step of run               | all of it is undone, the record goes, the error names the step   |
+| ... and the undo fails too    | the pod stays listed NOTREADY with the reason, stop/remove       |
+|                               | repeat                                                           |
+| CNI DEL at stop               | the rest is still done, the error is returned, the next stop     |
+|                               | repeats DEL with the configuration and result that were saved    |
+| the daemon dies at any point  | `sandbox.recovery` runs the same lists at the next start         |
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sandbox.model import NamespaceMode, PodSandbox, PodState, pod_name_key
 from sandbox.spec.sysctls import pod_sysctls
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from cni.attachment import Attachment
     from cni.network import PodNetwork
@@ -66,6 +67,8 @@ class PodLifecycle:
         self._containers = containers
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
         self._ending: Inflight[None] = Inflight(group, "pod teardown")
+        #: Pods whose network is to be detached in the background.
+        self._owed: set[str] = set()
 
     # Reading.
 
@@ -76,6 +79,21 @@ class PodLifecycle:
     def list(self) -> Collection[PodSandbox]:
         """All pods that clients may see."""
         return [p for p in self._store.pods.values() if p.state is not PodState.CREATING]
+
+    def verbose(self, pod: PodSandbox) -> Mapping[str, object]:
+        """What `crictl inspectp` shows beyond the status."""
+        return {
+            "sandboxID": pod.id,
+            "pid": pod.pause.pid if pod.pause is not None and pod.state is PodState.READY else 0,
+            "runtimeHandler": pod.handler,
+            "runtimeType": pod.runtime,
+            "config": msgspec.to_builtins(pod.config),
+            "overhead": msgspec.to_builtins(pod.config.overhead),
+            "resources": msgspec.to_builtins(pod.config.resources),
+            "runtimeSpec": self._engine.stored_spec(pod),
+            "cniResult": msgspec.json.decode(pod.cni_result) if pod.cni_result else None,
+            "trouble": pod.trouble,
+        }
 
     # Creation.
 
@@ -135,7 +153,9 @@ class PodLifecycle:
         try:
             async with asyncio.TaskGroup() as steps:
                 adding = (
-                    steps.create_task(self._network.add(self.attachment(pod)))
+                    steps.create_task(
+                        self._network.add(self.attachment(pod), config_json=pod.cni_config)
+                    )
                     if own_network
                     else None
                 )
@@ -183,7 +203,7 @@ class PodLifecycle:
             pod = self._store.find_pod(pod_id)
         except NotFound:
             return
-        await self._ending.join(("stop", pod.id), lambda: self._stop(pod.id))
+        await self._ending.join(("stop", pod.id), self._stopper(pod.id))
 
     async def _stop(self, pod_id: str) -> None:
         pod = self._store.pods.get(pod_id)
@@ -197,6 +217,8 @@ class PodLifecycle:
         # The pin is kept while the network is still attached: DEL needs the namespace.
         if not isinstance(outcomes[1], BaseException):
             await self._engine.stop(self._store.pods.get(pod_id, pod))
+        if isinstance(outcomes[1], BaseException):
+            self.owe_detach(pod_id)
         if failures:
             raise failures[0]
 
@@ -209,7 +231,7 @@ class PodLifecycle:
         await self._ending.join(("remove", pod.id), lambda: self._remove(pod.id))
 
     async def _remove(self, pod_id: str) -> None:
-        await self._ending.join(("stop", pod_id), lambda: self._stop(pod_id))
+        await self._ending.join(("stop", pod_id), self._stopper(pod_id))
         await self._containers.remove_all_of(pod_id)
         pod = self._store.pods.get(pod_id)
         if pod is None:
@@ -220,15 +242,36 @@ class PodLifecycle:
         await self._store.delete_pod(pod_id)
 
     async def finish(self, pod: PodSandbox) -> None:
-        """Finish what a former life of the daemon left half-done: undo a creation, end a removal."""
+        """Finish what a former life of the daemon left half-done, a creation or a removal."""
         await self._containers.remove_all_of(pod.id)
         await self._take_apart(pod)
 
-    async def retry_detach(self, pod_id: str) -> None:
-        """Detach the network of a pod that is not ready any more (after a reboot)."""
-        pod = self._store.pods.get(pod_id)
-        if pod is not None and pod.network_attached and pod.state is not PodState.READY:
-            await self._ending.join(("stop", pod_id), lambda: self._stop(pod_id))
+    def owe_detach(self, pod_id: str) -> None:
+        """Note that a pod's network is to be detached without waiting for a client to ask."""
+        self._owed.add(pod_id)
+
+    async def detach_owed(self) -> None:
+        """Try again to detach what is owed: after a reboot, after a failed DEL.
+
+        A pod that merely lost its pause process is not among them: it keeps its address until its
+        client stops it, because its containers may still run.
+        """
+        for pod_id in list(self._owed):
+            pod = self._store.pods.get(pod_id)
+            if pod is not None and pod.network_attached:
+                try:
+                    await self._ending.join(("stop", pod_id), self._stopper(pod_id))
+                except PodwrightError as error:
+                    _log.warning(
+                        "network of a stopped pod is still attached, tried again later",
+                        pod=pod_id,
+                        error=str(error),
+                    )
+                    continue
+            self._owed.discard(pod_id)
+
+    def _stopper(self, pod_id: str) -> Callable[[], Awaitable[None]]:
+        return lambda: self._stop(pod_id)
 
     # Network.
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cri.container_lifecycle import ContainerLifecycle
     from cri.pod_lifecycle import PodLifecycle
     from sandbox.containers import ContainerEngine
+    from sandbox.endings import Endings
     from sandbox.model import ProcessRef
     from sandbox.pods import PodEngine
     from sandbox.recovery import Decision
@@ -52,6 +53,7 @@ class Recovery:
     containers: ContainerLifecycle
     pod_engine: PodEngine
     container_engine: ContainerEngine
+    endings: Endings
     images: ImageService
     sweeper: Sweeper
 
@@ -90,8 +92,13 @@ class Recovery:
 
     async def _one(self, decision: Decision) -> None:
         if decision.action not in (Action.KEEP, Action.WATCH):
-            _log.info("recovering", kind=decision.kind, id=decision.id,
-                      action=decision.action.value, reason=decision.reason)
+            _log.info(
+                "recovering",
+                kind=decision.kind,
+                id=decision.id,
+                action=decision.action.value,
+                reason=decision.reason,
+            )
         act = {"container": self._container, "pod": self._pod, "trace": self._trace}
         await self._bounded(decision, act[decision.kind])
 
@@ -108,14 +115,19 @@ class Recovery:
             )
         except PodwrightError as failure:
             error = failure
-        _log.error("not recovered, kept for the client's next call", kind=decision.kind,
-                   id=decision.id, action=decision.action.value, error=str(error))
+        _log.error(
+            "not recovered, kept for the client's next call",
+            kind=decision.kind,
+            id=decision.id,
+            action=decision.action.value,
+            error=str(error),
+        )
         if decision.kind == "pod" and decision.id in self.store.pods:
             await self.pod_engine.note_trouble(self.store.pods[decision.id], error)
         elif decision.kind == "container" and decision.action in (Action.UNDO, Action.FINISH):
             container = self.store.containers.get(decision.id)
             if container is not None:
-                await self.container_engine.note_trouble(container, error)
+                await self.endings.note_trouble(container, error)
 
     async def _container(self, decision: Decision) -> None:
         container = self.store.containers[decision.id]
@@ -133,7 +145,7 @@ class Recovery:
                 await self.store.note(running)
                 self.container_engine.watch(running)
             case Action.MARK_LOST:
-                await self.container_engine.note_lost(container, decision.reason)
+                await self.endings.note_lost(container, decision.reason)
             case _:
                 return
 
@@ -146,6 +158,8 @@ class Recovery:
                 self.pod_engine.watch(pod)
             case Action.MARK_STOPPED:
                 await self.pod_engine.note_stopped(pod.id)
+                if pod.pause is None or pod.pause.boot_id != boot_id():
+                    self.pods.owe_detach(pod.id)
             case _:
                 return
 

@@ -28,7 +28,7 @@ from sandbox.spec.resources import to_oci
 from sandbox.users import resolve_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.model import Container, ImageDefaults, LinuxResources, PodSandbox, SecurityProfile
@@ -90,19 +90,22 @@ class Composer:
         Raises:
             InvalidArgument, Unsupported: something in the pod's request.
         """
-        spec = pause_spec(PodInputs(
-            id=pod.id,
-            config=pod.config,
-            hostname=hostname_of(pod),
-            pins=pins,
-            rootfs=self._paths.pause_rootfs,
-            argv=PAUSE_ARGV,
-            cgroups_path=pod.cgroup_path,
-            host=self._facts[pod.runtime],
-            seccomp_content=_profile(pod.config.security.seccomp,
-                                     privileged=pod.config.security.privileged),
-            annotation_patterns=self._patterns.get(pod.runtime, ()),
-        ))
+        spec = pause_spec(
+            PodInputs(
+                id=pod.id,
+                config=pod.config,
+                hostname=hostname_of(pod),
+                pins=pins,
+                rootfs=self._paths.pause_rootfs,
+                argv=PAUSE_ARGV,
+                cgroups_path=pod.cgroup_path,
+                host=self._facts[pod.runtime],
+                seccomp_content=_profile(
+                    pod.config.security.seccomp, privileged=pod.config.security.privileged
+                ),
+                annotation_patterns=self._patterns.get(pod.runtime, ()),
+            )
+        )
         return oci.encode(spec)
 
     async def container(
@@ -120,13 +123,33 @@ class Composer:
     def resources(self, runtime: str, wanted: LinuxResources) -> bytes:
         """The OCI resources that a runtime's `update` is given."""
         host = self._facts[runtime]
-        return oci.encode(to_oci(
-            wanted,
-            cgroup_version=host.cgroup_version,
-            controllers=host.controllers,
-            swap_limit=host.swap_limit,
-            pids_limit=self._pids_limit,
-        ))
+        return oci.encode(
+            to_oci(
+                wanted,
+                cgroup_version=host.cgroup_version,
+                controllers=host.controllers,
+                swap_limit=host.swap_limit,
+                pids_limit=self._pids_limit,
+            )
+        )
+
+    def exec_process(self, bundle: Path, command: Sequence[str]) -> bytes:
+        """The OCI process of a command in a container: its own process with other arguments.
+
+        User, groups, capabilities, environment, limits and labels are thereby the container's,
+        never less.
+
+        Raises:
+            ContainerNotRunning: the bundle is gone.
+        """
+        try:
+            document = files.read_limited(bundle / "config.json", SPEC_LIMIT_BYTES)
+        except NotFound as error:
+            raise ContainerNotRunning(
+                "container is being removed", container=bundle.name
+            ) from error
+        process = msgspec.json.decode(document, type=oci.Spec).process
+        return oci.encode(msgspec.structs.replace(process, args=tuple(command), terminal=False))
 
     def stored_spec(self, bundle: Path) -> object:
         """The document in a bundle as JSON values; None once the bundle is gone."""
@@ -156,32 +179,34 @@ class Composer:
             path: lookup.volume_directory(rootfs, path)
             for path in image_volume_paths(image, config.mounts)
         }
-        spec = container_spec(ContainerInputs(
-            id=container.id,
-            pod_id=pod.id,
-            config=config,
-            pod=pod.config,
-            image=image,
-            image_name=container.image_name,
-            user=user,
-            rootfs=rootfs,
-            pins=self.pins(pod),
-            target_pid=target,
-            hostname=hostname_of(pod),
-            files=self._files(pod),
-            mounts=lookup.resolve_mounts(
-                config.mounts, recursive_read_only=host.recursive_read_only
-            ),
-            image_volumes=volumes,
-            devices=lookup.resolve_devices(config.devices),
-            host_devices=lookup.host_devices() if security.privileged else (),
-            cgroups_path=container.cgroup_path,
-            host=host,
-            rlimits=self._rlimits,
-            pids_limit=self._pids_limit,
-            seccomp_content=_profile(security.seccomp, privileged=security.privileged),
-            annotation_patterns=self._patterns.get(container.runtime, ()),
-        ))
+        spec = container_spec(
+            ContainerInputs(
+                id=container.id,
+                pod_id=pod.id,
+                config=config,
+                pod=pod.config,
+                image=image,
+                image_name=container.image_name,
+                user=user,
+                rootfs=rootfs,
+                pins=self.pins(pod),
+                target_pid=target,
+                hostname=hostname_of(pod),
+                files=self._files(pod),
+                mounts=lookup.resolve_mounts(
+                    config.mounts, recursive_read_only=host.recursive_read_only
+                ),
+                image_volumes=volumes,
+                devices=lookup.resolve_devices(config.devices),
+                host_devices=lookup.host_devices() if security.privileged else (),
+                cgroups_path=container.cgroup_path,
+                host=host,
+                rlimits=self._rlimits,
+                pids_limit=self._pids_limit,
+                seccomp_content=_profile(security.seccomp, privileged=security.privileged),
+                annotation_patterns=self._patterns.get(container.runtime, ()),
+            )
+        )
         return Composed(document=oci.encode(spec), user=_stored_user(user))
 
     def pins(self, pod: PodSandbox) -> dict[PinKind, Path]:

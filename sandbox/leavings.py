@@ -2,8 +2,8 @@
 
 A conmon or an OCI runtime that was started just before the daemon died goes on without it: it may
 finish the creation minutes later. Recovery therefore looks for such helpers by the id in their
-command line (the id is 64 random hex digits: nobody else has it), ends them through pidfds, and only
-then takes the object apart.
+command line (the id is 64 random hex digits: nobody else has it), ends them through pidfds, and
+only then takes the object apart.
 """
 
 from __future__ import annotations
@@ -72,8 +72,18 @@ class Leavings:
 
 
 #: Programs that the daemon starts with an object's id among their arguments.
-HELPER_PROGRAMS: Final = frozenset({"conmon", "crun", "runc", "runc:[0:PARENT]", "runc:[1:CHILD]",
-                                    "runc:[2:INIT]", "runsc", "kata-runtime"})
+HELPER_PROGRAMS: Final = frozenset(
+    {
+        "conmon",
+        "crun",
+        "runc",
+        "runc:[0:PARENT]",
+        "runc:[1:CHILD]",
+        "runc:[2:INIT]",
+        "runsc",
+        "kata-runtime",
+    }
+)
 
 
 def _program(proc: Path, pid: int) -> str:

@@ -83,7 +83,8 @@ def resolve_devices(wanted: Iterable[CriDevice]) -> tuple[DeviceNode, ...]:
         if stat.S_ISDIR(status.st_mode):
             for below in sorted(source.rglob("*")):
                 node = _device_node(
-                    below, f"{device.container_path}/{below.relative_to(source)}",
+                    below,
+                    f"{device.container_path}/{below.relative_to(source)}",
                     device.permissions,
                 )
                 if node is not None:
@@ -91,8 +92,9 @@ def resolve_devices(wanted: Iterable[CriDevice]) -> tuple[DeviceNode, ...]:
             continue
         node = _device_node(source, device.container_path, device.permissions)
         if node is None:
-            raise InvalidArgument("the host path of a device is not a device",
-                                  path=device.host_path)
+            raise InvalidArgument(
+                "the host path of a device is not a device", path=device.host_path
+            )
         found.append(node)
     return tuple(found)
 
@@ -164,7 +166,8 @@ def profile_file(path: Path) -> bytes:
         return files.read_limited(path, PROFILE_LIMIT_BYTES)
     except NotFound as error:
         raise InvalidArgument(
-            "localhost seccomp profile does not exist", path=str(path),
+            "localhost seccomp profile does not exist",
+            path=str(path),
             hint="put the profile there on this node, or correct localhostProfile",
         ) from error
 

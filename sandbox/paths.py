@@ -1,8 +1,9 @@
 """Where everything of an object lies: every path derives from its id alone.
 
 That is what lets a sweep find the leavings of a creation that was killed half-way, without the
-record: the names of directories, mounts, namespace pins, bundles and exit files are functions of the
-id. What must not outlive a boot is under the run root (a tmpfs), what may is under the state root.
+record: the names of directories, mounts, namespace pins, bundles and exit files are functions of
+the id. What must not outlive a boot is under the run root (a tmpfs), what may is under the state
+root.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """Pod engine: what a pod sandbox is made of, step by step.
 
-A pod is: a directory with its small files, a /dev/shm, pinned namespaces (net, ipc, uts, and pid when
-shared), and a pause process that reaps zombies. The engine takes and gives paths and values; it
-knows nothing of CNI, images or gRPC: `cri.pod_lifecycle` puts the steps in order and runs independent
-ones at once. Undoing a creation, stopping and removing are lists of the same idempotent steps.
+A pod is: a directory with its small files, a /dev/shm, pinned namespaces (net, ipc, uts, and pid
+when shared), and a pause process that reaps zombies. The engine takes and gives paths and values;
+it knows nothing of CNI, images or gRPC: `cri.pod_lifecycle` puts the steps in order and runs
+independent ones at once. Undoing a creation, stopping and removing are lists of the same
+idempotent steps.
 
 Why namespaces are pinned first and joined by path, by the pause process too: they exist before any
 process of the pod, so CNI can work on the network while pause is being made, and nobody ever joins
 `/proc/PID/ns` of a number that may have been reused.
 
-Why pause has no conmon: it writes nothing and its exit code means nothing; its end is seen by pidfd.
+Why pause has no conmon: it writes nothing and its exit code means nothing; its end is seen by
+pidfd.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ if TYPE_CHECKING:
     from sandbox.compose import Composer
     from sandbox.host.clock import Clock
     from sandbox.host.namespaces import NamespaceWorker
-    from sandbox.host.sysctls import Kind
     from sandbox.host.syscalls import Syscalls
+    from sandbox.host.sysctls import Kind
     from sandbox.leavings import Leavings
     from sandbox.model import PodConfig
     from sandbox.paths import Paths
-    from sandbox.spec.inputs import PinKind
     from sandbox.runtime.driver import OciRuntime
+    from sandbox.spec.inputs import PinKind
     from sandbox.store import StateStore
 
 #: How long the pause process may take to vanish after SIGKILL before the step counts as failed.
@@ -128,7 +130,9 @@ class PodEngine:
         await self._store.add_pod(pod)
         return pod
 
-    async def pin_namespaces(self, pod: PodSandbox, sysctls: Mapping[str, str]) -> dict[PinKind, Path]:
+    async def pin_namespaces(
+        self, pod: PodSandbox, sysctls: Mapping[str, str]
+    ) -> dict[PinKind, Path]:
         """Make and pin the namespaces the pod does not share with the node.
 
         Returns:
@@ -202,6 +206,10 @@ class PodEngine:
         self.watch(ready)
         return ready
 
+    def stored_spec(self, pod: PodSandbox) -> object:
+        """The pause process's OCI document as JSON values; None once its bundle is gone."""
+        return self._composer.stored_spec(self._paths.pod(pod.id) / "bundle")
+
     # Life.
 
     def process(self, pod: PodSandbox) -> Process | None:
@@ -244,26 +252,38 @@ class PodEngine:
         The network must have been detached before: the pin goes here.
         """
         await self.note_stopped(pod.id)
-        await run_steps("pod", pod.id, [
-            ("pause process", lambda: self._kill_pause(pod)),
-            ("runtime state", lambda: self._delete_runtime_state(pod)),
-            ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(pod.id))),
-            ("shared memory", lambda: self._unmount_below(self._paths.pod(pod.id))),
-            ("cgroup", lambda: self._cgroups.remove_pod(pod.cgroup_path, pod.config.cgroup_parent,
-                                                        pod.id)),
-        ])
+        await run_steps(
+            "pod",
+            pod.id,
+            [
+                ("pause process", lambda: self._kill_pause(pod)),
+                ("runtime state", lambda: self._delete_runtime_state(pod)),
+                ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(pod.id))),
+                ("shared memory", lambda: self._unmount_below(self._paths.pod(pod.id))),
+                (
+                    "cgroup",
+                    lambda: self._cgroups.remove_pod(
+                        pod.cgroup_path, pod.config.cgroup_parent, pod.id
+                    ),
+                ),
+            ],
+        )
 
     async def dismantle(self, pod: PodSandbox) -> None:
         """Everything of the pod but its record; also undoes a creation stopped at any point."""
         half_made = pod.pause is None
-        await run_steps("pod", pod.id, [
-            *([("helpers", lambda: self._leavings.kill_helpers(pod.id))] if half_made else []),
-            ("stop", lambda: self.stop(pod)),
-            ("run directory", lambda: self._remove_directory(self._paths.pod(pod.id))),
-        ])
+        await run_steps(
+            "pod",
+            pod.id,
+            [
+                *([("helpers", lambda: self._leavings.kill_helpers(pod.id))] if half_made else []),
+                ("stop", lambda: self.stop(pod)),
+                ("run directory", lambda: self._remove_directory(self._paths.pod(pod.id))),
+            ],
+        )
 
     async def note_trouble(self, pod: PodSandbox, error: PodwrightError) -> None:
-        """Keep a pod whose undo failed listed as NOTREADY, so that the client finds and removes it."""
+        """Keep a pod whose undo failed listed as NOTREADY: the client finds and removes it."""
         current = self._store.pods.get(pod.id, pod)
         await self._store.note(
             msgspec.structs.replace(
@@ -280,17 +300,16 @@ class PodEngine:
             async with asyncio.timeout(PAUSE_KILL_WAIT_S):
                 await process.wait()
         except TimeoutError:
-            raise PodwrightError(
-                "pause process does not end after SIGKILL", pod=pod.id
-            ) from None
+            raise PodwrightError("pause process does not end after SIGKILL", pod=pod.id) from None
         finally:
             process.close()
 
     async def _delete_runtime_state(self, pod: PodSandbox) -> None:
         runtime = self._runtimes.get(pod.runtime)
         if runtime is None:
-            _log.warning("runtime of a pod is no longer configured", pod=pod.id,
-                         runtime=pod.runtime)
+            _log.warning(
+                "runtime of a pod is no longer configured", pod=pod.id, runtime=pod.runtime
+            )
             return
         await runtime.delete(pod.id, force=True)
 

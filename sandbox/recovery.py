@@ -1,23 +1,23 @@
 """At start: hold what is recorded against what the kernel has, decide, then act.
 
-`plan` is pure: rows and observations in, a list of decisions out; the log, the tests and the carrying
-out read the same values. Nothing is assumed about how the last life ended: a planned restart, SIGKILL
-in the middle of any step, and a reboot all take this one way, and being killed during recovery leaves
-a state that recovery takes again.
+`plan` is pure: rows and observations in, a list of decisions out; the log, the tests and the
+carrying out read the same values. Nothing is assumed about how the last life ended: a planned
+restart, SIGKILL in the middle of any step, and a reboot all take this one way, and being killed
+during recovery leaves a state that recovery takes again.
 
-| recorded             | seen                              | decision                                |
-|----------------------|-----------------------------------|-----------------------------------------|
-| pod CREATING         | anything                          | undo it: its client never got an id     |
-| pod READY            | pause lives, same boot            | keep, watch                             |
-| pod READY            | else                              | NOTREADY; network detached in background |
-| pod failed, REMOVING | anything                          | finish taking it apart                  |
-| container CREATING   | anything                          | undo it                                 |
-| container CREATED    | init lives, runtime says running  | RUNNING since the recorded intent       |
-| container CREATED, RUNNING | init lives                  | keep, watch                             |
-| container CREATED, RUNNING | init gone, same boot        | watch: the exit file tells the code     |
-| container CREATED, RUNNING | other boot                  | EXITED 255, the node was restarted      |
-| container REMOVING   | anything                          | finish removing it                      |
-| no record            | directory, pin, cgroup, mount, lease of an id | sweep it                    |
+| recorded                   | seen                             | decision                      |
+|----------------------------|----------------------------------|-------------------------------|
+| pod CREATING               | anything                         | undo it: nobody has its id    |
+| pod READY                  | pause lives, same boot           | keep, watch                   |
+| pod READY                  | else                             | NOTREADY                      |
+| pod REMOVING               | anything                         | finish taking it apart        |
+| container CREATING         | anything                         | undo it                       |
+| container CREATED          | init lives, runtime says running | RUNNING since the intent      |
+| container CREATED, RUNNING | init lives                       | keep, watch                   |
+| container CREATED, RUNNING | init gone, same boot             | watch: the exit file tells    |
+| container CREATED, RUNNING | other boot                       | EXITED 255                    |
+| container REMOVING         | anything                         | finish removing it            |
+| no record                  | directory, pin, cgroup, lease    | sweep it                      |
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _decide_container(container: Container, seen: Observed) -> Decision:
     if container.init is None or container.init.boot_id != seen.boot_id:
         return Decision("container", container.id, Action.MARK_LOST, "the node was restarted")
     if state is ContainerState.CREATED and container.id in seen.running:
-        return Decision("container", container.id, Action.ADOPT_RUNNING,
-                        "the runtime had started it")
+        return Decision(
+            "container", container.id, Action.ADOPT_RUNNING, "the runtime had started it"
+        )
     reason = "its process lives" if container.id in seen.living else "it ended meanwhile"
     return Decision("container", container.id, Action.WATCH, reason)

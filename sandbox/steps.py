@@ -1,8 +1,8 @@
 """Teardown as an ordered list of named, idempotent steps.
 
 A failing step never keeps the later ones from being tried: a busy mount must not leak a cgroup too.
-Whoever tears down keeps the record until the whole list has succeeded, so the list can be run again,
-by the client's next call, by the next start of the daemon, or by a sweep.
+Whoever tears down keeps the record until the whole list has succeeded, so the list can be run
+again, by the client's next call, by the next start of the daemon, or by a sweep.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _log = get_logger("teardown")
 async def run_steps(what: str, object_id: str, steps: Sequence[Step]) -> None:
     """Run every step in order; afterwards raise the first failure, the others noted and logged.
 
-    A cancellation (the daemon stops) ends the list at once: the record is still there to go on from.
+    A cancellation (the daemon stops) ends the list at once: the record is still there to go on
+    from.
     """
     first: PodwrightError | None = None
     for name, step in steps:
@@ -39,8 +40,9 @@ async def run_steps(what: str, object_id: str, steps: Sequence[Step]) -> None:
             failure.__cause__ = error
         else:
             continue
-        _log.warning("teardown step failed", object=what, id=object_id, step=name,
-                     error=str(failure))
+        _log.warning(
+            "teardown step failed", object=what, id=object_id, step=name, error=str(failure)
+        )
         if first is None:
             first = failure
         else:

@@ -2,9 +2,9 @@
 
 The first caller's signal is sent once; every caller waits for the same end. A later caller with a
 smaller grace brings the KILL forward, a cancelled caller changes nothing, and the KILL is repeated
-with growing pauses until the process is gone, because a process in uninterruptible sleep or a frozen
-cgroup takes it late. No lock is held meanwhile: logs can be reopened and commands run during the
-grace period.
+with growing pauses until the process is gone, because a process in uninterruptible sleep or a
+frozen cgroup takes it late. No lock is held meanwhile: logs can be reopened and commands run
+during the grace period.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ class Stop:
             await _wait_for(self._exited, pause_s)
             rounds += 1
             if pause_s >= 1.0 and not self._exited.is_set():
-                _log.warning("container does not end after SIGKILL", container=self._id,
-                             tries=rounds)
+                _log.warning(
+                    "container does not end after SIGKILL", container=self._id, tries=rounds
+                )
             pause_s = min(pause_s * 2, KILL_PAUSE_LAST_S)
 
     async def _wait_out_grace(self) -> None:

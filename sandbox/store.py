@@ -2,10 +2,11 @@
 
 Every object is one row with its whole document (JSON of the `model` value) plus the columns that
 must be unique or searchable before a document can be trusted: id, name, pod. Names are UNIQUE in
-the database, so two creations of one pod cannot both win, not even across a crash. Reads never touch
-the disk. A write is one transaction that is on disk before memory changes, with one exception:
-what the kernel has already done (an exit, a start) is noted in memory first (`note_*`), because a
-full disk must not make the daemon deny that a process ended; such notes are written again later.
+the database, so two creations of one pod cannot both win, not even across a crash. Reads never
+touch the disk. A write is one transaction that is on disk before memory changes, with one
+exception: what the kernel has already done (an exit, a start) is noted in memory first
+(`note_*`), because a full disk must not make the daemon deny that a process ended; such notes are
+written again later.
 
 A row that cannot be read is moved to `quarantine` and named in the log: one bad record never keeps
 the daemon from starting, and its id lets the sweep find what belonged to it.
@@ -155,9 +156,7 @@ class StateStore:
         container = self._containers.get(container_id)
         if container is None or container.state is ContainerState.CREATING:
             visible = {
-                k: v
-                for k, v in self._containers.items()
-                if v.state is not ContainerState.CREATING
+                k: v for k, v in self._containers.items() if v.state is not ContainerState.CREATING
             }
             container = _by_prefix(visible, container_id, "container")
         return container
@@ -220,14 +219,16 @@ class StateStore:
         await self.flush()
 
     async def flush(self) -> None:
-        """Write the notes that have not reached the disk; a failure is logged and kept for later."""
+        """Write the notes that have not reached the disk; a failure is logged, they are kept."""
         waiting = list(self._unwritten.values())
         if not waiting:
             return
         try:
             await self._update(waiting)
         except PodwrightError as error:
-            _log.warning("state not written, kept for later", objects=len(waiting), error=str(error))
+            _log.warning(
+                "state not written, kept for later", objects=len(waiting), error=str(error)
+            )
             return
         for value in waiting:
             if self._unwritten.get(value.id) is value:
@@ -235,9 +236,7 @@ class StateStore:
 
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod and free its name; the last step of its removal."""
-        await self._database.write(
-            lambda db: db.execute(_DELETE["pods"], (pod_id,))
-        )
+        await self._database.write(lambda db: db.execute(_DELETE["pods"], (pod_id,)))
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
         if pod is not None:
@@ -245,9 +244,7 @@ class StateStore:
 
     async def delete_container(self, container_id: str) -> None:
         """Forget a container and free its name; the last step of its removal."""
-        await self._database.write(
-            lambda db: db.execute(_DELETE["containers"], (container_id,))
-        )
+        await self._database.write(lambda db: db.execute(_DELETE["containers"], (container_id,)))
         container = self._containers.pop(container_id, None)
         self._unwritten.pop(container_id, None)
         if container is not None:
@@ -313,9 +310,7 @@ class StateStore:
         if bad:
             await self._database.write(lambda db: _quarantine(db, bad))
 
-    async def _load_table(
-        self, table: _Table, kind: type[V], bad: list[_BadRow]
-    ) -> list[V]:
+    async def _load_table(self, table: _Table, kind: type[V], bad: list[_BadRow]) -> list[V]:
         rows = await self._database.read(lambda db: db.execute(_SELECT[table]).fetchall())
         good = []
         for row_id, document in rows:
@@ -324,8 +319,9 @@ class StateStore:
                 good.append(msgspec.json.decode(raw, type=kind))
             except msgspec.MsgspecError as error:
                 bad.append(_BadRow(table, str(row_id), raw, str(error)))
-                _log.error("unreadable record quarantined", table=table, id=str(row_id),
-                           error=str(error))
+                _log.error(
+                    "unreadable record quarantined", table=table, id=str(row_id), error=str(error)
+                )
         return good
 
 

@@ -1,7 +1,8 @@
 """Traces on the machine: which ids have left something behind, and how to take it away.
 
-Works from names alone, without any record: every directory, pin, mount, exit file, runtime state and
-cgroup of ours carries the id of its object. Only names of 64 hex digits in places of ours count.
+Works from names alone, without any record: every directory, pin, mount, exit file, runtime state
+and cgroup of ours carries the id of its object. Only names of 64 hex digits in places of ours
+count.
 """
 
 from __future__ import annotations
@@ -74,14 +75,18 @@ class Sweeper:
         return found
 
     async def sweep(self, object_id: str) -> None:
-        """Take away everything that carries the id; every step is tried, the first failure raised."""
-        await run_steps("trace", object_id, [
-            ("helpers", lambda: self._leavings.kill_helpers(object_id)),
-            ("processes and cgroups", lambda: self._sweep_cgroups(object_id)),
-            ("runtime state", lambda: self._sweep_runtimes(object_id)),
-            ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(object_id))),
-            ("directories", lambda: asyncio.to_thread(self._sweep_directories, object_id)),
-        ])
+        """Take away all that carries the id; every step is tried, the first failure raised."""
+        await run_steps(
+            "trace",
+            object_id,
+            [
+                ("helpers", lambda: self._leavings.kill_helpers(object_id)),
+                ("processes and cgroups", lambda: self._sweep_cgroups(object_id)),
+                ("runtime state", lambda: self._sweep_runtimes(object_id)),
+                ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(object_id))),
+                ("directories", lambda: asyncio.to_thread(self._sweep_directories, object_id)),
+            ],
+        )
 
     async def _sweep_cgroups(self, object_id: str) -> None:
         found = await asyncio.to_thread(self._cgroup_traces)
@@ -97,9 +102,7 @@ class Sweeper:
 
     def _sweep_directories(self, object_id: str) -> None:
         paths = self._paths
-        for directory in (
-            paths.container(object_id), paths.pod(object_id), paths.layer(object_id)
-        ):
+        for directory in (paths.container(object_id), paths.pod(object_id), paths.layer(object_id)):
             mounts.unmount_tree(directory, syscalls=self._syscalls)
             remove_tree(directory)
         paths.exit_file(object_id).unlink(missing_ok=True)

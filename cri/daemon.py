@@ -1,0 +1,341 @@
+"""Composition root: builds the real objects, wires them, starts them in order, stops them in order.
+
+Nothing else in the project constructs an engine. Order of start: the run root is claimed (a second
+daemon stops here), directories and the pause root are made, programs are probed, the state is
+opened and held against the kernel, and only then does the socket answer: an answer is true from
+the first one. Order of stop is the reverse; pods are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+from imageservice.service import ImageService
+
+from cni.network import PodNetwork
+from cri.container_lifecycle import ContainerLifecycle
+from cri.node import NodeStatus, probe_runtimes, spec_facts
+from cri.pod_lifecycle import PodLifecycle
+from cri.recover import Recovery
+from cri.rpc.service import build_methods
+from cri.server import RpcServer, claim_run_root
+from metrics.endpoint import MetricsEndpoint
+from metrics.instruments import Instruments
+from sandbox.cgroups import Cgroups
+from sandbox.compose import Composer
+from sandbox.containers import ContainerEngine
+from sandbox.endings import Endings
+from sandbox.execs import Execs
+from sandbox.host import files
+from sandbox.host.clock import SystemClock
+from sandbox.host.errors import Internal, map_os_errors
+from sandbox.host.host_facts import HostFacts
+from sandbox.host.journal import get_logger
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.namespaces import NamespaceWorker
+from sandbox.host.processes import HostProcessRunner
+from sandbox.leavings import Leavings
+from sandbox.monitor.conmon import Conmon
+from sandbox.monitor.exits import ExitWatch
+from sandbox.paths import Paths
+from sandbox.pods import PodEngine
+from sandbox.runtime.crun import CommandRuntime
+from sandbox.store import StateStore
+from sandbox.sweep import Sweeper
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cri.config import DaemonConfig
+    from sandbox.host.cgroupfs import CgroupLayout
+
+#: Between two rounds of the upkeep: unwritten state, networks still to be detached (seconds).
+UPKEEP_PAUSE_S: Final = 10.0
+
+_log = get_logger("daemon")
+
+
+class Daemon:
+    """The running service."""
+
+    def __init__(self, config: DaemonConfig, *, version: str) -> None:
+        """Nothing is touched before `run`."""
+        self._config = config
+        self._version = version
+        self._paths = Paths(run_root=config.sandbox.run_root, state_root=config.sandbox.state_root)
+        self._clock = SystemClock()
+        self._syscalls = LibcSyscalls()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            FailedPrecondition: another daemon serves this run root, or the state is of a newer one.
+            PodwrightError: anything else that keeps the daemon from starting, naming it.
+        """
+        # Every file of ours is private whatever umask we were started with (CVE-2024-25621).
+        os.umask(0o077)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        try:
+            async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
+                await self._serve(group, stack)
+                raise _Stopped
+        except* _Stopped:
+            _log.info("stopped; pods go on")
+
+    async def _serve(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
+        config, clock = self._config, self._clock
+        await asyncio.to_thread(self._make_directories)
+        stack.callback(claim_run_root(self._paths.run_root).close)
+        await asyncio.to_thread(_install_pause, config.pause_path, self._paths.pause_rootfs)
+
+        host = HostFacts.detect()
+        instruments = Instruments(self._version)
+        runner = HostProcessRunner(clock=clock)
+        cgroups = Cgroups(
+            _layout(host),
+            config.sandbox.cgroup_driver,
+            clock=clock,
+            kill_s=config.sandbox.timeouts.kill_s,
+        )
+        runtimes = {
+            handler.name: CommandRuntime(
+                handler,
+                runner=runner,
+                clock=clock,
+                systemd_cgroup=cgroups.systemd,
+                timeouts=config.sandbox.timeouts,
+                observer=instruments,
+            )
+            for handler in config.sandbox.handlers
+        }
+        infos, missing = await probe_runtimes(runtimes)
+        namespaces = NamespaceWorker(syscalls=self._syscalls, clock=clock)
+        stack.callback(namespaces.close)
+        leavings = Leavings()
+
+        store = await StateStore.open(self._paths.state_file)
+        stack.push_async_callback(store.close)
+        images = ImageService(
+            config.image,
+            containers_dir=self._paths.layers,
+            runner=runner,
+            clock=clock,
+            syscalls=self._syscalls,
+            observer=instruments,
+        )
+        await images.open()
+        stack.push_async_callback(images.close)
+        network = PodNetwork(
+            config.cni,
+            runner,
+            clock,
+            is_namespace=namespaces.is_pinned,
+            observer=instruments.cni_operation,
+        )
+        await network.start(group)
+        stack.push_async_callback(network.close)
+
+        composer = Composer(
+            paths=self._paths,
+            store=store,
+            namespaces=namespaces,
+            facts={name: spec_facts(host, cgroups.layout, infos.get(name)) for name in runtimes},
+            annotation_patterns={h.name: h.allowed_annotations for h in config.sandbox.handlers},
+        )
+        conmon = Conmon(
+            config.sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments
+        )
+        exits = ExitWatch(
+            lambda exit_: endings.exited(exit_),
+            group=group,
+            clock=clock,
+            oom_kills=cgroups.oom_kills,
+            exit_dir=self._paths.exits,
+            exit_file_s=config.sandbox.timeouts.exit_file_s,
+        )
+        stack.callback(exits.close)
+        endings = Endings(
+            paths=self._paths,
+            store=store,
+            runtimes=runtimes,
+            exits=exits,
+            cgroups=cgroups,
+            leavings=leavings,
+            syscalls=self._syscalls,
+            clock=clock,
+            group=group,
+        )
+        container_engine = ContainerEngine(
+            paths=self._paths,
+            store=store,
+            runtimes=runtimes,
+            conmon=conmon,
+            exits=exits,
+            endings=endings,
+            cgroups=cgroups,
+            syscalls=self._syscalls,
+            clock=clock,
+            group=group,
+        )
+        pod_engine = PodEngine(
+            paths=self._paths,
+            store=store,
+            runtimes=runtimes,
+            default_runtime=config.sandbox.default_handler,
+            namespaces=namespaces,
+            cgroups=cgroups,
+            leavings=leavings,
+            syscalls=self._syscalls,
+            clock=clock,
+            group=group,
+            composer=composer,
+        )
+        execs = Execs(
+            config.sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments
+        )
+        containers = ContainerLifecycle(
+            engine=container_engine,
+            endings=endings,
+            composer=composer,
+            execs=execs,
+            images=images,
+            store=store,
+            paths=self._paths,
+            group=group,
+        )
+        pods = PodLifecycle(
+            engine=pod_engine, network=network, store=store, containers=containers, group=group
+        )
+        sweeper = Sweeper(
+            paths=self._paths,
+            runtimes={n: r for n, r in runtimes.items() if n in infos},
+            namespaces=namespaces,
+            cgroups=cgroups,
+            leavings=leavings,
+            syscalls=self._syscalls,
+        )
+        await Recovery(
+            store=store,
+            pods=pods,
+            containers=containers,
+            pod_engine=pod_engine,
+            container_engine=container_engine,
+            endings=endings,
+            images=images,
+            sweeper=sweeper,
+        ).run()
+
+        instruments.watch_pods(lambda: Counter(p.state.name.lower() for p in pods.list()))
+        instruments.watch_containers(
+            lambda: Counter(c.state.name.lower() for c in containers.list())
+        )
+        endpoint = MetricsEndpoint(instruments, config.metrics)
+        await endpoint.start()
+        stack.push_async_callback(endpoint.close)
+        node = NodeStatus(
+            network=network,
+            host=host,
+            driver=config.sandbox.cgroup_driver,
+            default_handler=config.sandbox.default_handler,
+            runtimes=infos,
+            missing=missing,
+            config=config.shown(),
+        )
+        server = RpcServer(
+            build_methods(
+                pods=pods,
+                containers=containers,
+                images=images,
+                node=node,
+                clock=clock,
+                version=self._version,
+            ),
+            socket_path=config.socket,
+            observer=instruments,
+            clock=clock,
+        )
+        await server.start()
+        stack.push_async_callback(server.stop, config.stop_grace_s)
+        _notify("READY=1")
+        _log.info(
+            "serving",
+            socket=str(config.socket),
+            version=self._version,
+            pods=len(pods.list()),
+            containers=len(containers.list()),
+        )
+        group.create_task(_upkeep(store, pods, self._clock), name="upkeep")
+        await self._stopping.wait()
+        _notify("STOPPING=1")
+        _log.info("stopping", grace_s=config.stop_grace_s)
+
+    def _make_directories(self) -> None:
+        paths = self._paths
+        files.make_private_dir(paths.run_root, mode=0o711)
+        files.make_private_dir(paths.state_root, mode=0o700)
+        for directory in (paths.pods, paths.namespaces, paths.containers):
+            files.make_private_dir(directory, mode=0o711)
+        for directory in (paths.exits, paths.layers):
+            files.make_private_dir(directory, mode=0o700)
+        for handler in self._config.sandbox.handlers:
+            files.make_private_dir(handler.root, mode=0o700)
+
+
+class _Stopped(Exception):
+    """Ends the task group: everything that still runs is cancelled, in an orderly way."""
+
+
+async def _upkeep(store: StateStore, pods: PodLifecycle, clock: SystemClock) -> None:
+    """Repeat what could not be done at once: unwritten state, networks still to be detached."""
+    while True:
+        await store.flush()
+        await pods.detach_owed()
+        await clock.sleep(UPKEEP_PAUSE_S)
+
+
+def _install_pause(program: Path, rootfs: Path) -> None:
+    """Make the root that pause processes share: the program and empty mount points; blocking."""
+    for name in ("proc", "dev", "sys", "etc"):
+        files.make_private_dir(rootfs / name, mode=0o755)
+    with map_os_errors(
+        "cannot read the pause program",
+        hint="install catatonit, or set runtime.pause_path",
+        path=str(program),
+    ):
+        content = program.read_bytes()
+    target = rootfs / "catatonit"
+    if not target.exists() or target.read_bytes() != content:
+        files.write_atomic(target, content, mode=0o755)
+
+
+def _layout(host: HostFacts) -> CgroupLayout:
+    if host.cgroup is None:
+        raise Internal(
+            "no cgroup hierarchy is mounted",
+            hint="mount cgroup2 on /sys/fs/cgroup; see podwright check",
+        )
+    return host.cgroup
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it started us (sd_notify(3)); silently nothing elsewhere."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), address)
+        except OSError as error:
+            _log.warning("systemd was not told", state=state, error=str(error))

@@ -1,0 +1,131 @@
+"""What the node can do, from what was probed at start and what the network says now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri.node_facts import NETWORK_READY, RUNTIME_READY, Condition, Handler, NodeFacts
+from sandbox.host.errors import PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.security.labels import AppArmorHost
+from sandbox.security.seccomp import SeccompHost
+from sandbox.spec.inputs import HostFacts as SpecFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cni.network import PodNetwork
+    from sandbox.host.cgroupfs import CgroupLayout
+    from sandbox.host.host_facts import HostFacts
+    from sandbox.runtime.driver import OciRuntime, RuntimeInfo
+    from sandbox.settings import CgroupDriver
+
+#: mount_setattr(2) came with Linux 5.12; without it a mount cannot be made read-only recursively.
+RECURSIVE_READ_ONLY_KERNEL = (5, 12)
+
+_log = get_logger("node")
+
+
+async def probe_runtimes(
+    runtimes: Mapping[str, OciRuntime],
+) -> tuple[dict[str, RuntimeInfo], dict[str, str]]:
+    """Ask every configured runtime what it is; (answers, failures) by handler name.
+
+    A missing program fails only the pods that ask for it, so it is reported, not raised.
+    """
+    found: dict[str, RuntimeInfo] = {}
+    missing: dict[str, str] = {}
+    for name, runtime in runtimes.items():
+        try:
+            found[name] = await runtime.probe()
+        except PodwrightError as error:
+            missing[name] = str(error)
+            _log.warning("runtime handler cannot be used", handler=name, error=str(error))
+    return found, missing
+
+
+def spec_facts(host: HostFacts, layout: CgroupLayout, info: RuntimeInfo | None) -> SpecFacts:
+    """The node as the OCI document of one runtime must be made for."""
+    swap = any(
+        layout.file("/", "memory", name) is not None
+        for name in ("memory.memsw.limit_in_bytes", "memory.swap.max")
+    )
+    return SpecFacts(
+        cgroup_version=layout.version,
+        controllers=layout.available,
+        swap_limit=swap,
+        capabilities=host.capabilities_effective,
+        oom_score_adj_floor=host.oom_score_adj_floor,
+        recursive_read_only=recursive_read_only(host, info),
+        seccomp=SeccompHost(
+            supported=host.seccomp, machine=host.architecture, kernel=host.kernel_version
+        ),
+        apparmor=AppArmorHost() if host.apparmor else None,
+    )
+
+
+def recursive_read_only(host: HostFacts, info: RuntimeInfo | None) -> bool:
+    """Whether a recursively read-only mount can be made: by the kernel and by the runtime."""
+    able = info is not None and info.recursive_read_only
+    return able and host.kernel_version >= RECURSIVE_READ_ONLY_KERNEL
+
+
+class NodeStatus:
+    """Answers Status, without waiting for anything."""
+
+    def __init__(
+        self,
+        *,
+        network: PodNetwork,
+        host: HostFacts,
+        driver: CgroupDriver,
+        default_handler: str,
+        runtimes: Mapping[str, RuntimeInfo],
+        missing: Mapping[str, str],
+        config: Mapping[str, object],
+    ) -> None:
+        self._network = network
+        self._host = host
+        self._driver: CgroupDriver = driver
+        self._default = default_handler
+        self._runtimes = runtimes
+        self._missing = missing
+        self._config = config
+
+    def facts(self) -> NodeFacts:
+        """The node as of now."""
+        ok, reason, message = self._network.ready()
+        return NodeFacts(
+            conditions=(self._runtime_condition(), Condition(NETWORK_READY, ok, reason, message)),
+            handlers=self._handlers(),
+            cgroup_driver=self._driver,
+            info={
+                "config": self._config,
+                "network": self._network.describe(),
+                "runtimes": {
+                    **{n: f"{i.name} {i.version}" for n, i in self._runtimes.items()},
+                    **self._missing,
+                },
+            },
+        )
+
+    def _runtime_condition(self) -> Condition:
+        trouble = self._missing.get(self._default)
+        if trouble is None:
+            return Condition(RUNTIME_READY, True)
+        return Condition(
+            RUNTIME_READY,
+            False,
+            "DefaultRuntimeUnusable",
+            f"runtime handler {self._default}: {trouble}",
+        )
+
+    def _handlers(self) -> tuple[Handler, ...]:
+        def handler(label: str, name: str) -> Handler:
+            rro = recursive_read_only(self._host, self._runtimes.get(name))
+            return Handler(label, recursive_read_only_mounts=rro)
+
+        return (
+            handler("", self._default),
+            *(handler(name, name) for name in sorted({*self._runtimes, *self._missing})),
+        )

@@ -1,0 +1,259 @@
+"""How containers end and what they leave: exits recorded, leftovers taken away.
+
+Exit truth arrives through `sandbox.monitor.exits` exactly once per container, whoever noticed
+first. `exited` records it before anything is cleaned up, because callers wait for the record, not
+for the cleaning. What follows (rest of the cgroup killed, runtime state deleted, root file system
+unmounted) is done after the answer, as idempotent steps that removal repeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandbox.host import mounts
+from sandbox.host.errors import PodwrightError
+from sandbox.host.pidfd import Process
+from sandbox.host.trees import remove_tree
+from sandbox.model import Container, ContainerState, Event, next_state
+from sandbox.steps import run_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.clock import Clock
+    from sandbox.host.syscalls import Syscalls
+    from sandbox.leavings import Leavings
+    from sandbox.monitor.exits import Exited, ExitWatch
+    from sandbox.paths import Paths
+    from sandbox.runtime.driver import OciRuntime
+    from sandbox.store import StateStore
+
+#: Exit code of a container whose start failed, and of one whose end nobody saw (as in the field).
+START_ERROR_EXIT_CODE: Final = 128
+UNKNOWN_EXIT_CODE: Final = 255
+
+
+class Endings:
+    """Records how containers ended and takes apart what is left of them."""
+
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        store: StateStore,
+        runtimes: Mapping[str, OciRuntime],
+        exits: ExitWatch,
+        cgroups: Cgroups,
+        leavings: Leavings,
+        syscalls: Syscalls,
+        clock: Clock,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._paths = paths
+        self._store = store
+        self._runtimes = runtimes
+        self._exits = exits
+        self._cgroups = cgroups
+        self._leavings = leavings
+        self._syscalls = syscalls
+        self._clock = clock
+        self._group = group
+        self._cleanups: dict[str, asyncio.Task[None]] = {}
+        self._listeners: list[Callable[[Container], None]] = []
+
+    def on_exited(self, call: Callable[[Container], None]) -> None:
+        """Have `call` told of every container whose end was recorded."""
+        self._listeners.append(call)
+
+    # Exits.
+
+    async def note_lost(self, container: Container, reason: str) -> None:
+        """Record the end of a container that nobody saw end."""
+        await self.record_exit(container, UNKNOWN_EXIT_CODE, 0, oom=False, message=reason)
+
+    async def exited(self, exit_: Exited) -> None:
+        """Record the end of a container; called once per container by the exit watch."""
+        container = self._store.containers.get(exit_.container_id)
+        if container is None or container.state in (
+            ContainerState.EXITED,
+            ContainerState.CREATING,
+            ContainerState.REMOVING,
+        ):
+            return
+        await self.record_exit(
+            container, exit_.exit_code, exit_.finished_at_ns, oom=exit_.oom, message=exit_.message
+        )
+
+    async def record_exit(
+        self, container: Container, exit_code: int, finished_at_ns: int, *, oom: bool, message: str
+    ) -> None:
+        """Record the end with its reason, tell those who wait, begin the cleaning."""
+        current = self._store.containers.get(container.id, container)
+        if exit_code == 0:
+            reason = "Completed"
+        elif oom and not current.kill_sent:
+            reason = "OOMKilled"
+        elif exit_code == UNKNOWN_EXIT_CODE and message:
+            reason = "Unknown"
+        else:
+            reason = "Error"
+        done = msgspec.structs.replace(
+            current,
+            state=next_state(current.state, Event.PROCESS_EXITED, container=container.id),
+            exit_code=exit_code,
+            finished_at_ns=max(finished_at_ns or self._clock.wall_ns(), current.started_at_ns),
+            reason=reason,
+            message=message,
+        )
+        await self._store.note(done)
+        for listener in self._listeners:
+            listener(done)
+        self._begin_cleanup(done)
+
+    async def start_failed(self, container: Container, error: PodwrightError) -> None:
+        """Record that the runtime could not start the program: EXITED with StartError."""
+        current = self._store.containers.get(container.id, container)
+        if current.state is ContainerState.CREATED:
+            now_ns = self._clock.wall_ns()
+            failed = msgspec.structs.replace(
+                current,
+                state=next_state(current.state, Event.START_FAILED, container=container.id),
+                exit_code=START_ERROR_EXIT_CODE,
+                finished_at_ns=now_ns,
+                reason="StartError",
+                message=str(error),
+            )
+            await self._store.note(failed)
+            for listener in self._listeners:
+                listener(failed)
+            self._begin_cleanup(failed)
+
+    def _begin_cleanup(self, container: Container) -> None:
+        if container.id not in self._cleanups:
+            task = self._group.create_task(
+                self._cleanup_quietly(container), name=f"clean up {container.id[:12]}"
+            )
+            self._cleanups[container.id] = task
+            task.add_done_callback(lambda _done: self._cleanups.pop(container.id, None))
+
+    async def _cleanup_quietly(self, container: Container) -> None:
+        try:
+            await self._clean_up(container)
+        except PodwrightError:
+            return  # each failed step is in the log; removal repeats all of them
+
+    # Signals.
+
+    def lives(self, container: Container) -> bool:
+        """Whether the container's first process lives."""
+        process = self._open(container)
+        if process is None:
+            return False
+        process.close()
+        return True
+
+    def _open(self, container: Container) -> Process | None:
+        ref = container.init
+        if ref is None:
+            return None
+        return Process.open(ref.pid, ref.start_ticks, ref.boot_id)
+
+    def send(self, container_id: str, number: int) -> bool:
+        """Signal the first process by pidfd; False when it is gone."""
+        container = self._store.containers.get(container_id)
+        process = self._open(container) if container is not None else None
+        if process is None:
+            return False
+        try:
+            return process.send_signal(number)
+        finally:
+            process.close()
+
+    async def kill_everything(self, container: Container) -> None:
+        """SIGKILL what is left in the container's cgroup, in a shared pid namespace too."""
+        self.send(container.id, signal.SIGKILL)
+        await self._cgroups.kill(container.cgroup_path)
+
+    # Teardown.
+
+    async def note_trouble(self, container: Container, error: PodwrightError) -> None:
+        """Keep a container whose undo failed listed, so that the client finds and removes it."""
+        current = self._store.containers.get(container.id, container)
+        await self._store.note(
+            msgspec.structs.replace(
+                current,
+                state=ContainerState.EXITED,
+                failed=True,
+                exit_code=START_ERROR_EXIT_CODE,
+                finished_at_ns=self._clock.wall_ns(),
+                reason="ContainerCreateFailed",
+                message=str(error),
+            )
+        )
+
+    async def dismantle(self, container: Container) -> None:
+        """Everything of the container but its record; also undoes a creation stopped anywhere."""
+        half_made = container.init is None
+        self._exits.forget(container.id)
+        running = self._cleanups.get(container.id)
+        if running is not None:
+            await asyncio.wait({running})
+        await run_steps(
+            "container",
+            container.id,
+            [
+                *(
+                    [("helpers", lambda: self._leavings.kill_helpers(container.id))]
+                    if half_made
+                    else []
+                ),
+                ("processes", lambda: self.kill_everything(container)),
+                ("leftovers", lambda: self._clean_up(container)),
+                ("run directory", lambda: self._remove(self._paths.container(container.id))),
+                ("writable layer", lambda: self._remove(self._paths.layer(container.id))),
+                (
+                    "exit file",
+                    lambda: asyncio.to_thread(
+                        self._paths.exit_file(container.id).unlink, missing_ok=True
+                    ),
+                ),
+            ],
+        )
+
+    async def _clean_up(self, container: Container) -> None:
+        """After the exit: what the dead container still holds."""
+        await run_steps(
+            "container",
+            container.id,
+            [
+                ("processes", lambda: self.kill_everything(container)),
+                ("runtime state", lambda: self._delete_runtime_state(container)),
+                ("cgroup", lambda: self._cgroups.remove(container.cgroup_path)),
+                (
+                    "root file system",
+                    lambda: asyncio.to_thread(
+                        mounts.unmount_tree,
+                        self._paths.container(container.id),
+                        syscalls=self._syscalls,
+                    ),
+                ),
+            ],
+        )
+
+    async def _remove(self, directory: Path) -> None:
+        def work() -> None:
+            mounts.unmount_tree(directory, syscalls=self._syscalls)
+            remove_tree(directory)
+
+        await asyncio.to_thread(work)
+
+    async def _delete_runtime_state(self, container: Container) -> None:
+        runtime = self._runtimes.get(container.runtime)
+        if runtime is not None:
+            await runtime.delete(container.id, force=True)
