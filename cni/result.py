@@ -63,10 +63,10 @@ class Route(msgspec.Struct, frozen=True):
 class ResolverKeys(msgspec.Struct, frozen=True):
     """What a plugin says about name resolution; kept, not used: the kubelet decides."""
 
-    nameservers: tuple[str, ...] | None = None
+    nameservers: list[str] | None = None
     domain: str | None = None
-    search: tuple[str, ...] | None = None
-    options: tuple[str, ...] | None = None
+    search: list[str] | None = None
+    options: list[str] | None = None
 
 
 class _Rich(msgspec.Struct):

@@ -1,102 +1,21 @@
-"""Pods attached to a real bridge by the real plugins, in namespaces of their own."""
+"""Pods attached to a real bridge by the real plugins."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
+from cni.attachment import Bandwidth
 from cni.errors import PluginFailed
-from cni.network import Attachment, PodNetwork, PortMapping
-from cni.settings import CniSettings
-from sandbox.host.clock import SystemClock
-from sandbox.host.processes import HostProcessRunner
+from cni.network import PortMapping
+from tests.host.cni_node import Node
 
 pytestmark = pytest.mark.root
 
-BRIDGE = "pwtest-br"
-NETWORK = "pwtest-net"
-PLUGINS = Path("/usr/lib/cni")
-
-
-def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
-
-
-def is_mounted(path: Path) -> bool:
-    return os.path.ismount(path)
-
-
-class Node:
-    """A pod network over a real bridge, and the namespaces of its pods."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.conf_dir = root / "net.d"
-        self.conf_dir.mkdir()
-        self.leases = root / "leases"
-        self.names: list[str] = []
-
-    def configure(self, *chained: dict, version: str = "1.0.0", **bridge) -> None:
-        ranges = [[{"subnet": "10.88.77.0/24"}], [{"subnet": "fd00:88:77::/64"}]]
-        first = {
-            "type": "bridge",
-            "bridge": BRIDGE,
-            "isGateway": True,
-            "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(self.leases)},
-            **bridge,
-        }
-        text = {"cniVersion": version, "name": NETWORK, "plugins": [first, *chained]}
-        (self.conf_dir / "10-test.conflist").write_text(json.dumps(text))
-
-    def network(self, **settings) -> PodNetwork:
-        return PodNetwork(
-            CniSettings(
-                conf_dir=self.conf_dir,
-                bin_dirs=(PLUGINS,),
-                cache_dir=self.root / "cache",
-                **settings,
-            ),
-            HostProcessRunner(),
-            SystemClock(),
-            is_namespace=is_mounted,
-        )
-
-    def pod(self, number: int = 1, **options) -> Attachment:
-        name = f"pwtest-{number}"
-        ip("netns", "add", name)
-        self.names.append(name)
-        return Attachment(
-            pod_id=f"{number:064x}",
-            netns_path=f"/run/netns/{name}",
-            pod_name=f"pod-{number}",
-            pod_namespace="default",
-            pod_uid=f"uid-{number}",
-            **options,
-        )
-
-    def addresses(self, number: int = 1) -> set[str]:
-        links = json.loads(ip("-n", f"pwtest-{number}", "-j", "addr", "show", "dev", "eth0"))
-        return {a["local"] for link in links for a in link["addr_info"] if a["scope"] == "global"}
-
-    def leased(self) -> set[str]:
-        return {
-            p.name
-            for p in self.leases.glob("*/*")
-            if p.name != "lock" and not p.name.startswith("last_reserved")
-        }
-
-    def close(self) -> None:
-        for name in self.names:
-            with suppress(subprocess.CalledProcessError):
-                ip("netns", "del", name)
-        with suppress(subprocess.CalledProcessError):
-            ip("link", "del", BRIDGE)
+TUNING = {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.rp_filter": "2"}}
+PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": False}
 
 
 @pytest.fixture
@@ -106,34 +25,60 @@ def node(tmp_path):
         yield made
     finally:
         made.close()
-    assert BRIDGE not in ip("-o", "link")
 
 
 async def test_a_pod_gets_both_addresses_and_gives_them_back(node):
     node.configure()
     network = node.network()
-    await network.refresh()
+    assert await network.refresh() == (True, "", "")
     pod = node.pod()
 
-    attached = await network.add(pod, config_json="")
+    attached = await network.add(pod)
 
     assert len(attached.ips) == 2
     assert attached.ips[0].startswith("10.88.77.")
     assert attached.ips[1].startswith("fd00:88:77:")
-    assert node.addresses() == set(attached.ips)
+    assert node.addresses(pod) == set(attached.ips)
     await network.check(pod, config_json=attached.config_json, result_json=attached.result_json)
 
     await network.delete(pod, config_json=attached.config_json, result_json=attached.result_json)
     assert node.leased() == set()
-    assert "eth0" not in ip("-n", "pwtest-1", "-o", "link")
+    assert "eth0" not in node.links(pod)
     assert list((node.root / "cache" / "results").iterdir()) == []
+    await network.delete(pod, config_json=attached.config_json, result_json=attached.result_json)
+
+
+async def test_the_other_family_may_come_first(node):
+    node.configure()
+    attached = await node.network(ip_pref="ipv6").add(node.pod())
+
+    assert attached.ips[0].startswith("fd00:88:77:")
+
+
+async def test_check_notices_a_missing_address(node):
+    node.configure()
+    network = node.network()
+    pod = node.pod()
+    attached = await network.add(pod)
+    await network.check(pod, config_json="", result_json="")
+    node.host(
+        "nsenter",
+        f"--net={pod.netns_path}",
+        "ip",
+        "addr",
+        "flush",
+        "dev",
+        "eth0",
+        "scope",
+        "global",
+    )
+
+    with pytest.raises(PluginFailed, match="failed CHECK"):
+        await network.check(pod, config_json=attached.config_json, result_json=attached.result_json)
 
 
 async def test_a_chain_with_a_host_port_and_tuning(node):
-    node.configure(
-        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": False},
-        {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.rp_filter": "2"}},
-    )
+    node.configure(PORTMAP, TUNING)
     network = node.network()
     ports = (
         PortMapping(container_port=80, host_port=18080, protocol="TCP"),
@@ -142,29 +87,37 @@ async def test_a_chain_with_a_host_port_and_tuning(node):
     pod = node.pod(port_mappings=ports)
 
     attached = await network.add(pod)
-    rules = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True).stdout
+    rules = node.host("iptables-save", "-t", "nat")
     assert "--dport 18080" in rules
     assert ":81" not in rules
 
     await network.delete(pod, config_json=attached.config_json, result_json="")
-    rules = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True).stdout
-    assert "18080" not in rules
+    assert "18080" not in node.host("iptables-save", "-t", "nat")
     assert node.leased() == set()
+
+
+async def test_bandwidth_limits_reach_the_kernel(node):
+    node.configure({"type": "bandwidth", "capabilities": {"bandwidth": True}})
+    pod = node.pod(bandwidth=Bandwidth(ingress_bits_per_s=8_000_000))
+
+    await node.network().add(pod)
+
+    assert "rate 8Mbit" in node.host("tc", "qdisc", "show")
 
 
 async def test_delete_after_the_namespace_and_the_configuration_went(node):
-    node.configure()
-    network = node.network()
-    pod = node.pod()
-    attached = await network.add(pod)
+    node.configure(PORTMAP)
+    pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=18081),))
+    attached = await node.network().add(pod)
     assert len(node.leased()) == 2
-    ip("netns", "del", node.names.pop())
+    node.remove_namespace(pod)
     (node.conf_dir / "10-test.conflist").unlink()
 
-    await node.network().delete(
-        pod, config_json=attached.config_json, result_json=attached.result_json
-    )
+    later = node.network()
+    await later.delete(pod, config_json=attached.config_json, result_json=attached.result_json)
+
     assert node.leased() == set()
+    assert "18081" not in node.host("iptables-save", "-t", "nat")
 
 
 async def test_delete_uses_the_cache_when_the_caller_has_nothing(node):
@@ -176,6 +129,23 @@ async def test_delete_uses_the_cache_when_the_caller_has_nothing(node):
     await node.network().delete(pod, config_json="", result_json="")
 
     assert node.leased() == set()
+
+
+async def test_delete_when_the_namespace_is_a_plain_file(node, tmp_path):
+    node.configure()
+    network = node.network()
+    pod = node.pod()
+    attached = await network.add(pod)
+    impostor = tmp_path / "net"
+    impostor.touch()
+    moved = type(pod)(
+        **{**{f: getattr(pod, f) for f in pod.__struct_fields__}, "netns_path": str(impostor)}
+    )
+
+    await network.delete(moved, config_json=attached.config_json, result_json=attached.result_json)
+
+    assert node.leased() == set()
+    assert impostor.exists()
 
 
 async def test_a_failing_second_plugin_leaves_nothing_after_delete(node):
@@ -191,7 +161,7 @@ async def test_a_failing_second_plugin_leaves_nothing_after_delete(node):
 
     await network.delete(pod, config_json=config, result_json="")
     assert node.leased() == set()
-    assert "eth0" not in ip("-n", "pwtest-1", "-o", "link")
+    assert "eth0" not in node.links(pod)
 
 
 async def test_gc_frees_what_belongs_to_no_pod(node):
@@ -203,7 +173,7 @@ async def test_gc_frees_what_belongs_to_no_pod(node):
 
     await node.network().gc({kept.pod_id})
 
-    assert node.leased() == node.addresses(2)
+    assert node.leased() == node.addresses(kept)
 
 
 async def test_many_pods_at_once_get_different_addresses(node):
@@ -218,6 +188,22 @@ async def test_many_pods_at_once_get_different_addresses(node):
     assert node.leased() == set()
 
 
+async def test_a_range_that_is_used_up_fails_cleanly_and_recovers(node):
+    ranges = [[{"subnet": "10.88.78.0/29", "rangeStart": "10.88.78.2", "rangeEnd": "10.88.78.3"}]]
+    node.configure(ipam={"type": "host-local", "ranges": ranges, "dataDir": str(node.leases)})
+    network = node.network()
+    first, second, third = (node.pod(n) for n in (1, 2, 3))
+    await network.add(first)
+    await network.add(second)
+
+    with pytest.raises(PluginFailed, match="no IP addresses available"):
+        await network.add(third)
+    await network.delete(third, config_json="", result_json="")
+    await network.delete(first, config_json="", result_json="")
+
+    assert (await network.add(third)).ips == ("10.88.78.2",)
+
+
 async def test_a_version_the_plugins_do_not_speak_is_told_before_any_pod_needs_it(node):
     node.configure(version="1.1.0")
     ok, reason, message = await node.network().refresh()
@@ -229,9 +215,7 @@ async def test_a_version_the_plugins_do_not_speak_is_told_before_any_pod_needs_i
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
 async def test_every_version_the_plugins_speak(node, version):
-    node.configure(
-        {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.rp_filter": "2"}}, version=version
-    )
+    node.configure(TUNING, version=version)
     network = node.network()
     assert (await network.refresh())[0]
     pod = node.pod()
@@ -239,7 +223,7 @@ async def test_every_version_the_plugins_speak(node, version):
     attached = await network.add(pod)
 
     assert json.loads(attached.result_json)["cniVersion"] == version
-    assert node.addresses() == set(attached.ips)
+    assert node.addresses(pod) == set(attached.ips)
     await network.check(pod, config_json="", result_json="")
     await network.delete(pod, config_json="", result_json="")
     assert node.leased() == set()
