@@ -127,13 +127,16 @@ class Device(Document, frozen=True, kw_only=True):
 
 
 class DeviceRule(Document, frozen=True, kw_only=True):
-    """One line of the device cgroup; no number means every number, later lines win."""
+    """One line of the device cgroup; no number means every number, later lines win.
+
+    `type` and `access` are always written: crun takes an absent `access` for an empty one.
+    """
 
     allow: bool
-    type: Literal["a", "c", "b"] = "a"
+    type: Literal["a", "c", "b"]
     major: int | None = None
     minor: int | None = None
-    access: str = "rwm"
+    access: str
 
 
 class Memory(Document, frozen=True, kw_only=True):

@@ -118,8 +118,8 @@ class PodInputs:
     Attributes:
         id: pod id.
         config: the request.
-        hostname: from `process.pod_hostname`; the UTS pin has it already; for runtimes that
-            make a machine of their own.
+        hostname: the pod's, checked; the UTS pin has it already, so this is for runtimes that make
+            a machine of their own.
         pins: namespaces pinned before the pause process starts: net, ipc, uts; a kind that is the
             host's is absent.
         rootfs: directory with catatonit and the empty directories proc and dev.

@@ -196,9 +196,9 @@ def devices(
         InvalidArgument: a path, a number or permissions that are not usable.
     """
     nodes: dict[str, oci.Device] = {}
-    rules = [oci.DeviceRule(allow=False)]
+    rules = [oci.DeviceRule(allow=False, type="a", access="rwm")]
     if privileged:
-        rules.append(oci.DeviceRule(allow=True))
+        rules.append(oci.DeviceRule(allow=True, type="a", access="rwm"))
         for node in host:
             device = _device(node)
             nodes[device.path] = device

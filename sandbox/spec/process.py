@@ -12,13 +12,13 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument
-from sandbox.model import ContainerConfig, ImageDefaults, LinuxResources, NamespaceMode, PodConfig
 from sandbox.spec.paths import clean_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sandbox import oci
+    from sandbox.model import ContainerConfig, ImageDefaults, LinuxResources
 
 #: What every runtime of the field sets where the image has no PATH.
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,7 +33,6 @@ TOTAL_LIMIT_BYTES: Final = 6 * 1024 * 1024
 OOM_SCORE_ADJ_RANGE: Final = (-1000, 1000)
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_HOSTNAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?", re.ASCII)
 #: getrlimit(2).
 _RLIMITS: Final = frozenset(
     "RLIMIT_" + name
@@ -142,24 +141,6 @@ def working_directory(config: ContainerConfig, image: ImageDefaults) -> str:
     ):
         raise InvalidArgument(f"{what} leads through a process's own files: {path[:128]!a}")
     return path
-
-
-def pod_hostname(config: PodConfig, *, pod_id: str, node_hostname: str) -> str:
-    """The node's name on the host network, else the one asked for, else 12 digits of the pod's id.
-
-    Raises:
-        InvalidArgument: not a host name of at most 64 characters (UTS_LEN of the kernel).
-    """
-    if config.security.namespaces.network is NamespaceMode.NODE:
-        return node_hostname
-    if not config.hostname:
-        return pod_id[:12]
-    if not _HOSTNAME.fullmatch(config.hostname):
-        raise InvalidArgument(
-            f"the pod's hostname is not usable: {config.hostname[:128]!a}",
-            hint="letters, digits, '-', '.', at most 64 of them",
-        )
-    return config.hostname
 
 
 def oom_score_adj(resources: LinuxResources | None, *, floor: int) -> int:

@@ -1,39 +1,29 @@
 """Which sysctls a pod may set, and those every pod with its own network gets.
 
 They are written by the namespace worker from inside the pod's fresh namespaces, never by the OCI
-runtime and never through anything that splits a text at `+` or `=` (CVE-2022-0811). Only sysctls
-that belong to a network or IPC namespace are accepted, and only where the pod has that namespace
-of its own: anything else would change the host.
+runtime and never through anything that splits a text at `+` or `=` (CVE-2022-0811). The grammar
+of keys and values and the namespace of each key are `sandbox.host.sysctls`' knowledge, asked here
+and asked again by the worker. This module knows pods: a key whose namespace the pod shares with
+the node would change the node, so it is refused before anything is made (CVE-2022-0532).
 """
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument
-from sandbox.model import NamespaceMode, PodConfig
+from sandbox.host.sysctls import Kind, plan_sysctls, sysctl_kind, sysctl_path
+from sandbox.model import NamespaceMode
+
+if TYPE_CHECKING:
+    from sandbox.model import PodConfig
 
 #: Unprivileged ping and low ports: harmless in a network namespace of one's own, and what images
-#: made on Docker and containerd expect. The upper end is 2^31-1 because of groups of unmapped
-#: users.
+#: made on Docker and containerd expect. 2^31-1 is the largest group id that Kubernetes knows.
 DEFAULT_SYSCTLS: Final = {
     "net.ipv4.ip_unprivileged_port_start": "0",
     "net.ipv4.ping_group_range": "0 2147483647",
 }
-
-#: Longest value; /proc/sys writes are one page.
-VALUE_LIMIT_BYTES: Final = 4095
-
-# sysctl(8) form: dots between names; a slash stands for a dot inside a name (eth0/100 is the
-# interface eth0.100). Each side of a separator has at least one letter, so no ".." can arise.
-_WORD: Final = r"[A-Za-z0-9_-]+"
-_KEY: Final = re.compile(rf"{_WORD}(/{_WORD})*(\.{_WORD}(/{_WORD})*)+", re.ASCII)
-_KEY_LIMIT: Final = 255
-
-# namespaces(7), ipc_namespaces(7).
-_IPC_PREFIXES: Final = ("kernel.shm", "kernel.msg", "fs.mqueue.")
-_IPC_NAMES: Final = ("kernel.sem",)
 
 
 def check_sysctls(config: PodConfig) -> None:
@@ -43,33 +33,20 @@ def check_sysctls(config: PodConfig) -> None:
         InvalidArgument: naming the sysctl.
     """
     namespaces = config.security.namespaces
-    for key, value in config.sysctls.items():
-        if len(key) > _KEY_LIMIT or not _KEY.fullmatch(key):
-            raise InvalidArgument(f"not the name of a sysctl: {key[:128]!a}")
-        if (
-            not value
-            or not value.isascii()
-            or not value.replace("\t", " ").isprintable()
-            or len(value) > VALUE_LIMIT_BYTES
-        ):
-            raise InvalidArgument(f"the value of sysctl {key} is empty, not printable or too long")
-        if key.startswith("net."):
-            if namespaces.network is NamespaceMode.NODE:
-                raise InvalidArgument(
-                    f"sysctl {key} cannot be set in a pod on the host network",
-                    hint="it would change the node; set it there, or give the pod its own network",
-                )
-        elif key.startswith(_IPC_PREFIXES) or key in _IPC_NAMES:
-            if namespaces.ipc is NamespaceMode.NODE:
-                raise InvalidArgument(
-                    f"sysctl {key} cannot be set in a pod with host ipc",
-                    hint="it would change the node; set it there, or give the pod its own ipc",
-                )
-        else:
+    own: set[Kind] = set()
+    if namespaces.network is not NamespaceMode.NODE:
+        own |= {"net", "uts"}
+    if namespaces.ipc is not NamespaceMode.NODE:
+        own.add("ipc")
+    for key in config.sysctls:
+        kind = sysctl_kind(sysctl_path(key))
+        if kind is not None and kind not in own:
+            where = "with host ipc" if kind == "ipc" else "on the host network"
             raise InvalidArgument(
-                f"sysctl {key} is not namespaced",
-                hint="a pod may set net.*, kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.*",
+                f"sysctl {key} cannot be set in a pod {where}",
+                hint="it would change the node; set it there, or give the pod its own namespace",
             )
+    plan_sysctls(config.sysctls, frozenset(own))
 
 
 def pod_sysctls(config: PodConfig) -> dict[str, str]:
@@ -79,10 +56,11 @@ def pod_sysctls(config: PodConfig) -> dict[str, str]:
         InvalidArgument: see `check_sysctls`.
     """
     check_sysctls(config)
-    own_network = config.security.namespaces.network is not NamespaceMode.NODE
-    return {**(DEFAULT_SYSCTLS if own_network else {}), **config.sysctls}
-
-
-def sysctl_path(key: str) -> str:
-    """Where a checked key lies below /proc/sys: dots and slashes change places."""
-    return key.translate(str.maketrans("./", "/."))
+    if config.security.namespaces.network is NamespaceMode.NODE:
+        return dict(config.sysctls)
+    # By path, because a key may be written with slashes, and two spellings must not both be set.
+    asked = {sysctl_path(key) for key in config.sysctls}
+    defaults = {
+        key: value for key, value in DEFAULT_SYSCTLS.items() if sysctl_path(key) not in asked
+    }
+    return {**defaults, **config.sysctls}

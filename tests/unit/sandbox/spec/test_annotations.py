@@ -1,0 +1,66 @@
+"""What the OCI runtime is told."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace as changed
+
+from sandbox.model import LinuxResources
+from sandbox.spec.annotations import container_annotations, sandbox_annotations
+from tests.kit.spec_inputs import CONTAINER, POD
+
+PREFIX = "io.kubernetes.cri."
+
+
+def test_keys_that_other_runtimes_find_pods_by() -> None:
+    config = changed(POD, resources=LinuxResources(cpu_shares=5, memory_limit_bytes=6))
+    told = sandbox_annotations(config, pod_id="p1")
+    assert told == {
+        PREFIX + "container-type": "sandbox",
+        PREFIX + "sandbox-id": "p1",
+        PREFIX + "sandbox-name": "web",
+        PREFIX + "sandbox-namespace": "shop",
+        PREFIX + "sandbox-uid": "uid-1",
+        PREFIX + "sandbox-log-directory": "/var/log/pods/shop_web_uid-1",
+        PREFIX + "sandbox-cpu-period": "0",
+        PREFIX + "sandbox-cpu-quota": "0",
+        PREFIX + "sandbox-cpu-shares": "5",
+        PREFIX + "sandbox-memory": "6",
+    }
+    told = container_annotations(CONTAINER, pod=POD, pod_id="p1", image_name="i")
+    assert told[PREFIX + "container-type"] == "container"
+    assert told[PREFIX + "container-name"] == "nginx"
+    assert told[PREFIX + "image-name"] == "i"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "run.oci.hooks",
+        "org.systemd.property.ExecStart",
+        "io.containerd.rdt-class",
+        "io.katacontainers.config.hypervisor.path",
+        "cdi.k8s.io/gpu",
+    ],
+)
+def test_steering_annotations_need_their_own_pattern(key: str) -> None:
+    """CVE-2024-3154, CVE-2023-6476: a pattern of everything does not open them."""
+    config = changed(CONTAINER, annotations={key: "x", "plain": "y"})
+
+    def told(*patterns: str) -> dict[str, str]:
+        return container_annotations(config, pod=POD, pod_id="p", image_name="i", patterns=patterns)
+
+    assert key not in told()
+    assert key not in told("*", "[a-z]*", "?*", key[:4] + "*")
+    assert "plain" not in told()
+    assert told("*")["plain"] == "y"
+    assert told(key)[key] == "x"
+
+
+def test_own_keys_cannot_be_forged() -> None:
+    config = changed(CONTAINER, annotations={PREFIX + "sandbox-id": "forged", PREFIX + "x": "y"})
+    told = container_annotations(
+        config, pod=POD, pod_id="p", image_name="i", patterns=("*", PREFIX + "*")
+    )
+    assert told[PREFIX + "sandbox-id"] == "p"
+    assert PREFIX + "x" not in told
