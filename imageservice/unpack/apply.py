@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from imageservice.trees import count_below
 from imageservice.unpack.directories import Directories, remove_at
 from imageservice.unpack.entries import Entry, Kind, shown
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted, from_os_error
@@ -148,7 +149,7 @@ class TreeBuilder:
         entries, size_bytes = self._entries + self._directories.made, self._size_bytes
         self._directories.close()
         if self._recount:
-            entries, size_bytes = measure(self._root_fd)
+            entries, size_bytes = count_below(self._root_fd)
         return TreeFacts(entries, size_bytes, self._opaque_root)
 
     def _file(self, entry: Entry, dir_fd: int, stream: ChunkStream) -> None:
@@ -319,27 +320,6 @@ class TreeBuilder:
         if entry.xattrs:
             _set_xattrs(fd, entry.xattrs)
         os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
-
-
-def measure(root_fd: int) -> tuple[int, int]:
-    """(entries, size_bytes) as in `TreeFacts`, by looking; blocking."""
-    entries = size_bytes = 0
-    pending = [b"."]
-    while pending:
-        path = pending.pop()
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, dir_fd=root_fd)
-        try:
-            with os.scandir(fd) as found:
-                for item in found:
-                    entries += 1
-                    if item.is_dir(follow_symlinks=False):
-                        pending.append(path + b"/" + os.fsencode(item.name))
-                    elif item.is_file(follow_symlinks=False):
-                        size_bytes += item.stat(follow_symlinks=False).st_size
-        finally:
-            os.close(fd)
-    return entries, size_bytes
 
 
 def _copy(stream: ChunkStream, size: int, fd: int) -> None:

@@ -1,0 +1,238 @@
+"""Which images there are and by what names: rows in SQLite, answers from memory.
+
+An image is a config document; its digest is the image's id. Names point to it: tags such as
+`docker.io/library/busybox:1.36`, and repo digests such as `docker.io/library/busybox@sha256:…` (the
+digest that was pulled, of a manifest or an index). A tag has one image at a time; when it moves,
+the image it leaves keeps its other names. The chain of an image is its layers' diffIDs, lowest
+first; where the layers are is the snapshotter's business, in tables of the same database
+(`MIGRATIONS`).
+
+Reads never touch the disk: the kubelet asks for the list every few seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from imageservice.errors import ReferenceInvalid
+from imageservice.reference import parse_reference
+from sandbox.host.database import as_int, as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sandbox.host.database import Connection, Database, Row
+
+#: SQLite's application_id of the catalog: "PWim".
+APPLICATION_ID: Final = 0x5057696D
+#: Append only; one that was released never changes.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE images (
+        id TEXT PRIMARY KEY,
+        manifest TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        created_ns INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE image_layers (
+        image_id TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        diff_id TEXT NOT NULL,
+        PRIMARY KEY (image_id, position)
+    ) STRICT;
+    CREATE TABLE names (
+        name TEXT PRIMARY KEY,
+        image_id TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE layers (
+        diff_id TEXT PRIMARY KEY,
+        directory TEXT NOT NULL UNIQUE,
+        entries INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        opaque_root INTEGER NOT NULL,
+        implied BLOB NOT NULL,
+        boot_id TEXT NOT NULL,
+        is_checked INTEGER NOT NULL,
+        used_bytes INTEGER,
+        inodes INTEGER
+    ) STRICT;
+    CREATE TABLE leases (
+        key TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        diff_id TEXT NOT NULL,
+        PRIMARY KEY (key, position)
+    ) STRICT;
+    CREATE TABLE lease_keys (
+        key TEXT PRIMARY KEY
+    ) STRICT;
+    CREATE TABLE marks (
+        name TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT;
+    """,
+)
+#: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
+MIN_PREFIX_CHARS: Final = 4
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image.
+
+    Attributes:
+        id: `sha256:<config digest>`.
+        manifest: digest of its manifest, which is kept as a document.
+        chain: diffIDs, lowest layer first.
+        size_bytes: compressed layers and config, as the registry holds them.
+        created_ns: when it was first pulled, wall clock.
+        tags, digests: its names, sorted.
+    """
+
+    id: str
+    manifest: str
+    chain: tuple[str, ...]
+    size_bytes: int
+    created_ns: int
+    tags: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+
+
+class Catalog:
+    """The images; make one, then `load`. For one event loop."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._images: dict[str, ImageRecord] = {}
+        self._names: dict[str, str] = {}
+
+    async def load(self) -> None:
+        """Read everything; raises Corrupt."""
+        images, layers, names = await self._database.read(_read_all)
+        chains: dict[str, list[str]] = {}
+        for row in layers:
+            chains.setdefault(as_text(row[0]), []).append(as_text(row[1]))
+        self._images = {
+            as_text(row[0]): ImageRecord(
+                id=as_text(row[0]),
+                manifest=as_text(row[1]),
+                chain=tuple(chains.get(as_text(row[0]), ())),
+                size_bytes=as_int(row[2]),
+                created_ns=as_int(row[3]),
+            )
+            for row in images
+        }
+        self._names = {
+            as_text(row[0]): as_text(row[1]) for row in names if as_text(row[1]) in self._images
+        }
+        for image_id in self._images:
+            self._rename(image_id)
+
+    def images(self) -> list[ImageRecord]:
+        """All images, oldest first."""
+        return sorted(self._images.values(), key=lambda image: (image.created_ns, image.id))
+
+    def get(self, image_id: str) -> ImageRecord | None:
+        """The image of exactly this id."""
+        return self._images.get(image_id)
+
+    def find(self, text: str) -> ImageRecord | None:
+        """The image that `text` means: a name in any spelling, an id, or the beginning of one.
+
+        A name wins over the beginning of an id; a beginning must be unique.
+        """
+        bare = text.removeprefix("sha256:")
+        if bare != text or len(bare) == 64:
+            exact = self._images.get(f"sha256:{bare}")
+            if exact is not None:
+                return exact
+        try:
+            reference = parse_reference(text)
+        except ReferenceInvalid:
+            pass
+        else:
+            digest = reference.digest
+            name = reference.canonical if digest is None else f"{reference.repository}@{digest}"
+            if name in self._names:
+                return self._images[self._names[name]]
+        if len(bare) < MIN_PREFIX_CHARS or not _HEX.issuperset(bare):
+            return None
+        matches = [i for i in self._images if i.startswith(f"sha256:{bare}")]
+        return self._images[matches[0]] if len(matches) == 1 else None
+
+    async def record(self, image: ImageRecord, names: Iterable[str]) -> ImageRecord:
+        """Add an image, or names to one that is there; each name now means this image.
+
+        Raises:
+            ResourceExhausted: disk full; nothing has changed.
+        """
+        new_names = tuple(names)
+        known = self._images.get(image.id)
+        kept = image if known is None else replace(image, created_ns=known.created_ns)
+
+        def work(connection: Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO images (id, manifest, size_bytes, created_ns) "
+                "VALUES (?, ?, ?, ?)",
+                (kept.id, kept.manifest, kept.size_bytes, kept.created_ns),
+            )
+            connection.execute("DELETE FROM image_layers WHERE image_id = ?", (kept.id,))
+            connection.executemany(
+                "INSERT INTO image_layers (image_id, position, diff_id) VALUES (?, ?, ?)",
+                [(kept.id, position, diff_id) for position, diff_id in enumerate(kept.chain)],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO names (name, image_id) VALUES (?, ?)",
+                [(name, kept.id) for name in new_names],
+            )
+
+        await self._database.write(work)
+        self._images[kept.id] = kept
+        moved = {self._names[name] for name in new_names if name in self._names}
+        self._names.update(dict.fromkeys(new_names, kept.id))
+        for image_id in moved | {kept.id}:
+            self._rename(image_id)
+        return self._images[kept.id]
+
+    def hide(self, image_id: str) -> None:
+        """Answer as if the image were gone; `erase` makes it so on disk."""
+        self._images.pop(image_id, None)
+        self._names = {name: i for name, i in self._names.items() if i != image_id}
+
+    async def erase(self, image_ids: Iterable[str]) -> None:
+        """Delete the rows of images that are hidden; unknown ones are fine.
+
+        Raises:
+            ResourceExhausted: disk full; the rows are still there.
+        """
+        gone = [(image_id,) for image_id in image_ids]
+
+        def work(connection: Connection) -> None:
+            connection.executemany("DELETE FROM names WHERE image_id = ?", gone)
+            connection.executemany("DELETE FROM image_layers WHERE image_id = ?", gone)
+            connection.executemany("DELETE FROM images WHERE id = ?", gone)
+
+        await self._database.write(work)
+
+    def _rename(self, image_id: str) -> None:
+        """Bring the names inside the record up to date."""
+        image = self._images.get(image_id)
+        if image is None:
+            return
+        own = sorted(name for name, target in self._names.items() if target == image_id)
+        self._images[image_id] = replace(
+            image,
+            tags=tuple(name for name in own if "@" not in name),
+            digests=tuple(name for name in own if "@" in name),
+        )
+
+
+def _read_all(connection: Connection) -> tuple[list[Row], list[Row], list[Row]]:
+    return (
+        connection.execute("SELECT id, manifest, size_bytes, created_ns FROM images").fetchall(),
+        connection.execute(
+            "SELECT image_id, diff_id FROM image_layers ORDER BY image_id, position"
+        ).fetchall(),
+        connection.execute("SELECT name, image_id FROM names").fetchall(),
+    )

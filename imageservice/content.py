@@ -1,0 +1,284 @@
+"""Documents kept by digest, and downloads on their way.
+
+    content/sha256/<hex>       manifests and image configs: small, durable, read back verified
+    ingest/sha256-<hex>.<n>    a layer's blob while it is fetched and until it is unpacked
+
+Compressed layers are not kept: after unpacking nobody reads them, and they cost a third more disk.
+A download that breaks off leaves its file; the next one of the same blob hashes what is there and
+goes on from that byte. Nothing in `ingest` needs to be durable, for nothing there is ever believed:
+after a crash it may hold anything, and its hash says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from imageservice.digest import Digest
+from imageservice.errors import DigestInvalid
+from imageservice.verified import Verifier
+from sandbox.host.errors import Corrupt, PodwrightError, map_os_errors
+from sandbox.host.files import make_private_dir, read_limited, write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+MIB: Final = 1024 * 1024
+#: Largest document: manifests and configs are bounded to this where they are parsed.
+MAX_DOCUMENT_BYTES: Final = 4 * MIB
+#: Bytes gathered before a thread writes and hashes them: a hop to a thread costs about 0.1 ms.
+_BATCH_BYTES: Final = MIB
+_NS: Final = 1_000_000_000
+
+
+class ContentStore:
+    """Documents and downloads below one directory. All methods are for one event loop."""
+
+    def __init__(self, root: Path) -> None:
+        self._documents = root / "content"
+        self._ingest = root / "ingest"
+        self._active: set[str] = set()
+        self._serial = itertools.count(1)
+
+    async def open(self) -> None:
+        """Make the directories; raises PodwrightError when that is not possible."""
+        await asyncio.to_thread(self._make)
+
+    def _make(self) -> None:
+        make_private_dir(self._documents)
+        make_private_dir(self._ingest)
+
+    async def put(self, digest: Digest, body: bytes) -> None:
+        """Keep a document, on disk when this returns; one that is there already stays.
+
+        Raises:
+            DigestMismatch: `body` does not have that digest.
+            ResourceExhausted: disk full.
+        """
+        await asyncio.to_thread(self._put, digest, body)
+
+    def _put(self, digest: Digest, body: bytes) -> None:
+        _verify(digest, body)
+        path = self._path(digest)
+        with suppress(PodwrightError):
+            _verify(digest, read_limited(path, MAX_DOCUMENT_BYTES))
+            return
+        make_private_dir(path.parent)
+        write_atomic(path, body)
+
+    async def get(self, digest: Digest) -> bytes:
+        """A document, its digest checked.
+
+        Raises:
+            NotFound: it is not kept.
+            DigestMismatch: what is on disk is not what was written.
+        """
+        return await asyncio.to_thread(self._get, digest)
+
+    def _get(self, digest: Digest) -> bytes:
+        body = read_limited(self._path(digest), MAX_DOCUMENT_BYTES)
+        _verify(digest, body)
+        return body
+
+    async def keep_only(self, digests: Collection[Digest]) -> None:
+        """Delete every document that is not named."""
+        await asyncio.to_thread(self._keep_only, frozenset(digests))
+
+    def _keep_only(self, kept: frozenset[Digest]) -> None:
+        with map_os_errors("cannot remove documents", path=str(self._documents)):
+            for directory in self._documents.iterdir():
+                for path in directory.iterdir():
+                    try:
+                        wanted = Digest(directory.name, path.name) in kept
+                    except DigestInvalid:
+                        wanted = False  # a temporary file of an interrupted write
+                    if not wanted:
+                        path.unlink(missing_ok=True)
+
+    async def delete(self, digests: Collection[Digest]) -> None:
+        """Delete documents; those not there are fine."""
+
+        def unlink() -> None:
+            with map_os_errors("cannot remove document"):
+                for digest in digests:
+                    self._path(digest).unlink(missing_ok=True)
+
+        await asyncio.to_thread(unlink)
+
+    async def begin(self, digest: Digest, size_bytes: int) -> Ingest:
+        """Take up a download of the blob where an earlier one broke off, or begin one.
+
+        Raises:
+            ResourceExhausted: no descriptors, disk full.
+        """
+        idle = await asyncio.to_thread(self._list, digest)
+        name = self._choose(digest, size_bytes, idle)
+        self._active.add(name)
+        ingest = Ingest(self, name, self._ingest / name, Verifier(digest, size_bytes))
+        try:
+            await ingest.open()
+        except BaseException:
+            await ingest.release()
+            raise
+        return ingest
+
+    def _list(self, digest: Digest) -> dict[str, int]:
+        """Downloads of this blob and how many bytes each holds."""
+        with map_os_errors("cannot read directory", path=str(self._ingest)):
+            return {
+                path.name: path.stat().st_size
+                for path in self._ingest.glob(f"{digest.algorithm}-{digest.hex}.*")
+            }
+
+    def _choose(self, digest: Digest, size_bytes: int, lengths: dict[str, int]) -> str:
+        """The longest idle download, or a name that nobody uses; on the loop, so nobody else is."""
+        usable = [
+            name
+            for name, length in lengths.items()
+            if name not in self._active and length <= size_bytes
+        ]
+        if usable:
+            return max(usable, key=lengths.__getitem__)
+        while True:
+            name = f"{digest.algorithm}-{digest.hex}.{next(self._serial)}"
+            if name not in self._active and name not in lengths:
+                return name
+
+    def free(self, name: str) -> None:
+        """The download of that name is idle."""
+        self._active.discard(name)
+
+    async def sweep(self, *, now_ns: int, older_than_s: float) -> None:
+        """Delete idle downloads that nobody came back for."""
+
+        def unlink() -> None:
+            with map_os_errors("cannot sweep downloads", path=str(self._ingest)):
+                for path in self._ingest.iterdir():
+                    if path.name in self._active:
+                        continue
+                    with suppress(FileNotFoundError):
+                        if now_ns - path.stat().st_mtime_ns >= older_than_s * _NS:
+                            path.unlink()
+
+        await asyncio.to_thread(unlink)
+
+    def _path(self, digest: Digest) -> Path:
+        return self._documents / digest.algorithm / digest.hex
+
+
+class Ingest:
+    """One download: a sink for a blob's bytes that writes and hashes them in a thread.
+
+    One batch is on its way to the disk while the next arrives. End it with `finish`, when the blob
+    is whole, or with `release`; then with `discard` once nobody needs the file.
+    """
+
+    def __init__(self, store: ContentStore, name: str, path: Path, verifier: Verifier) -> None:
+        self._store = store
+        self._name = name
+        self._verifier = verifier
+        self._fd = -1
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._flushing: asyncio.Future[None] | None = None
+        self.path = path
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes held when nothing is being written: where a download is to go on."""
+        return self._verifier.received_bytes + self._batch_bytes
+
+    async def open(self) -> None:
+        """Open the file and hash what an earlier download left in it."""
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with map_os_errors("cannot open download", path=str(self.path)):
+            self._fd = os.open(self.path, flags, 0o600)
+            while chunk := os.read(self._fd, _BATCH_BYTES):
+                self._verifier.update(chunk)
+
+    async def write(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            SizeMismatch: more than the blob has.
+            ResourceExhausted: disk full.
+        """
+        self._batch.append(chunk)
+        self._batch_bytes += len(chunk)
+        if self._batch_bytes >= _BATCH_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        await self._settle()
+        batch, self._batch = self._batch, []
+        self._batch_bytes = 0
+        loop = asyncio.get_running_loop()
+        # The interpreter lock is free while SHA-256 and write(2) run, the loop reads on meanwhile.
+        self._flushing = loop.run_in_executor(None, self._write, batch)
+
+    async def _settle(self) -> None:
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            try:
+                await asyncio.shield(flushing)
+            except asyncio.CancelledError:
+                self._flushing = flushing  # still in its thread: release waits for it
+                raise
+
+    def _write(self, batch: list[bytes]) -> None:
+        with map_os_errors("cannot write download", path=str(self.path)):
+            for chunk in batch:
+                self._verifier.update(chunk)
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+
+    async def finish(self) -> Path:
+        """The path of the whole, verified blob.
+
+        Raises:
+            SizeMismatch, DigestMismatch: it is not what was asked for; discard it.
+            ResourceExhausted: disk full.
+        """
+        if self._batch:
+            await self._flush()
+        await self._settle()
+        await asyncio.to_thread(self._verifier.finish)
+        await self._close()
+        return self.path
+
+    async def release(self) -> None:
+        """Stop writing and leave the file for a later download; safe to call at any time."""
+        flushing, self._flushing = self._flushing, None
+        self._batch.clear()
+        if flushing is not None:
+            with suppress(PodwrightError, OSError):
+                await asyncio.shield(flushing)
+        await self._close()
+        self._store.free(self._name)
+
+    async def discard(self) -> None:
+        """Stop writing and delete the file; safe to call at any time."""
+        await self.release()
+        with map_os_errors("cannot remove download", path=str(self.path)):
+            await asyncio.to_thread(self.path.unlink, missing_ok=True)
+
+    async def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _verify(digest: Digest, body: bytes) -> None:
+    if len(body) > MAX_DOCUMENT_BYTES:
+        raise Corrupt("document is too large", digest=str(digest), size_bytes=len(body))
+    verifier = Verifier(digest, len(body))
+    verifier.update(body)
+    verifier.finish()

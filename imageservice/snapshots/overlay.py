@@ -1,0 +1,400 @@
+"""Layers as directory trees, composed by overlayfs.
+
+    layers/<n>      a committed layer; n is a short number, for 128 of them must fit in the
+                    page of option text that mount(2) takes
+    layers/empty    the lower directory of an image without layers (overlayfs wants one)
+    staging/<n>     a layer being written, on the same file system
+
+Publishing a layer, in this order: syncfs (its files), rename into place, fsync of `layers` (its
+name), then the ledger's row. containerd and Docker record first and leave writing to the kernel;
+after a power failure their images have empty files, and pulling again does not help because the
+layer is "there" (containerd#5854, #10655). Several layers that are ready at once share one syncfs.
+
+Mount options: `volatile` where the kernel has it (5.10), because a container's writes need not
+survive the node and because the unmount would otherwise write back the whole file system;
+`index=off` so that an upper directory can be mounted again whatever it was mounted with before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from imageservice.snapshots.ledger import LayerRow, Ledger
+from imageservice.snapshots.snapshotter import LayerFacts, SnapshotUsage, Staging
+from imageservice.snapshots.syncing import SyncGate
+from imageservice.trees import count_tree
+from sandbox.host.errors import (
+    FailedPrecondition,
+    NotFound,
+    PodwrightError,
+    ResourceExhausted,
+    Unsupported,
+    map_os_errors,
+)
+from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
+from sandbox.host.journal import get_logger
+from sandbox.host.mounts import Mount, list_mounts, mount_one, unmount
+from sandbox.host.pidfd import boot_id
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from sandbox.host.database import Database
+    from sandbox.host.syscalls import Syscalls
+
+_log = get_logger(__name__)
+_EMPTY: Final = "empty"
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class OverlaySnapshotter:
+    """See `Snapshotter`."""
+
+    def __init__(self, root: Path, database: Database, *, syscalls: Syscalls) -> None:
+        self._root = root
+        self._layers_dir = root / "layers"
+        self._staging_dir = root / "staging"
+        self._ledger = Ledger(database)
+        self._syscalls = syscalls
+        self._sync = SyncGate(self._layers_dir, syscalls)
+        self._next = 0
+        self._staged: set[Path] = set()
+        self._options: tuple[str, ...] = ()
+
+    async def open(self) -> None:
+        """See `Snapshotter`; also probes what mount options the kernel takes.
+
+        Raises:
+            FailedPrecondition: the path cannot be written into overlay options.
+        """
+        if re.search(r"[:,\\\"\s]", str(self._root)):
+            raise FailedPrecondition(
+                "image directory has a character that overlay options give a meaning",
+                hint="choose a path without colon, comma, quote, backslash and blank",
+                path=str(self._root),
+            )
+        await asyncio.to_thread(self._make_directories)
+        self._options = await asyncio.to_thread(self._probe)
+        await self._ledger.load()
+        was_orderly = await self._ledger.mark_running(boot_id())
+        present = await asyncio.to_thread(self._clean)
+        await self._drop_broken(present, was_orderly=was_orderly)
+        self._next = 1 + max((_number(name) for name in present), default=0)
+
+    async def close(self) -> None:
+        """See `Snapshotter`."""
+        await self._sync.run()
+        await self._ledger.mark_ended()
+
+    def has(self, diff_id: str) -> bool:
+        """See `Snapshotter`."""
+        return self._ledger.get(diff_id) is not None
+
+    def layers(self) -> Collection[str]:
+        """See `Snapshotter`."""
+        return self._ledger.layers().keys()
+
+    def leases(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Snapshotter`."""
+        return self._ledger.leases()
+
+    async def stage(self, diff_id: str) -> Staging:
+        """See `Snapshotter`."""
+        path = self._staging_dir / _name(self._next)
+        self._next += 1
+        self._staged.add(path)
+        try:
+            with map_os_errors("cannot stage layer"):
+                await asyncio.to_thread(path.mkdir, 0o755)
+        except BaseException:
+            self._staged.discard(path)
+            raise
+        return Staging(diff_id, path)
+
+    async def commit(self, staging: Staging, facts: LayerFacts) -> None:
+        """See `Snapshotter`."""
+        if staging.path not in self._staged:
+            raise NotFound("layer staging is gone", layer=staging.diff_id)
+        if self.has(staging.diff_id):
+            await self.discard(staging)
+            return
+        await self._sync.run()
+        publishing = asyncio.get_running_loop().run_in_executor(None, self._publish, staging.path)
+        try:
+            await asyncio.shield(publishing)
+            row = LayerRow(staging.diff_id, staging.path.name, facts, boot_id())
+            await self._ledger.add(row)
+        except BaseException:
+            # Cancelled or full: back to where `discard` finds it, once the thread is done. A row
+            # that was written nevertheless names no directory and is dropped at the next start.
+            await asyncio.wait({publishing})
+            with suppress(OSError):
+                (self._layers_dir / staging.path.name).rename(staging.path)
+            raise
+        self._staged.discard(staging.path)
+
+    def _publish(self, path: Path) -> None:
+        with map_os_errors("cannot publish layer", path=str(path)):
+            path.rename(self._layers_dir / path.name)
+            fd = os.open(self._layers_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    async def discard(self, staging: Staging) -> None:
+        """See `Snapshotter`."""
+        if staging.path in self._staged:
+            await asyncio.to_thread(remove_tree, staging.path)
+            self._staged.discard(staging.path)
+
+    async def prepare(
+        self,
+        key: str,
+        chain: tuple[str, ...],
+        *,
+        upper_dir: Path,
+        work_dir: Path,
+        read_only: bool = False,
+    ) -> tuple[Mount, ...]:
+        """See `Snapshotter`."""
+        rows = [self._ledger.get(diff_id) for diff_id in chain]
+        known = [row for row in rows if row is not None]
+        if len(known) != len(chain):
+            missing = next(d for d, row in zip(chain, rows, strict=True) if row is None)
+            raise NotFound("image layer is not on this node", layer=missing)
+        await self._ledger.lease(key, chain)
+        lower = [self._layers_dir / row.directory for row in _effective(known)]
+        if read_only:
+            return (self._mount(lower, ()),)
+        owner = next((path for path, row in _topmost(lower, known) if _describes_root(row)), None)
+        await asyncio.to_thread(_make_upper, upper_dir, work_dir, owner)
+        return (self._mount(lower, (f"upperdir={upper_dir}", f"workdir={work_dir}")),)
+
+    def _mount(self, lower: Sequence[Path], writable: tuple[str, ...]) -> Mount:
+        """`lower` is lowest first; overlayfs wants the topmost first."""
+        directories = [*reversed(lower)] or [self._layers_dir / _EMPTY]
+        if not writable and len(directories) == 1:
+            directories.append(self._layers_dir / _EMPTY)  # without an upper it wants two
+        options = (f"lowerdir={':'.join(map(str, directories))}", *writable)
+        kept = self._options if writable else tuple(o for o in self._options if o != "volatile")
+        mode = () if writable else ("ro",)
+        return Mount("overlay", "overlay", Path(), (*options, *kept, *mode))
+
+    async def release(self, key: str) -> None:
+        """See `Snapshotter`."""
+        await self._ledger.unlease(key)
+
+    async def remove(self, diff_ids: Collection[str]) -> None:
+        """See `Snapshotter`."""
+        rows = self._ledger.hide(diff_ids)
+        if not rows:
+            return
+        try:
+            await self._ledger.erase(rows)
+        except ResourceExhausted:
+            # A full disk cannot even record that something is gone: make room first. Should the
+            # daemon die now, the next start finds rows without directories and drops them.
+            await self._remove_directories(rows)
+            await self._ledger.erase(rows)
+            return
+        await self._remove_directories(rows)
+
+    async def _remove_directories(self, rows: Iterable[LayerRow]) -> None:
+        for row in rows:
+            await asyncio.to_thread(self._remove_directory, row.directory)
+
+    def _remove_directory(self, name: str) -> None:
+        """Out of `layers` first, so that half a layer is never found there."""
+        target = self._staging_dir / name
+        with suppress(NotFound), map_os_errors("cannot remove layer", layer=name):
+            (self._layers_dir / name).rename(target)
+        remove_tree(target)
+
+    async def usage(self) -> SnapshotUsage:
+        """See `Snapshotter`."""
+        fresh = [row for row in self._ledger.layers().values() if row.used_bytes is None]
+        if fresh:
+            measured = await asyncio.to_thread(self._measure, fresh)
+            await self._ledger.update(measured)
+        rows = self._ledger.layers().values()
+        return SnapshotUsage(
+            sum(row.used_bytes or 0 for row in rows), sum(row.inodes or 0 for row in rows)
+        )
+
+    def _measure(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
+        found: list[LayerRow] = []
+        for row in rows:
+            used = filesystem_usage(self._layers_dir / row.directory)
+            found.append(replace(row, used_bytes=used.used_bytes, inodes=used.inodes))
+        return found
+
+    def _make_directories(self) -> None:
+        make_private_dir(self._root)
+        make_private_dir(self._layers_dir)
+        make_private_dir(self._staging_dir)
+        make_private_dir(self._layers_dir / _EMPTY, 0o755)
+
+    def _clean(self) -> set[str]:
+        """Empty `staging`, and say which directories are in `layers`."""
+        with map_os_errors("cannot read image directory", path=str(self._root)):
+            for path in self._staging_dir.iterdir():
+                remove_tree(path)
+            return {path.name for path in self._layers_dir.iterdir()} - {_EMPTY}
+
+    async def _drop_broken(self, present: set[str], *, was_orderly: bool) -> None:
+        """Records without a directory, directories without a record, and layers that are not whole.
+
+        A directory that is mounted somewhere stays even without a record: when the catalog is lost,
+        containers may still be running on it.
+        """
+        rows = self._ledger.layers()
+        missing = [row.diff_id for row in rows.values() if row.directory not in present]
+        here = boot_id()
+        doubtful = [
+            row
+            for row in rows.values()
+            if row.directory in present and not row.is_checked and row.boot_id != here
+        ]
+        broken: list[LayerRow] = []
+        if doubtful and not was_orderly:
+            broken = await asyncio.to_thread(self._find_broken, doubtful)
+        for row in broken:
+            _log.warning("layer is not whole and is dropped", layer=row.diff_id)
+        dropped = self._ledger.drop([*missing, *(row.diff_id for row in broken)])
+        await self._ledger.erase(dropped)
+        checked = [replace(row, is_checked=True) for row in doubtful if row not in broken]
+        await self._ledger.update(checked)
+        recorded = {row.directory for row in self._ledger.layers().values()}
+        await asyncio.to_thread(self._remove_strays, present - recorded)
+
+    def _find_broken(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
+        broken: list[LayerRow] = []
+        for row in rows:
+            try:
+                found = count_tree(self._layers_dir / row.directory)
+            except OSError:
+                found = (-1, -1)
+            if found != (row.facts.entries, row.facts.size_bytes):
+                broken.append(row)
+        return broken
+
+    def _remove_strays(self, names: set[str]) -> None:
+        mounted = self._mounted_names() if names else set()
+        for name in names - mounted:
+            try:
+                self._remove_directory(name)
+            except PodwrightError as error:
+                _log.warning("cannot remove stray layer", directory=name, error=error)
+
+    def _mounted_names(self) -> set[str]:
+        pattern = re.compile(re.escape(str(self._layers_dir)) + r"/([0-9a-z]+)")
+        found: set[str] = set()
+        for mount in list_mounts():
+            if mount.type == "overlay":
+                found.update(pattern.findall(str(mount.super_options)))
+        return found
+
+    def _probe(self) -> tuple[str, ...]:
+        """Mount a small overlay to learn which of our options this kernel takes."""
+        probe = self._staging_dir / "probe"
+        remove_tree(probe)
+        parts = {name: probe / name for name in ("lower", "upper", "work", "target")}
+        with map_os_errors("cannot make probe directories", path=str(probe)):
+            probe.mkdir(0o700)
+            for path in parts.values():
+                path.mkdir(0o700)
+        wanted = ["volatile"]
+        if Path("/sys/module/overlay/parameters/index").exists():
+            wanted.append("index=off")
+        words = tuple(f"{name}dir={parts[name]}" for name in ("lower", "upper", "work"))
+        try:
+            for options in (tuple(wanted), tuple(wanted[1:]), ()):
+                if self._mounts((*words, *options), parts["target"]):
+                    return options
+        finally:
+            remove_tree(probe)
+        raise Unsupported(
+            "overlayfs cannot be used for images here",
+            hint="load the overlay module, and keep images on ext4, XFS with ftype=1 or tmpfs",
+            path=str(self._root),
+        )
+
+    def _mounts(self, options: tuple[str, ...], target: Path) -> bool:
+        try:
+            mount_one(Mount("overlay", "overlay", target, options), syscalls=self._syscalls)
+        except PodwrightError as error:
+            _log.debug("overlay options are not taken", options=",".join(options), error=error)
+            return False
+        unmount(target, syscalls=self._syscalls)
+        remove_tree(target.parent / "work" / "work")
+        return True
+
+
+def _effective(rows: Sequence[LayerRow]) -> list[LayerRow]:
+    """The layers that matter, lowest first.
+
+    overlayfs refuses one directory twice; of a layer that is in a chain twice the upper one alone
+    has the same effect, for it brings everything again. It also ignores an opaque mark on a layer's
+    root, so what lies below such a layer is left out.
+    """
+    kept: list[LayerRow] = []
+    seen: set[str] = set()
+    for row in reversed(rows):
+        if row.diff_id not in seen:
+            seen.add(row.diff_id)
+            kept.append(row)
+        if row.facts.opaque_root:
+            break
+    return kept[::-1]
+
+
+def _topmost(lower: Sequence[Path], rows: Sequence[LayerRow]) -> list[tuple[Path, LayerRow]]:
+    by_name = {row.directory: row for row in rows}
+    return [(path, by_name[path.name]) for path in reversed(lower)]
+
+
+def _describes_root(row: LayerRow) -> bool:
+    return b"" not in row.facts.implied
+
+
+def _make_upper(upper_dir: Path, work_dir: Path, root_like: Path | None) -> None:
+    """The writable directories; a new upper one looks like the image's root, for it is the root.
+
+    A work directory is made anew: after an unclean end `volatile` leaves a mark in it that forbids
+    mounting, and nothing in it is of any use.
+    """
+    remove_tree(work_dir)
+    with map_os_errors("cannot make root file system directories", path=str(upper_dir)):
+        work_dir.mkdir(0o700, parents=True)
+        try:
+            upper_dir.mkdir(0o755, parents=True)
+        except FileExistsError:
+            return
+        uid, gid, mode = 0, 0, 0o755
+        if root_like is not None:
+            status = root_like.stat()
+            uid, gid, mode = status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+        os.chown(upper_dir, uid, gid)
+        upper_dir.chmod(mode)
+
+
+def _name(number: int) -> str:
+    """Base 36: two characters for the first 1296 layers of a node."""
+    digits = ""
+    while True:
+        number, digit = divmod(number, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+        if not number:
+            return digits
+
+
+def _number(name: str) -> int:
+    return int(name, 36) if name.isascii() and name.isalnum() else 0
