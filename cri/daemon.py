@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 from imageservice.service import ImageService
 
 from cni.network import PodNetwork
+from cri import settings_table as table
+from cri.config import toml_text
 from cri.container_lifecycle import ContainerLifecycle
 from cri.node import NodeStatus, probe_runtimes, spec_facts
 from cri.pod_lifecycle import PodLifecycle
@@ -52,7 +54,7 @@ from sandbox.sweep import Sweeper
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cri.config import DaemonConfig
+    from cri.config import Config
     from sandbox.host.cgroupfs import CgroupLayout
 
 #: Between two rounds of the upkeep: unwritten state, networks still to be detached (seconds).
@@ -64,11 +66,12 @@ _log = get_logger("daemon")
 class Daemon:
     """The running service."""
 
-    def __init__(self, config: DaemonConfig, *, version: str) -> None:
+    def __init__(self, config: Config, *, version: str) -> None:
         """Nothing is touched before `run`."""
         self._config = config
+        self._sandbox = config.sandbox()
         self._version = version
-        self._paths = Paths(run_root=config.sandbox.run_root, state_root=config.sandbox.state_root)
+        self._paths = Paths(run_root=self._sandbox.run_root, state_root=self._sandbox.state_root)
         self._clock = SystemClock()
         self._syscalls = LibcSyscalls()
         self._stopping = asyncio.Event()
@@ -93,19 +96,21 @@ class Daemon:
             _log.info("stopped; pods go on")
 
     async def _serve(self, group: asyncio.TaskGroup, stack: AsyncExitStack) -> None:
-        config, clock = self._config, self._clock
+        config, sandbox, clock = self._config, self._sandbox, self._clock
         await asyncio.to_thread(self._make_directories)
         stack.callback(claim_run_root(self._paths.run_root).close)
-        await asyncio.to_thread(_install_pause, config.pause_path, self._paths.pause_rootfs)
+        await asyncio.to_thread(
+            _install_pause, config.get(table.PAUSE_PATH), self._paths.pause_rootfs
+        )
 
         host = HostFacts.detect()
         instruments = Instruments(self._version)
         runner = HostProcessRunner(clock=clock)
         cgroups = Cgroups(
             _layout(host),
-            config.sandbox.cgroup_driver,
+            sandbox.cgroup_driver,
             clock=clock,
-            kill_s=config.sandbox.timeouts.kill_s,
+            kill_s=sandbox.timeouts.kill_s,
         )
         runtimes = {
             handler.name: CommandRuntime(
@@ -113,10 +118,10 @@ class Daemon:
                 runner=runner,
                 clock=clock,
                 systemd_cgroup=cgroups.systemd,
-                timeouts=config.sandbox.timeouts,
+                timeouts=sandbox.timeouts,
                 observer=instruments,
             )
-            for handler in config.sandbox.handlers
+            for handler in sandbox.handlers
         }
         infos, missing = await probe_runtimes(runtimes)
         namespaces = NamespaceWorker(syscalls=self._syscalls, clock=clock)
@@ -126,7 +131,7 @@ class Daemon:
         store = await StateStore.open(self._paths.state_file)
         stack.push_async_callback(store.close)
         images = ImageService(
-            config.image,
+            config.images(),
             containers_dir=self._paths.layers,
             runner=runner,
             clock=clock,
@@ -136,7 +141,7 @@ class Daemon:
         await images.open()
         stack.push_async_callback(images.close)
         network = PodNetwork(
-            config.cni,
+            config.cni(),
             runner,
             clock,
             is_namespace=namespaces.is_pinned,
@@ -150,18 +155,16 @@ class Daemon:
             store=store,
             namespaces=namespaces,
             facts={name: spec_facts(host, cgroups.layout, infos.get(name)) for name in runtimes},
-            annotation_patterns={h.name: h.allowed_annotations for h in config.sandbox.handlers},
+            annotation_patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
         )
-        conmon = Conmon(
-            config.sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments
-        )
+        conmon = Conmon(sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments)
         exits = ExitWatch(
             lambda exit_: endings.exited(exit_),
             group=group,
             clock=clock,
             oom_kills=cgroups.oom_kills,
             exit_dir=self._paths.exits,
-            exit_file_s=config.sandbox.timeouts.exit_file_s,
+            exit_file_s=sandbox.timeouts.exit_file_s,
         )
         stack.callback(exits.close)
         endings = Endings(
@@ -191,7 +194,7 @@ class Daemon:
             paths=self._paths,
             store=store,
             runtimes=runtimes,
-            default_runtime=config.sandbox.default_handler,
+            default_runtime=sandbox.default_handler,
             namespaces=namespaces,
             cgroups=cgroups,
             leavings=leavings,
@@ -200,9 +203,7 @@ class Daemon:
             group=group,
             composer=composer,
         )
-        execs = Execs(
-            config.sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments
-        )
+        execs = Execs(sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments)
         containers = ContainerLifecycle(
             engine=container_engine,
             endings=endings,
@@ -239,17 +240,17 @@ class Daemon:
         instruments.watch_containers(
             lambda: Counter(c.state.name.lower() for c in containers.list())
         )
-        endpoint = MetricsEndpoint(instruments, config.metrics)
+        endpoint = MetricsEndpoint(instruments, config.metrics())
         await endpoint.start()
         stack.push_async_callback(endpoint.close)
         node = NodeStatus(
             network=network,
             host=host,
-            driver=config.sandbox.cgroup_driver,
-            default_handler=config.sandbox.default_handler,
+            driver=sandbox.cgroup_driver,
+            default_handler=sandbox.default_handler,
             runtimes=infos,
             missing=missing,
-            config=config.shown(),
+            config={key: toml_text(value) for key, value in config.values.items()},
         )
         server = RpcServer(
             build_methods(
@@ -265,7 +266,7 @@ class Daemon:
             clock=clock,
         )
         await server.start()
-        stack.push_async_callback(server.stop, config.stop_grace_s)
+        stack.push_async_callback(server.stop, config.get(table.STOP_GRACE))
         _notify("READY=1")
         _log.info(
             "serving",
@@ -277,7 +278,7 @@ class Daemon:
         group.create_task(_upkeep(store, pods, self._clock), name="upkeep")
         await self._stopping.wait()
         _notify("STOPPING=1")
-        _log.info("stopping", grace_s=config.stop_grace_s)
+        _log.info("stopping", grace_s=config.get(table.STOP_GRACE))
 
     def _make_directories(self) -> None:
         paths = self._paths
@@ -287,7 +288,7 @@ class Daemon:
             files.make_private_dir(directory, mode=0o711)
         for directory in (paths.exits, paths.layers):
             files.make_private_dir(directory, mode=0o700)
-        for handler in self._config.sandbox.handlers:
+        for handler in self._sandbox.handlers:
             files.make_private_dir(handler.root, mode=0o700)
 
 

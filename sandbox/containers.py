@@ -84,7 +84,7 @@ class ContainerEngine:
         self._stops: dict[str, Stop] = {}
 
     def runtime_of(self, container: Container) -> OciRuntime:
-        """The runtime that holds the container; raises FailedPrecondition when it is not configured."""
+        """The runtime that holds the container; FailedPrecondition when it is not configured."""
         try:
             return self._runtimes[container.runtime]
         except KeyError:

@@ -86,7 +86,7 @@ class Stop:
                 await self._note_kill()
             self._send(signal.SIGKILL)
             await self._kill_all()
-            await _wait_for(self._exited, pause_s)
+            await _wait_for(self._exited, pause_s, self._clock)
             rounds += 1
             if pause_s >= 1.0 and not self._exited.is_set():
                 _log.warning(
@@ -102,7 +102,7 @@ class Stop:
             self._wake.clear()
             if self._exited.is_set():
                 return
-            await _wait_for(self._wake, remaining_s)
+            await _wait_for(self._wake, remaining_s, self._clock)
 
     def _remaining_s(self) -> float:
         if self._deadline_ns is None:
@@ -110,9 +110,15 @@ class Stop:
         return (self._deadline_ns - self._clock.monotonic_ns()) / 1e9
 
 
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+async def _wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
+    """Wait until the event is set or the clock has moved on by `seconds`."""
+    async with asyncio.TaskGroup() as waits:
+        tasks = {waits.create_task(event.wait()), waits.create_task(_nap(clock, seconds))}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+async def _nap(clock: Clock, seconds: float) -> bool:
+    await clock.sleep(seconds)
+    return False

@@ -1,0 +1,145 @@
+"""The state store: names are unique, what is written is there after a restart, notes survive."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from sandbox.host.database import Database
+from sandbox.host.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from sandbox.model import (
+    Container,
+    ContainerConfig,
+    ContainerState,
+    PodConfig,
+    PodMetadata,
+    PodSandbox,
+    PodState,
+)
+from sandbox.store import APPLICATION_ID, StateStore, migrations
+
+
+def pod(pod_id: str, name: str = "n", state: PodState = PodState.READY) -> PodSandbox:
+    metadata = PodMetadata(name=name, uid="u", namespace="ns")
+    config = PodConfig(metadata=metadata, annotations={"a": "1", "": "ü\n"})
+    return PodSandbox(id=pod_id, config=config, state=state, created_at_ns=1)
+
+
+def container(cid: str, pod_id: str = "a" * 64, name: str = "c",
+              state: ContainerState = ContainerState.CREATED) -> Container:
+    return Container(id=cid, pod_id=pod_id, config=ContainerConfig(name=name), state=state,
+                     created_at_ns=1)
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = await StateStore.open(tmp_path / "state.db")
+    yield opened
+    await opened.close()
+
+
+async def test_what_was_written_is_there_after_a_restart(tmp_path):
+    path = tmp_path / "state.db"
+    first = await StateStore.open(path)
+    await first.add_pod(pod("a" * 64))
+    await first.add_container(container("b" * 64))
+    ready = msgspec.structs.replace(first.pods["a" * 64], ips=("10.0.0.1",))
+    await first.save(ready)
+    await first.close()
+    second = await StateStore.open(path)
+    assert second.pods == {"a" * 64: ready}
+    assert second.containers_of("a" * 64) == [container("b" * 64)]
+    with pytest.raises(AlreadyExists):
+        await second.add_pod(pod("c" * 64))
+    await second.close()
+
+
+async def test_a_name_belongs_to_one_object_until_that_is_deleted(store):
+    await store.add_pod(pod("a" * 64))
+    with pytest.raises(AlreadyExists) as caught:
+        await store.add_pod(pod("b" * 64))
+    assert caught.value.fields["pod"] == "a" * 64
+    await store.delete_pod("a" * 64)
+    await store.add_pod(pod("b" * 64))
+    assert store.pod_named("ns/n/u/0").id == "b" * 64
+
+
+async def test_prefixes_find_one_object_or_say_why_not(store):
+    await store.add_pod(pod("aa1" + "0" * 61, "one"))
+    await store.add_pod(pod("aa2" + "0" * 61, "two"))
+    assert store.find_pod("aa1").config.metadata.name == "one"
+    with pytest.raises(InvalidArgument, match="fits 2"):
+        store.find_pod("aa")
+    with pytest.raises(NotFound):
+        store.find_pod("bb")
+    with pytest.raises(InvalidArgument, match="empty"):
+        store.find_pod("")
+
+
+async def test_what_is_being_created_cannot_be_found_by_clients(store):
+    await store.add_pod(pod("a" * 64, state=PodState.CREATING))
+    await store.add_container(container("b" * 64, state=ContainerState.CREATING))
+    with pytest.raises(NotFound):
+        store.find_pod("a" * 64)
+    with pytest.raises(NotFound):
+        store.find_container("b" * 64)
+
+
+async def test_a_removed_object_is_not_brought_back_by_a_late_note(store):
+    await store.add_container(container("b" * 64))
+    late = store.containers["b" * 64]
+    await store.delete_container("b" * 64)
+    await store.note(msgspec.structs.replace(late, state=ContainerState.EXITED))
+    await store.save(late)
+    assert not store.containers
+
+
+async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, monkeypatch):
+    await store.add_container(container("b" * 64))
+    exited = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.EXITED)
+    real_write = store._database.write
+
+    async def refuse(work):
+        from sandbox.host.errors import ResourceExhausted
+        raise ResourceExhausted("database is full")
+
+    monkeypatch.setattr(store._database, "write", refuse)
+    await store.note(exited)
+    assert store.containers["b" * 64] is exited
+    monkeypatch.setattr(store._database, "write", real_write)
+    await store.flush()
+    rows = await store._database.read(
+        lambda db: db.execute("SELECT document FROM containers").fetchall()
+    )
+    assert msgspec.json.decode(rows[0][0], type=Container).state is ContainerState.EXITED
+
+
+async def test_a_record_that_cannot_be_read_is_put_aside_and_the_rest_is_kept(tmp_path):
+    path = tmp_path / "state.db"
+    first = await StateStore.open(path)
+    await first.add_pod(pod("a" * 64, "good"))
+    await first.add_pod(pod("b" * 64, "bad"))
+    await first._database.write(
+        lambda db: db.execute("UPDATE pods SET document = ? WHERE id = ?", (b"{", "b" * 64))
+    )
+    await first.close()
+    second = await StateStore.open(path)
+    assert list(second.pods) == ["a" * 64]
+    await second.add_pod(pod("c" * 64, "bad"))
+    rows = await second._database.read(
+        lambda db: db.execute("SELECT origin, id FROM quarantine").fetchall()
+    )
+    assert rows == [("pods", "b" * 64)]
+    await second.close()
+
+
+async def test_a_file_of_a_newer_daemon_is_refused_untouched(tmp_path):
+    path = tmp_path / "state.db"
+    newer = await Database.open(
+        path, migrations=[*migrations(), "CREATE TABLE later (x)"], application_id=APPLICATION_ID
+    )
+    await newer.close()
+    before = path.read_bytes()
+    with pytest.raises(FailedPrecondition):
+        await StateStore.open(path)
+    assert path.read_bytes() == before
