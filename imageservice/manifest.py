@@ -64,6 +64,11 @@ _STRUCTURAL: Final = frozenset(
         "variant", "entrypoint", "cmd", "user", "env", "workingdir", "volumes", "type",
     }
 )  # fmt: skip
+#: Keys that say what a document is; another spelling is the same key to a Go program.
+_TOP_LEVEL: Final = frozenset(
+    {"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"}
+)
+_TOP_LEVEL_FOLDED: Final = frozenset(key.lower() for key in _TOP_LEVEL)
 _ATTESTATION: Final = "vnd.docker.reference.type"
 
 
@@ -242,6 +247,9 @@ def parse_manifest(body: bytes, content_type: str) -> Manifest | Index:
         ImageUnsupported: Docker schema 1, or a media type that is no image.
     """
     keys = _checked_keys(body, MAX_MANIFEST_BYTES, "manifest")
+    for key in keys:
+        if key not in _TOP_LEVEL and key.lower() in _TOP_LEVEL_FOLDED:
+            raise ManifestInvalid(f"manifest key {key[:40]!a} differs from the standard in case")
     declared = content_type.partition(";")[0].strip().lower()
     if declared in _VAGUE_TYPES:
         declared = ""
@@ -335,36 +343,28 @@ def select_platform(index: Index, host: Platform) -> Descriptor:
 
 
 _UNSTATED: Final = 1000
+#: Architecture -> (level that an unstated variant means, lowest level there is), as Go has it.
+_LEVELS: Final = {"arm": (7, 5), "arm64": (8, 8), "amd64": (1, 1)}
 
 
 def _rank(offered: Platform, host: Platform) -> int | None:
     """How far `offered` is from the best for `host` (0 is exact), or None when it cannot run."""
     if offered.os != host.os or offered.architecture != host.architecture:
         return None
-    runnable = _runnable_variants(host)
-    variant = offered.variant or runnable.default
-    return runnable.order.index(variant) if variant in runnable.order else None
+    if host.architecture not in _LEVELS:
+        return 0 if offered.variant in ("", host.variant) else None
+    # A newer machine runs what was built for an older one, never the other way round.
+    default, lowest = _LEVELS[host.architecture]
+    wanted, highest = _level(offered.variant, default), _level(host.variant, default)
+    return highest - wanted if lowest <= wanted <= highest else None
 
 
-class _Variants(msgspec.Struct, frozen=True):
-    default: str
-    order: tuple[str, ...]
-
-
-def _runnable_variants(host: Platform) -> _Variants:
-    match host.architecture:
-        case "arm":
-            # A newer arm runs what was built for an older one, down to v5.
-            level = int(host.variant[1:]) if host.variant[1:].isdecimal() else 7
-            return _Variants("v7", tuple(f"v{n}" for n in range(level, 4, -1)))
-        case "arm64":
-            return _Variants("v8", ("v8",))
-        case "amd64":
-            # v2 and above need instructions that not every x86-64 has: only if the host says so.
-            level = int(host.variant[1:]) if host.variant[1:].isdecimal() else 1
-            return _Variants("v1", tuple(f"v{n}" for n in range(level, 0, -1)))
-        case _:
-            return _Variants("", (host.variant,) if host.variant else ("",))
+def _level(variant: str, default: int) -> int:
+    """`v7` -> 7; 0 for what is no level."""
+    digits = variant.removeprefix("v")
+    if not variant:
+        return default
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 4 else 0
 
 
 def _checked_keys(body: bytes, limit_bytes: int, what: str) -> dict[str, object]:

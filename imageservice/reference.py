@@ -4,7 +4,8 @@
 holds a dot or a colon or is `localhost`. (Docker also takes one with an upper-case letter; that is
 refused here, because in lower case it would mean a repository of Docker Hub.) Only ASCII is
 accepted (Unicode letters would let look-alikes in) and every length is bounded before a regular
-expression sees the text. A reference with tag and digest keeps both: the digest decides what is fetched.
+expression sees the text. A reference with tag and digest keeps both: the digest decides what is
+fetched.
 """
 
 from __future__ import annotations
@@ -80,8 +81,12 @@ class Reference:
     def _familiar_name(self) -> str:
         if self.domain != DEFAULT_DOMAIN:
             return self.repository
-        name = self.path.removeprefix("library/")
-        return self.path if "/" in name else name
+        short = self.path.removeprefix("library/")
+        for name in (short, self.path):
+            # `docker.io/a.b/c` must not become `a.b/c`, which would be a registry called a.b.
+            if _split_domain(name) == (self.domain, self.path) and not _IMAGE_ID.fullmatch(name):
+                return name
+        return self.repository
 
 
 def parse_reference(text: str) -> Reference:

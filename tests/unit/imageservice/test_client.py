@@ -519,7 +519,7 @@ async def test_an_answer_that_is_no_bounded_http_is_an_error(raw):
 async def test_a_flood_of_continue_answers_ends():
     async with (
         FakeRegistry() as registry,
-        open_client(response_timeout_s=0.2, retry=RetryPolicy(attempts=1)) as client,
+        open_client(response_timeout_s=0.1, retry=RetryPolicy(attempts=1)) as client,
     ):
         registry.on(
             "/manifests/", Raw(data=b"HTTP/1.1 100 Continue\r\n\r\n" * 100, repeat=1_000_000)
