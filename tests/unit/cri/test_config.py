@@ -171,4 +171,4 @@ def test_cgroup_driver_follows_the_node(tmp_path):
 
 def test_lines_of_keys():
     text = 'rot = 1\n\n[a] # x\n b = 1\n[ runtimes."x" ]\npath = 2\n'
-    assert line_numbers(text) == {".top": 1, "a.b": 4, "runtimes.x.path": 6}
+    assert line_numbers(text) == {".rot": 1, "a.b": 4, "runtimes.x.path": 6}

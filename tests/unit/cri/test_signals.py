@@ -5,6 +5,9 @@ import pytest
 from cri.signals import parse_signal, signal_name
 from sandbox.host.errors import InvalidArgument
 
+#: int() and str.isdigit() both take it for 15.
+ARABIC_15 = chr(0x661) + chr(0x665)
+
 
 @pytest.mark.parametrize(
     ("text", "number"),
@@ -34,7 +37,19 @@ def test_the_usual_spellings(text, number):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", "65", "-1", "SIG", "SIGNOPE", "SIGRTMIN-1", "SIGRTMAX+1", "SIGRTMIN+31", "1_5", "١٥"],
+    [
+        "",
+        "0",
+        "65",
+        "-1",
+        "SIG",
+        "SIGNOPE",
+        "SIGRTMIN-1",
+        "SIGRTMAX+1",
+        "SIGRTMIN+31",
+        "1_5",
+        ARABIC_15,
+    ],
 )
 def test_what_is_no_signal_is_refused(text):
     with pytest.raises(InvalidArgument, match="not a signal"):

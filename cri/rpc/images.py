@@ -1,0 +1,81 @@
+"""Image calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri import validate
+from cri.convert_image import credential, filesystem_usage, image_message, image_reference
+from cri.rpc.later import later
+from cri.rpc.lists import ListCache
+from cri.rpc.pods import info_json
+from cri.status import RegistryUnavailable
+from protos import api_pb2 as pb
+from sandbox.host.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cri.rpc.ports import Images
+    from imageservice.service import Image
+
+
+class ImageCalls:
+    """The methods of the image service."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._items: ListCache[Image] = ListCache(image_message)
+
+    async def list_images(self, request: pb.ListImagesRequest) -> bytes:
+        """All images, or those that the filter names."""
+        wanted = validate.text(request.filter.image.image, "filter.image.image")
+        found = self._images.list(wanted)
+        total = len(found) if not wanted else len(self._images.list())
+        return self._items.join(found, total)
+
+    def stream_images(
+        self, request: pb.StreamImagesRequest
+    ) -> AsyncIterator[pb.StreamImagesResponse]:
+        """Not in this version; clients fall back to the list."""
+        later("StreamImages")
+
+    async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
+        """An image, or an empty answer when there is none of that name."""
+        image = self._images.status(image_reference(request.image))
+        if image is None:
+            return pb.ImageStatusResponse()
+        response = pb.ImageStatusResponse(image=image_message(image))
+        if request.verbose:
+            facts = {"diffIDs": image.chain, "imageSpec": image.config}
+            response.info.update(info_json(facts))
+        return response
+
+    async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
+        """Fetch an image; the answer is the id that every other call uses for it.
+
+        Cancelling, by the client's deadline too, ends this caller's wait; the image service stops
+        the download when nobody waits for it any more.
+        """
+        reference = image_reference(request.image)
+        shown = credential(request.auth) if request.HasField("auth") else None
+        try:
+            image = await self._images.pull(reference, shown)
+        except Unavailable as error:
+            raise RegistryUnavailable(
+                f"RegistryUnavailable: {error}", replay=error.replay
+            ) from error
+        return pb.PullImageResponse(image_ref=image.id)
+
+    async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
+        """Forget an image under all its names; unknown is success."""
+        await self._images.remove(image_reference(request.image))
+        return pb.RemoveImageResponse()
+
+    async def image_fs_info(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
+        """What images and writable layers take on disk."""
+        usage = await self._images.fs_info()
+        return pb.ImageFsInfoResponse(
+            image_filesystems=[filesystem_usage(one) for one in usage.image_filesystems],
+            container_filesystems=[filesystem_usage(one) for one in usage.container_filesystems],
+        )

@@ -1,0 +1,79 @@
+"""Answers to list calls, joined from entries that were serialised when the object changed.
+
+The kubelet asks for every pod and container each second. Values are frozen, so an object that is
+the same (`is`) as at the last call has the same bytes; what is left of a list call is a join. The
+bytes of a message with one repeated field are its entries one after the other, each with the
+field's tag and its length (protobuf encoding, "length-delimited records").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from cri import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from google.protobuf.message import Message
+
+#: Field 1, wire type 2: `items`, `containers` and `images` all have number 1.
+_TAG: Final = b"\x0a"
+#: Entries of objects that are gone are dropped when the cache is this much larger than the list.
+_SLACK: Final = 64
+
+
+class HasId(Protocol):
+    """A frozen value with an id."""
+
+    @property
+    def id(self) -> str:
+        """The id."""
+        ...
+
+
+V = TypeVar("V", bound=HasId)
+
+
+class ListCache(Generic[V]):
+    """Serialised entries by id, each valid for one value; for the event loop's thread only."""
+
+    def __init__(self, encode: Callable[[V], Message]) -> None:
+        self._encode = encode
+        self._entries: dict[str, tuple[V, bytes]] = {}
+
+    def join(self, values: Iterable[V], total: int) -> bytes:
+        """The response with these entries; `total` is how many objects exist in all."""
+        parts = [self._entry(value) for value in values]
+        if len(self._entries) > 2 * total + _SLACK:
+            # Objects are gone: begin anew rather than track every removal.
+            self._entries.clear()
+        return b"".join(parts)
+
+    def _entry(self, value: V) -> bytes:
+        known = self._entries.get(value.id)
+        if known is not None and known[0] is value:
+            return known[1]
+        body = self._encode(value).SerializeToString()
+        entry = _TAG + _varint(len(body)) + body
+        self._entries[value.id] = (value, entry)
+        return entry
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def id_prefix(value: str, field: str) -> str:
+    """An id filter: empty for all, else a whole id or the beginning of one."""
+    return validate.text(value, field, limit=validate.NAME_LIMIT)
+
+
+def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether all labels of the selector are there with the same values."""
+    return all(labels.get(key) == value for key, value in selector.items())

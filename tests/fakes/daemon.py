@@ -1,0 +1,215 @@
+"""The ports of the RPC classes in memory: they record their calls and can be told to fail.
+
+They keep values the way the real lifecycles do (frozen, replaced on change), so that what the lists
+cache is tried for real.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import msgspec
+
+from cri.node_facts import Condition, Handler, NodeFacts
+from sandbox.host.errors import NotFound
+from sandbox.model import Container, ContainerState, PodSandbox, PodState
+
+
+@dataclass(frozen=True)
+class ExecOutput:
+    stdout: bytes = b""
+    stderr: bytes = b""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class FakeImage:
+    id: str
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
+    size_bytes: int = 1
+    user: str = ""
+    config: dict = field(default_factory=dict)
+    pinned: bool = False
+    chain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerProgress:
+    layer: str
+    stage: str
+    done_bytes: int
+    total_bytes: int
+
+
+class Recording:
+    def __init__(self):
+        self.calls = []
+        self.fail = {}
+        self.gate = None
+
+    async def _call(self, name, *args):
+        self.calls.append((name, *args))
+        if self.gate is not None:
+            await self.gate.wait()
+        self._maybe_fail(name)
+
+    def _maybe_fail(self, name):
+        if name in self.fail:
+            raise self.fail[name]
+
+
+class FakePods(Recording):
+    def __init__(self):
+        super().__init__()
+        self.pods = {}
+
+    async def run(self, config, handler):
+        await self._call("run", config, handler)
+        pod_id = f"{len(self.pods):064x}"
+        self.pods[pod_id] = PodSandbox(
+            id=pod_id,
+            config=config,
+            state=PodState.READY,
+            created_at_ns=1000 + len(self.pods),
+            handler=handler,
+        )
+        return pod_id
+
+    async def stop(self, pod_id):
+        await self._call("stop", pod_id)
+        if pod_id in self.pods:
+            self.pods[pod_id] = msgspec.structs.replace(self.pods[pod_id], state=PodState.NOT_READY)
+
+    async def remove(self, pod_id):
+        await self._call("remove", pod_id)
+        self.pods.pop(pod_id, None)
+
+    def status(self, pod_id):
+        self._maybe_fail("status")
+        if pod_id not in self.pods:
+            raise NotFound("no such pod", pod=pod_id)
+        return self.pods[pod_id]
+
+    def list(self):
+        self._maybe_fail("list")
+        return list(self.pods.values())
+
+    def verbose(self, pod):
+        return {"pid": 42, "runtimeSpec": {"ociVersion": "1.0.2"}}
+
+
+class FakeContainers(Recording):
+    def __init__(self):
+        super().__init__()
+        self.containers = {}
+        self.output = ExecOutput()
+
+    async def create(self, pod_id, config, pod_config):
+        await self._call("create", pod_id, config, pod_config)
+        container_id = f"{len(self.containers):064x}"
+        self.containers[container_id] = Container(
+            id=container_id,
+            pod_id=pod_id,
+            config=config,
+            state=ContainerState.CREATED,
+            created_at_ns=1000 + len(self.containers),
+            image_id="sha256:1",
+        )
+        return container_id
+
+    async def start(self, container_id):
+        await self._call("start", container_id)
+        self.containers[container_id] = msgspec.structs.replace(
+            self.status(container_id), state=ContainerState.RUNNING
+        )
+
+    async def stop(self, container_id, timeout_s):
+        await self._call("stop", container_id, timeout_s)
+
+    async def remove(self, container_id):
+        await self._call("remove", container_id)
+        self.containers.pop(container_id, None)
+
+    def status(self, container_id):
+        if container_id not in self.containers:
+            raise NotFound("no such container", container=container_id)
+        return self.containers[container_id]
+
+    def list(self):
+        return list(self.containers.values())
+
+    def verbose(self, container):
+        return {"sandboxID": container.pod_id, "pid": 43, "runtimeSpec": {}}
+
+    async def exec_sync(self, container_id, cmd, timeout_s):
+        await self._call("exec_sync", container_id, cmd, timeout_s)
+        return self.output
+
+    async def update_resources(self, container_id, resources, annotations):
+        await self._call("update_resources", container_id, resources, annotations)
+
+    async def reopen_log(self, container_id):
+        await self._call("reopen_log", container_id)
+
+
+class FakeImages(Recording):
+    def __init__(self):
+        super().__init__()
+        self.images = {}
+        self.progress = []
+
+    def add(self, image, *names):
+        self.images[image.id] = image
+        for name in names:
+            self.images[name] = image
+
+    async def pull(self, image, credential, *, on_progress=None):
+        self.calls.append(("pull", image, credential))
+        for step in self.progress:
+            if on_progress is not None:
+                on_progress(step)
+            await asyncio.sleep(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        self._maybe_fail("pull")
+        return self.images[image]
+
+    def list(self, filter_image=""):
+        if filter_image:
+            found = self.images.get(filter_image)
+            return [] if found is None else [found]
+        return list({image.id: image for image in self.images.values()}.values())
+
+    def status(self, image):
+        return self.images.get(image)
+
+    async def remove(self, image):
+        await self._call("remove", image)
+
+    async def fs_info(self):
+        raise NotImplementedError
+
+
+class FakeNode:
+    def __init__(self):
+        self.now = NodeFacts(
+            conditions=(
+                Condition("RuntimeReady", True),
+                Condition("NetworkReady", False, "NetworkPluginNotReady", "no configuration"),
+            ),
+            handlers=(Handler(""), Handler("crun", recursive_read_only_mounts=True)),
+            cgroup_driver="systemd",
+            info={"config": {"a": 1}},
+        )
+
+    def facts(self):
+        return self.now
+
+
+class RecordingObserver:
+    def __init__(self):
+        self.ended = []
+
+    def rpc(self, method, code, seconds):
+        assert seconds >= 0
+        self.ended.append((method, code))
