@@ -156,7 +156,8 @@ class PluginChain:
                 stdin = execution_config(network, plugin, extra=extra)
                 await self._query(Command.GC, plugin, stdin)
             except PluginFailed as error:
-                failure.note(error)
+                if not _is_unknown_command(error):
+                    failure.note(error)
         failure.throw()
 
     async def probe(self, network: NetworkConfig) -> None:
@@ -169,7 +170,14 @@ class PluginChain:
             await self._check_version(network, plugin)
         if network.at_least("1.1.0"):
             for plugin in network.plugins:
-                await self._query(Command.STATUS, plugin, execution_config(network, plugin))
+                await self._ask_status(network, plugin)
+
+    async def _ask_status(self, network: NetworkConfig, plugin: PluginConfig) -> None:
+        try:
+            await self._query(Command.STATUS, plugin, execution_config(network, plugin))
+        except PluginFailed as error:
+            if not _is_unknown_command(error):
+                raise
 
     async def _check_version(self, network: NetworkConfig, plugin: PluginConfig) -> None:
         path = await self._find(plugin.type)
@@ -255,6 +263,15 @@ class PluginChain:
 
     async def _find(self, name: str) -> Path | None:
         return await asyncio.to_thread(find_plugin, name, self._settings.bin_dirs)
+
+
+def _is_unknown_command(error: PluginFailed) -> bool:
+    """Whether a plugin speaks 1.1.0 without the commands that came with it.
+
+    It has no opinion then. Taken for a failure, it would keep a node from ever being ready though
+    every ADD succeeds.
+    """
+    return error.code == SpecCode.INVALID_ENVIRONMENT and "CNI_COMMAND" in error.msg
 
 
 def _identity(path: Path | None) -> tuple[str, int, int, int] | None:

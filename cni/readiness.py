@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni.config import Loaded, load_directory
 from cni.errors import NetworkNotReady, PluginFailed, PluginMissing, presentable
+from cni.invoke import Command
 from sandbox.host.errors import PodwrightError
 from sandbox.host.files import DirWatch
 from sandbox.host.journal import get_logger
@@ -82,18 +83,20 @@ def judge(
     Args:
         previous: the state before.
         loaded: what the directory holds.
-        failure: the first plugin that is missing or says that it is not ready.
+        failure: of the first plugin that is missing, of another version, or says it is not ready.
         directory: for the message.
-        failing_s: for how long a plugin has been saying so.
-        grace_s: for how long it may.
+        failing_s: for how long there has been a failure.
+        grace_s: for how long a ready network may have plugins that say they are not.
     """
     if loaded.config is None:
         return not_ready(explain_absence(loaded, directory))
     if failure is None:
         return NetworkState(ok=True)
-    # A missing program is a fact, and the next pod fails for it. A plugin's own opinion flaps when
-    # its controller restarts, and a node that goes NotReady for that has its pods moved away.
-    if previous.ok and not isinstance(failure, PluginMissing) and failing_s < grace_s:
+    # A missing program or a wrong version is a fact, and the next pod fails for it. A plugin's own
+    # opinion flaps when its controller restarts, and a node that goes NotReady for that has its
+    # pods moved away.
+    opinion = failure.command == Command.STATUS and not isinstance(failure, PluginMissing)
+    if previous.ok and opinion and failing_s < grace_s:
         return previous
     return not_ready(str(failure))
 
