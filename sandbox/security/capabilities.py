@@ -13,25 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox import oci
 from sandbox.host.errors import InvalidArgument, Unsupported
+from sandbox.host.host_facts import CAPABILITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandbox.model import Capabilities
-
-#: <linux/capability.h>, by number: index 0 is CAP_CHOWN, 40 CAP_CHECKPOINT_RESTORE (Linux 5.9).
-ALL_CAPABILITIES: Final[tuple[str, ...]] = tuple(
-    "CAP_" + name
-    for name in (
-        *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID"),
-        *("SETUID", "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST"),
-        *("NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO"),
-        *("SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
-        *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE"),
-        *("AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM"),
-        *("BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"),
-    )
-)
 
 #: What an unprivileged container starts with: the 14 that Docker and containerd give, so that an
 #: image that runs there runs here. CRI-O gives nine of them (no MKNOD, NET_RAW, SETFCAP,
@@ -44,12 +31,7 @@ DEFAULT_CAPABILITIES: Final[frozenset[str]] = frozenset(
     )
 )
 
-_KNOWN: Final = frozenset(ALL_CAPABILITIES)
-
-
-def from_mask(mask: int) -> frozenset[str]:
-    """The names in a mask such as CapEff of /proc/PID/status; unknown bits are left out."""
-    return frozenset(name for number, name in enumerate(ALL_CAPABILITIES) if mask >> number & 1)
+_KNOWN: Final = frozenset(CAPABILITIES)
 
 
 def normalise(name: str) -> str:
@@ -124,7 +106,7 @@ def _require_held(names: Iterable[str], held: frozenset[str]) -> None:
 
 def _sets(chosen: frozenset[str], ambient: frozenset[str]) -> oci.ProcessCapabilities:
     def ordered(names: frozenset[str]) -> tuple[str, ...]:
-        return tuple(name for name in ALL_CAPABILITIES if name in names)
+        return tuple(name for name in CAPABILITIES if name in names)
 
     return oci.ProcessCapabilities(
         bounding=ordered(chosen),

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from sandbox import oci
+from sandbox.host.host_facts import capability_names
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
 from sandbox.model import (
@@ -37,7 +38,7 @@ from sandbox.model import (
     SecurityProfile,
     SupplementalGroupsPolicy,
 )
-from sandbox.security.capabilities import DEFAULT_CAPABILITIES, from_mask
+from sandbox.security.capabilities import DEFAULT_CAPABILITIES
 from sandbox.security.seccomp import SeccompHost
 from sandbox.spec.build import container_spec, pause_spec
 from sandbox.spec.inputs import (
@@ -76,6 +77,10 @@ def status_field(text: str, name: str) -> str:
     )
 
 
+def real(path: str) -> Path:
+    return Path(path).resolve()
+
+
 def proc_file(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text()
 
@@ -88,7 +93,7 @@ def mount_options(text: str) -> dict[str, set[str]]:
 
 def host_facts() -> HostFacts:
     status = Path("/proc/self/status").read_text()
-    capabilities = from_mask(int(status_field(status, "CapBnd"), 16))
+    capabilities = capability_names(int(status_field(status, "CapBnd"), 16))
     own_score = int(Path("/proc/self/oom_score_adj").read_text())
     return HostFacts(
         cgroup_version=1,
@@ -392,7 +397,7 @@ async def test_user_rights_and_limits(runtime: str, tmp_path: Path) -> None:
         assert set(status_field(output, "Groups").split()) == {"1001", "50", "7000"}
         assert int(status_field(output, "CapInh"), 16) == 0
         assert int(status_field(output, "CapEff"), 16) == 0
-        assert from_mask(int(status_field(output, "CapBnd"), 16)) == DEFAULT_CAPABILITIES
+        assert capability_names(int(status_field(output, "CapBnd"), 16)) == DEFAULT_CAPABILITIES
         assert status_field(output, "Seccomp") == "2"
         assert status_field(output, "NoNewPrivs") == "1"
         lines = output.splitlines()
@@ -468,7 +473,7 @@ async def test_root_is_confined(runtime: str, tmp_path: Path) -> None:
         )
         code, output = await pod.run(container_spec(replace(inputs, devices=(node,))))
         assert code == 0, output
-        held = from_mask(int(status_field(output, "CapEff"), 16))
+        held = capability_names(int(status_field(output, "CapEff"), 16))
         assert held == DEFAULT_CAPABILITIES
         assert int(status_field(output, "CapInh"), 16) == 0
         assert int(status_field(output, "CapAmb"), 16) == 0
@@ -612,7 +617,7 @@ async def test_privileged(runtime: str, tmp_path: Path) -> None:
         inputs = replace(pod.inputs(config, pod.rootfs()), host_devices=(node,))
         code, output = await pod.run(container_spec(inputs))
         assert code == 0, output
-        assert from_mask(int(status_field(output, "CapEff"), 16)) == pod.host.capabilities
+        assert capability_names(int(status_field(output, "CapEff"), 16)) == pod.host.capabilities
         assert status_field(output, "Seccomp") == "0"
         lines = output.splitlines()
         for line in ("open 0", "keys 0", "sys 0"):
@@ -633,7 +638,7 @@ async def test_ambient_capabilities(runtime: str, tmp_path: Path) -> None:
         code, output = await pod.run(container_spec(pod.inputs(config, pod.rootfs())))
         assert code == 0, output
         for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
-            assert from_mask(int(status_field(output, name), 16)) == {"CAP_NET_BIND_SERVICE"}
+            assert capability_names(int(status_field(output, name), 16)) == {"CAP_NET_BIND_SERVICE"}
 
 
 async def test_target_pid_namespace(runtime: str, tmp_path: Path) -> None:
@@ -643,3 +648,53 @@ async def test_target_pid_namespace(runtime: str, tmp_path: Path) -> None:
         inputs = replace(pod.inputs(config, pod.rootfs()), target_pid=pod.pins["pid"])
         code, output = await pod.run(container_spec(inputs))
         assert (code, output.strip()) == (0, "catatonit")
+
+
+PROGRAM = """
+import asyncio, ctypes, mmap, multiprocessing, os, select, signal, socket, subprocess
+import tempfile, threading
+
+async def echo():
+    server = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 80)
+    async with server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", 80)
+        assert await reader.read() == b""
+        writer.close()
+
+asyncio.run(echo())
+thread = threading.Thread(target=lambda: None); thread.start(); thread.join()
+assert subprocess.run(["true"]).returncode == 0
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(abs, [-1, 2]) == [1, 2]
+os.close(os.memfd_create("m")); os.close(os.eventfd(0)); os.close(os.pidfd_open(os.getpid()))
+os.sched_setaffinity(0, os.sched_getaffinity(0)); os.getrandom(8); os.nice(1)
+mmap.mmap(-1, 4096).close(); select.epoll().close(); signal.pthread_sigmask(signal.SIG_BLOCK, [])
+with tempfile.NamedTemporaryFile() as file:
+    os.chown(file.name, 5, 5); os.chmod(file.name, 0o6755); os.setxattr(file.name, "user.x", b"1")
+socket.socketpair()[0].close()
+os.setgroups([7]); os.setgid(5); os.setuid(5)
+print("all fine")
+"""
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/runc").exists(), reason="its Go program is runc")
+async def test_ordinary_programs_run_under_the_default_filter(runtime: str, tmp_path: Path) -> None:
+    """CPython with much of its library, and Go with its own threads and no libc in the way."""
+    async with running_pod(runtime, tmp_path) as pod:
+        asked = tuple(
+            CriMount(container_path=path, host_path=path, readonly=True)
+            for path in ("/usr", "/lib", "/lib64")
+        )
+        config = shell(
+            'PATH=$PATH:/usr/bin:/usr/sbin; /usr/bin/python3 -c "$0" && /usr/sbin/runc --version',
+            args=(PROGRAM,),
+            mounts=asked,
+        )
+        inputs = replace(
+            pod.inputs(config, pod.rootfs()),
+            mounts=tuple(ResolvedMount(mount=item, source=real(item.host_path)) for item in asked),
+        )
+        code, output = await pod.run(container_spec(inputs))
+        assert code == 0, output
+        assert "all fine" in output
+        assert "libseccomp" in output

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from sandbox import oci
+from sandbox.host.host_facts import CAPABILITIES
 from sandbox.model import (
     ContainerConfig,
     ContainerSecurity,
@@ -16,7 +17,6 @@ from sandbox.model import (
     PodMetadata,
     SecurityProfile,
 )
-from sandbox.security.capabilities import ALL_CAPABILITIES
 from sandbox.spec.inputs import ContainerInputs, HostFacts, PodFiles, PodInputs
 from sandbox.users import ResolvedUser
 
@@ -33,7 +33,7 @@ HOST_V1: Final = HostFacts(
         {"cpu", "cpuacct", "cpuset", "memory", "pids", "hugetlb", "devices", "freezer"}
     ),
     swap_limit=True,
-    capabilities=frozenset(ALL_CAPABILITIES) - {"CAP_SYS_RESOURCE"},
+    capabilities=frozenset(CAPABILITIES) - {"CAP_SYS_RESOURCE"},
     oom_score_adj_floor=0,
     recursive_read_only=True,
 )
@@ -41,7 +41,7 @@ HOST_V2: Final = HostFacts(
     cgroup_version=2,
     controllers=frozenset({"cpu", "cpuset", "memory", "pids", "hugetlb", "io"}),
     swap_limit=True,
-    capabilities=frozenset(ALL_CAPABILITIES),
+    capabilities=frozenset(CAPABILITIES),
     recursive_read_only=True,
 )
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sandbox import oci
 from sandbox.host.errors import InvalidArgument, Unsupported
+from sandbox.host.host_facts import CAPABILITIES
 from sandbox.model import ProfileType, SecurityProfile
-from sandbox.security.capabilities import ALL_CAPABILITIES, DEFAULT_CAPABILITIES
+from sandbox.security.capabilities import DEFAULT_CAPABILITIES
 from sandbox.security.seccomp import (
     LOCALHOST_LIMIT_BYTES,
     MACHINES,
@@ -113,7 +114,7 @@ def test_default_does_not_allow(name: str) -> None:
 
 
 def test_nothing_dangerous_whatever_the_capabilities() -> None:
-    everything = allowed(default(*ALL_CAPABILITIES))
+    everything = allowed(default(*CAPABILITIES))
     assert not everything & {"io_uring_setup", "userfaultfd", "keyctl", "add_key", "kexec_load"}
 
 
