@@ -217,12 +217,16 @@ async def test_fifty_mebibytes_of_output_are_not_read(bench):
 
 
 async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_us(bench):
-    bench.first.control(rules=[{"command": "ADD", "do": "grandchild", "seconds": 20}])
-    network = bench.network(add_timeout_s=10)
+    bench.second.control(rules=[{"command": "ADD", "do": "grandchild", "seconds": 60}])
 
-    attached = await network.add(POD)
+    attached = await bench.network().add(POD)
 
     assert attached.ips == ("10.88.0.5",)
+    await until_called(bench.second, 2)
+    left = bench.second.calls[1]
+    assert left["command"] == "GRANDCHILD"
+    assert alive(left["pid"])
+    os.kill(left["pid"], signal.SIGKILL)
 
 
 async def test_a_plugin_killed_after_its_work_is_undone(tmp_path):
