@@ -27,10 +27,9 @@ from imageservice.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MIB: Final = 1024 * 1024
-#: containerd's and the distribution specification's customary bound for a manifest.
-MAX_MANIFEST_BYTES: Final = 4 * MIB
-MAX_CONFIG_BYTES: Final = 4 * MIB
+#: containerd's and the distribution specification's customary bound for a manifest: 4 MiB.
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+MAX_CONFIG_BYTES: Final = MAX_MANIFEST_BYTES
 #: Layers of one image; overlayfs itself takes 500 lower directories.
 MAX_LAYERS: Final = 500
 #: One blob; what a descriptor claims beyond it is refused before a byte is fetched (1 TiB).
@@ -44,7 +43,6 @@ DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
-CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 #: In the order of preference, as an Accept header names them.
 ACCEPTED_TYPES: Final = (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST)
 _SCHEMA1_TYPES: Final = frozenset(
@@ -99,17 +97,15 @@ _MACHINES: Final[Mapping[str, tuple[str, str]]] = {
     "armv6l": ("arm", "v6"),
     "armv5tel": ("arm", "v5"),
     "i686": ("386", ""),
-    "i386": ("386", ""),
     "ppc64le": ("ppc64le", ""),
     "s390x": ("s390x", ""),
     "riscv64": ("riscv64", ""),
     "loongarch64": ("loong64", ""),
-    "mips64": ("mips64le", ""),
 }
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A pointer to a blob: type, digest and exact size, all checked when the value is made."""
+    """A pointer to a blob: type, digest and exact size, checked when it is made."""
 
     media_type: str = ""
     digest: str
