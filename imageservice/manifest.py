@@ -43,6 +43,7 @@ DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIG_TYPES: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 #: In the order of preference, as an Accept header names them.
 ACCEPTED_TYPES: Final = (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST)
 _SCHEMA1_TYPES: Final = frozenset(
@@ -100,7 +101,6 @@ _MACHINES: Final[Mapping[str, tuple[str, str]]] = {
     "ppc64le": ("ppc64le", ""),
     "s390x": ("s390x", ""),
     "riscv64": ("riscv64", ""),
-    "loongarch64": ("loong64", ""),
 }
 
 
@@ -364,7 +364,7 @@ def _level(variant: str, default: int) -> int:
 
 
 def _checked_keys(body: bytes, limit_bytes: int, what: str) -> dict[str, object]:
-    """The top-level keys of a JSON object that no two readers can read differently."""
+    """The keys of a JSON object that no two readers can read differently."""
     if len(body) > limit_bytes:
         raise TooLarge(f"{what} is larger than {limit_bytes} bytes", size_bytes=len(body))
     try:
