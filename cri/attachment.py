@@ -45,8 +45,6 @@ def make_attachment(pod: PodSandbox, netns: Path) -> Attachment:
         InvalidArgument: a bandwidth annotation that is not a quantity in range.
     """
     config = pod.config
-    ingress = _rate(config.annotations, INGRESS_ANNOTATION)
-    egress = _rate(config.annotations, EGRESS_ANNOTATION)
     dns = config.dns
     return Attachment(
         pod_id=pod.id,
@@ -63,13 +61,24 @@ def make_attachment(pod: PodSandbox, netns: Path) -> Attachment:
             )
             for port in config.port_mappings
         ),
-        bandwidth=Bandwidth(ingress_bits_per_s=ingress, egress_bits_per_s=egress)
-        if ingress or egress
-        else None,
+        bandwidth=bandwidth(config.annotations),
         dns=Dns(servers=dns.servers, searches=dns.searches, options=dns.options) if dns else None,
         cgroup_path=config.cgroup_parent,
         annotations=config.annotations,
     )
+
+
+def bandwidth(annotations: Mapping[str, str]) -> Bandwidth | None:
+    """The shaping that a pod's annotations ask for.
+
+    Raises:
+        InvalidArgument: an annotation that is not a quantity in range.
+    """
+    ingress = _rate(annotations, INGRESS_ANNOTATION)
+    egress = _rate(annotations, EGRESS_ANNOTATION)
+    if not ingress and not egress:
+        return None
+    return Bandwidth(ingress_bits_per_s=ingress, egress_bits_per_s=egress)
 
 
 def _rate(annotations: Mapping[str, str], key: str) -> int:

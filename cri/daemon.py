@@ -275,7 +275,7 @@ class Daemon:
             pods=len(pods.list()),
             containers=len(containers.list()),
         )
-        group.create_task(_upkeep(store, pods, self._clock), name="upkeep")
+        group.create_task(_upkeep(store, pods, network, self._clock), name="upkeep")
         await self._stopping.wait()
         _notify("STOPPING=1")
         _log.info("stopping", grace_s=config.get(table.STOP_GRACE))
@@ -296,12 +296,28 @@ class _Stopped(Exception):
     """Ends the task group: everything that still runs is cancelled, in an orderly way."""
 
 
-async def _upkeep(store: StateStore, pods: PodLifecycle, clock: SystemClock) -> None:
+async def _upkeep(
+    store: StateStore, pods: PodLifecycle, network: PodNetwork, clock: SystemClock
+) -> None:
     """Repeat what could not be done at once: unwritten state, networks still to be detached."""
+    collected = False
     while True:
         await store.flush()
         await pods.detach_owed()
+        if not collected:
+            # Once in a life, and only when a network is there to be asked.
+            collected = await _collect_networks(network, store)
         await clock.sleep(UPKEEP_PAUSE_S)
+
+
+async def _collect_networks(network: PodNetwork, store: StateStore) -> bool:
+    """Give back what networks hold for pods that are no more; False when it must be tried again."""
+    try:
+        await network.gc([pod.id for pod in store.pods.values() if pod.network_attached])
+    except PodwrightError as error:
+        _log.info("networks not collected yet", error=str(error))
+        return False
+    return True
 
 
 def _install_pause(program: Path, rootfs: Path) -> None:

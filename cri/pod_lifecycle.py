@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cri.attachment import make_attachment
+from cri.attachment import bandwidth, make_attachment
 from cri.inflight import Inflight
 from sandbox.host.errors import (
     AlreadyExists,
@@ -133,6 +133,7 @@ class PodLifecycle:
             # A creation that failed and whose undo failed too: finish the undo, then begin anew.
             await self._take_apart(existing)
         sysctls = pod_sysctls(config)
+        bandwidth(config.annotations)  # refused before anything is made
         pod = await self._engine.reserve(config, handler)
         try:
             return await self._build(pod, sysctls)
