@@ -15,8 +15,20 @@ TOP = Path(__file__).resolve().parents[2]
 @pytest.mark.conformance
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_critest_passes(handler: str, tmp_path: Path) -> None:
+    run_critest("--handler", handler, "--reports", tmp_path)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.conformance
+def test_the_kit_itself_is_sound(tmp_path: Path) -> None:
+    """Images, registry, network and skip list of the kit, judged by a runtime that is not ours."""
+    run_critest("--against", "containerd", "--reports", tmp_path)
+
+
+def run_critest(*arguments: str | Path) -> None:
     run = subprocess.run(
-        [TOP / "hack/critest", "--handler", handler, "--reports", tmp_path],
+        [TOP / "hack/critest", *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
