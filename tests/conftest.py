@@ -1,9 +1,11 @@
-"""For every test: markers that skip with a reason, and what a test of the real kernel left behind."""
+"""For every test: skipping with a reason, and the census of what a test of the kernel left."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,52 +23,65 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
+#: In the name of everything a test makes outside of its `tmp_path`: what is looked for afterwards.
+#: The process number keeps two test runs on one machine from accusing each other.
+TEST_NAME = f"podwright-test-{os.getpid()}"
+
+
+@pytest.fixture
+def cgroup_path() -> str:
+    """A control group path for one test, seen by the census; not made yet."""
+    return f"/{TEST_NAME}-{next(_numbers)}"
+
+
+_numbers = itertools.count(1)
+
+
 @pytest.fixture(autouse=True)
 def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test marked `root` must leave mounts, pins, descriptors and cgroups as it found them.
+    """A test marked `root` must leave the machine as it found it; see `census`.
 
-    A test that leaks on purpose (a daemon shared by a module) says so with
-    `@pytest.mark.root(leaks=True)`. Other people's mounts and groups may come and go meanwhile, so
-    only those that this project names are looked at: see `_ours`.
+    A test that keeps something on purpose, such as a daemon shared by a module, says so with
+    `@pytest.mark.root(leaks=True)`.
     """
     marker = request.node.get_closest_marker("root")
     if marker is None or marker.kwargs.get("leaks"):
         yield
         return
-    request.getfixturevalue("tmp_path_factory")
-    before = census()
+    base = str(request.getfixturevalue("tmp_path_factory").getbasetemp())
+    before = census(base)
     yield
     gc.collect()
-    after = census()
-    left = {
-        kind: sorted(after[kind] - before[kind]) for kind in after if after[kind] - before[kind]
-    }
-    assert not left, f"left behind: {left}"
+    after = census(base)
+    left = {kind: sorted(after[kind] - before[kind]) for kind in after}
+    assert not any(left.values()), f"left behind: {left}"
 
 
-def census() -> dict[str, set[str]]:
-    """What of ours is there now: mounts, pinned namespaces, cgroups, open descriptors."""
-    mounts = [mount for mount in list_mounts() if _ours(str(mount.target))]
+def census(base: str) -> dict[str, set[str]]:
+    """What of ours is there now: mounts and pinned namespaces, cgroups, descriptors, children."""
+    mounts = [m for m in list_mounts() if base in str(m.target) or TEST_NAME in str(m.target)]
     return {
         "mounts": {f"{m.id} {m.type} {m.target}" for m in mounts},
-        "descriptors": _descriptors(),
         "cgroups": _cgroups(),
+        "descriptors": _descriptors(),
+        "children": _children(),
+        "threads": {thread.name for thread in threading.enumerate() if thread.is_alive()},
     }
-
-
-def _ours(path: str) -> bool:
-    return any(word in path for word in ("podwright", "pytest-of-"))
 
 
 def _descriptors() -> set[str]:
     found: set[str] = set()
-    for name in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            found.add(f"{link.name} -> {link.readlink()}")
         except FileNotFoundError:
-            continue  # the listing's own
-        found.add(f"{name} -> {target}")
+            continue  # that of the listing itself
     return found
+
+
+def _children() -> set[str]:
+    lists = (task / "children" for task in Path("/proc/self/task").iterdir())
+    return {pid for each in lists if each.exists() for pid in each.read_text().split()}
 
 
 def _cgroups() -> set[str]:
@@ -77,6 +92,6 @@ def _cgroups() -> set[str]:
     return {
         str(path)
         for root in layout.dirs("/")
-        for top in Path(root).glob("podwright*")
+        for top in root.glob(f"{TEST_NAME}*")
         for path in (top, *(each for each in top.rglob("*") if each.is_dir()))
     }

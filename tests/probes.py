@@ -1,4 +1,4 @@
-"""What this machine can do. A probe skips a test for the expected reason only and fails on others."""
+"""What this machine can do: reasons to skip a test, and nothing but the expected ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def no_cgroup_write() -> str:
         layout = CgroupLayout.detect()
     except Unsupported as error:
         return str(error)
-    path = f"/podwright-probe-{os.getpid()}"
+    path = f"/podwright-test-{os.getpid()}-probe"
     try:
         layout.create(path)
     except Denied as error:

@@ -34,8 +34,7 @@ def flat_keyed(text: str) -> dict[str, int]:
 def nested_keyed(text: str) -> dict[str, dict[str, int]]:
     """`KEY SUB=VALUE SUB=VALUE` lines (io.stat, memory.numa_stat); "max" is left out."""
     values: dict[str, dict[str, int]] = {}
-    for line in text.splitlines():
-        key, *pairs = line.split()
+    for key, *pairs in filter(None, map(str.split, text.splitlines())):
         inner = values.setdefault(key, {})
         for pair in pairs:
             name, _, value = pair.partition("=")
@@ -62,8 +61,7 @@ def max_or_int(text: str) -> int | None:
 def psi(text: str) -> dict[str, Pressure]:
     """Pressure by kind, "some" and "full"; a line that cannot be read is left out."""
     found: dict[str, Pressure] = {}
-    for line in text.splitlines():
-        kind, *pairs = line.split()
+    for kind, *pairs in filter(None, map(str.split, text.splitlines())):
         values = dict(pair.partition("=")[::2] for pair in pairs)
         try:
             found[kind] = Pressure(

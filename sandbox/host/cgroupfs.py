@@ -95,6 +95,13 @@ class CgroupLayout:
         roots = list(dict.fromkeys(self.controllers.values()))
         return [*roots, self.root] if self.root is not None else roots
 
+    def walk(self) -> set[str]:
+        """Every cgroup there is, in any hierarchy, as a path below its root; blocking."""
+        found: set[str] = set()
+        for root in self._roots():
+            found.update(f"/{at.relative_to(root)}" for at in _below(root) if at != root)
+        return found
+
     def dirs(self, path: str) -> list[Path]:
         """`path` in every hierarchy, existing or not.
 

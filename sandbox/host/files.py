@@ -203,9 +203,11 @@ def open_beneath(
 def _openat2(
     calls: Syscalls, root: int, path: str | Path, flags: int, mode: int, resolve: int
 ) -> int:
+    # openat2 refuses flags that mean nothing together, where open would ignore them.
+    flags |= 0 if flags & os.O_PATH else os.O_NOCTTY
     for attempt in range(_RESOLVE_TRIES):
         try:
-            return calls.openat2(root, path, flags | os.O_NOCTTY, mode, resolve)
+            return calls.openat2(root, path, flags, mode, resolve)
         except PodwrightError as error:
             if sc.errno_of(error) != errno.EAGAIN or attempt == _RESOLVE_TRIES - 1:
                 raise

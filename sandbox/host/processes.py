@@ -367,7 +367,7 @@ def _start_child(
             stdout=stdout,
             stderr=stderr,
             env={**MINIMAL_ENV, **(env or {})},
-            cwd=cwd or "/",
+            cwd=str(cwd or "/"),
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
         )

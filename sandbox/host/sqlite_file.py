@@ -111,7 +111,7 @@ def open_connection(
         # SQLite gives its log the mode of the database, and makes the database by the umask.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     try:
-        connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, cached_statements=256)
         try:
             _prepare(connection, path, migrations, application_id, known=known)
         except BaseException:
