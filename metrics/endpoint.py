@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from metrics.instruments import CONTENT_TYPE
-from sandbox.host.errors import map_os_errors
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ _REASONS: Final = {
     404: "Not Found",
     405: "Method Not Allowed",
     500: "Internal Server Error",
-    503: "Service Unavailable",
 }
 
 _log = get_logger("metrics")
@@ -55,18 +53,22 @@ class MetricsEndpoint:
         return str(host), int(port)
 
     async def start(self) -> None:
-        """Listen. Raises a class of `sandbox.host.errors` when the address cannot be had."""
+        """Listen, or say in the log why not: pods are worth more than their numbers."""
         if not self._settings.address:
             return
         host, port = self._settings.listen()
-        with map_os_errors(
-            "cannot listen for metrics",
-            hint="another program has the port: set metrics.address",
-            address=self._settings.address,
-        ):
+        try:
             self._server = await asyncio.start_server(
                 self._serve, host, port, limit=REQUEST_LIMIT_BYTES
             )
+        except OSError as error:
+            _log.error(
+                "metrics are not served",
+                address=self._settings.address,
+                error=error,
+                hint="another program may have the port: set metrics.address",
+            )
+            return
         _log.info("serving metrics", address=self._settings.address)
 
     async def close(self) -> None:
@@ -77,6 +79,10 @@ class MetricsEndpoint:
             await server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._connections >= CONNECTIONS_LIMIT:
+            # Without an answer: to answer well, the request would have to be waited for.
+            writer.transport.abort()
+            return
         self._connections += 1
         try:
             # A peer that is slow or gone ends the connection, nothing else.
@@ -89,8 +95,6 @@ class MetricsEndpoint:
             writer.close()
 
     async def _response(self, reader: asyncio.StreamReader) -> bytes:
-        if self._connections > CONNECTIONS_LIMIT:
-            return _message(503, b"too many connections\n")
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -12,12 +12,12 @@ counted when it happens.
 from __future__ import annotations
 
 import platform
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     GCCollector,
     Histogram,
     Info,
@@ -38,6 +38,7 @@ RPC_BUCKETS_S: Final = (
 OPERATION_BUCKETS_S: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240,
 )  # fmt: skip
+PULL_RESULTS: Final = ("ok", "error", "cancelled")
 PULL_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 #: Text exposition format 0.0.4, which every scraper reads.
@@ -51,6 +52,10 @@ class _States(Collector):
         self._name = name
         self._text = text
         self._count = count
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The gauge without numbers: registering must not ask for them yet."""
+        return [GaugeMetricFamily(self._name, self._text, labels=["state"])]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """One gauge with a label `state`."""
@@ -117,16 +122,11 @@ class Instruments:
         )
         self._pull_bytes = Counter(
             "podwright_image_pull_bytes_total",
-            "Bytes received from registries for layers and configurations",
-            registry=self.registry,
-        )
-        self._pulls_now = Gauge(
-            "podwright_image_pulls_in_progress",
-            "Downloads of images going on now",
+            "Bytes of blobs received from registries",
             registry=self.registry,
         )
         # A series that appears with its first event hides that event from rate(): begin at 0.
-        for result in ("ok", "error"):
+        for result in PULL_RESULTS:
             self._pulls.labels(result)
 
     # What happened.
@@ -149,18 +149,16 @@ class Instruments:
         if not ok:
             self._cni_errors.labels(operation, plugin).inc()
 
-    def pull_began(self) -> None:
-        """A download of an image began."""
-        self._pulls_now.inc()
+    def layer_fetched(self, *, fetched_bytes: int) -> None:
+        """A blob came from a registry."""
+        self._pull_bytes.inc(fetched_bytes)
 
-    def pull_ended(self, seconds: float, ok: bool) -> None:
-        """A download of an image ended."""
-        self._pulls_now.dec()
-        self._pulls.labels("ok" if ok else "error").observe(seconds)
-
-    def pulled_bytes(self, amount: int) -> None:
-        """Bytes came from a registry."""
-        self._pull_bytes.inc(amount)
+    def pull_ended(self, *, duration_s: float, error: BaseException | None) -> None:
+        """A caller's pull ended: with an image, with an error, or because the caller left."""
+        result = "ok" if error is None else "error"
+        if isinstance(error, CancelledError):
+            result = "cancelled"
+        self._pulls.labels(result).observe(duration_s)
 
     # What is.
 

@@ -42,6 +42,9 @@ class ListCache(Generic[V]):
         self._encode = encode
         self._entries: dict[str, tuple[V, bytes]] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def join(self, values: Iterable[V], total: int) -> bytes:
         """The response with these entries; `total` is how many objects exist in all."""
         parts = [self._entry(value) for value in values]

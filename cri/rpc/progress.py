@@ -100,15 +100,22 @@ async def _pull(
         changed.set()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(work())
-        while not outcome:
-            await changed.wait()
-            changed.clear()
-            if updates:
-                layers = list(updates.values())
-                updates.clear()
-                yield msgspec.json.encode(PullUpdate(layers=layers))
-                await clock.sleep(INTERVAL_S)
+        pulling = group.create_task(work())
+        try:
+            while not outcome:
+                await changed.wait()
+                changed.clear()
+                if updates:
+                    layers = list(updates.values())
+                    updates.clear()
+                    yield msgspec.json.encode(PullUpdate(layers=layers))
+                    await clock.sleep(INTERVAL_S)
+        except GeneratorExit:
+            # The client is gone. A task group would wrap this one in a group of exceptions, which
+            # whoever closes a generator does not expect; a plain end is as good.
+            pulling.cancel()
+    if not outcome:
+        return
     end = outcome[0]
     if isinstance(end, Exception):
         raise end
