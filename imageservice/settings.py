@@ -52,7 +52,16 @@ class ImageSettings:
         response_timeout_s: from the request to the headers of a manifest or token answer.
         retry: see `RetryPolicy`.
         max_connections_per_host: connections kept to one registry at once.
-        pinned_images: references or ids that garbage collection of the kubelet must leave alone.
+        pinned_images: references or ids that garbage collection of the kubelet must leave alone;
+            `*` stands for any characters.
+        unpack_workers: layers unpacked at once on the whole node; 0 means one for each processor,
+            but at most four: creating files is the kernel's work, and more of it at once is slower.
+        unpack_idle_s: how long an idle unpack worker is kept.
+        unpack_progress_timeout_s: a worker that does not move for this long is killed.
+        max_layer_bytes: plain bytes of one layer.
+        max_expansion_ratio: plain bytes for each compressed one, beyond the first GiB.
+        max_layer_entries: files, directories and links of one layer.
+        keep_partial_s: how long a download that broke off is kept for the next try.
     """
 
     root: Path = Path("/var/lib/podwright/images")
@@ -69,3 +78,10 @@ class ImageSettings:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_connections_per_host: int = 32
     pinned_images: tuple[str, ...] = ()
+    unpack_workers: int = 0
+    unpack_idle_s: float = 60.0
+    unpack_progress_timeout_s: float = 300.0
+    max_layer_bytes: int = 256 * 1024**3
+    max_expansion_ratio: int = 200
+    max_layer_entries: int = 4_000_000
+    keep_partial_s: float = 3600.0

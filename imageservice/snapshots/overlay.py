@@ -20,27 +20,27 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import stat
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from imageservice.snapshots.ledger import LayerRow, Ledger
+from imageservice.snapshots.probe import probe_options
 from imageservice.snapshots.snapshotter import LayerFacts, SnapshotUsage, Staging
 from imageservice.snapshots.syncing import SyncGate
+from imageservice.snapshots.upper import Correction, LowerLayer, find_corrections, make_upper
 from imageservice.trees import count_tree
 from sandbox.host.errors import (
     FailedPrecondition,
     NotFound,
     PodwrightError,
     ResourceExhausted,
-    Unsupported,
     map_os_errors,
 )
 from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
 from sandbox.host.journal import get_logger
-from sandbox.host.mounts import Mount, list_mounts, mount_one, unmount
+from sandbox.host.mounts import Mount, list_mounts
 from sandbox.host.pidfd import boot_id
 
 if TYPE_CHECKING:
@@ -59,14 +59,15 @@ class OverlaySnapshotter:
 
     def __init__(self, root: Path, database: Database, *, syscalls: Syscalls) -> None:
         self._root = root
-        self._layers_dir = root / "layers"
+        self.layers_dir = root / "layers"
         self._staging_dir = root / "staging"
         self._ledger = Ledger(database)
         self._syscalls = syscalls
-        self._sync = SyncGate(self._layers_dir, syscalls)
+        self._sync = SyncGate(self.layers_dir, syscalls)
         self._next = 0
         self._staged: set[Path] = set()
         self._options: tuple[str, ...] = ()
+        self._corrections: dict[tuple[str, ...], tuple[Correction, ...]] = {}
 
     async def open(self) -> None:
         """See `Snapshotter`; also probes what mount options the kernel takes.
@@ -81,7 +82,9 @@ class OverlaySnapshotter:
                 path=str(self._root),
             )
         await asyncio.to_thread(self._make_directories)
-        self._options = await asyncio.to_thread(self._probe)
+        self._options = await asyncio.to_thread(
+            probe_options, self._staging_dir / "probe", self._syscalls
+        )
         await self._ledger.load()
         was_orderly = await self._ledger.mark_running(boot_id())
         present = await asyncio.to_thread(self._clean)
@@ -136,14 +139,14 @@ class OverlaySnapshotter:
             # that was written nevertheless names no directory and is dropped at the next start.
             await asyncio.wait({publishing})
             with suppress(OSError):
-                (self._layers_dir / staging.path.name).rename(staging.path)
+                (self.layers_dir / staging.path.name).rename(staging.path)
             raise
         self._staged.discard(staging.path)
 
     def _publish(self, path: Path) -> None:
         with map_os_errors("cannot publish layer", path=str(path)):
-            path.rename(self._layers_dir / path.name)
-            fd = os.open(self._layers_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            path.rename(self.layers_dir / path.name)
+            fd = os.open(self.layers_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:
@@ -165,24 +168,44 @@ class OverlaySnapshotter:
         read_only: bool = False,
     ) -> tuple[Mount, ...]:
         """See `Snapshotter`."""
-        rows = [self._ledger.get(diff_id) for diff_id in chain]
-        known = [row for row in rows if row is not None]
-        if len(known) != len(chain):
-            missing = next(d for d, row in zip(chain, rows, strict=True) if row is None)
-            raise NotFound("image layer is not on this node", layer=missing)
+        known: list[LayerRow] = []
+        for diff_id in chain:
+            row = self._ledger.get(diff_id)
+            if row is None:
+                raise NotFound("image layer is not on this node", layer=diff_id)
+            known.append(row)
         await self._ledger.lease(key, chain)
-        lower = [self._layers_dir / row.directory for row in _effective(known)]
+        rows = _effective(known)
+        lower = [self.layers_dir / row.directory for row in rows]
         if read_only:
             return (self._mount(lower, ()),)
-        owner = next((path for path, row in _topmost(lower, known) if _describes_root(row)), None)
-        await asyncio.to_thread(_make_upper, upper_dir, work_dir, owner)
+        described = (
+            self.layers_dir / r.directory for r in rows[::-1] if b"" not in r.facts.implied
+        )
+        corrections = await self._corrections_of(chain, rows)
+        await asyncio.to_thread(make_upper, upper_dir, work_dir, next(described, None), corrections)
         return (self._mount(lower, (f"upperdir={upper_dir}", f"workdir={work_dir}")),)
+
+    async def _corrections_of(
+        self, chain: tuple[str, ...], rows: Sequence[LayerRow]
+    ) -> tuple[Correction, ...]:
+        """Remembered for each chain: layers never change."""
+        known = self._corrections.get(chain)
+        if known is None:
+            layers = [
+                LowerLayer(self.layers_dir / row.directory, row.facts.implied)
+                for row in reversed(rows)
+            ]
+            with map_os_errors("cannot read image layers"):
+                known = await asyncio.to_thread(find_corrections, layers)
+            self._corrections[chain] = known
+        return known
 
     def _mount(self, lower: Sequence[Path], writable: tuple[str, ...]) -> Mount:
         """`lower` is lowest first; overlayfs wants the topmost first."""
-        directories = [*reversed(lower)] or [self._layers_dir / _EMPTY]
+        directories = [*reversed(lower)] or [self.layers_dir / _EMPTY]
         if not writable and len(directories) == 1:
-            directories.append(self._layers_dir / _EMPTY)  # without an upper it wants two
+            directories.append(self.layers_dir / _EMPTY)  # without an upper it wants two
         options = (f"lowerdir={':'.join(map(str, directories))}", *writable)
         kept = self._options if writable else tuple(o for o in self._options if o != "volatile")
         mode = () if writable else ("ro",)
@@ -197,6 +220,10 @@ class OverlaySnapshotter:
         rows = self._ledger.hide(diff_ids)
         if not rows:
             return
+        gone = {row.diff_id for row in rows}
+        self._corrections = {
+            chain: found for chain, found in self._corrections.items() if gone.isdisjoint(chain)
+        }
         try:
             await self._ledger.erase(rows)
         except ResourceExhausted:
@@ -215,7 +242,7 @@ class OverlaySnapshotter:
         """Out of `layers` first, so that half a layer is never found there."""
         target = self._staging_dir / name
         with suppress(NotFound), map_os_errors("cannot remove layer", layer=name):
-            (self._layers_dir / name).rename(target)
+            (self.layers_dir / name).rename(target)
         remove_tree(target)
 
     async def usage(self) -> SnapshotUsage:
@@ -232,22 +259,22 @@ class OverlaySnapshotter:
     def _measure(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
         found: list[LayerRow] = []
         for row in rows:
-            used = filesystem_usage(self._layers_dir / row.directory)
+            used = filesystem_usage(self.layers_dir / row.directory)
             found.append(replace(row, used_bytes=used.used_bytes, inodes=used.inodes))
         return found
 
     def _make_directories(self) -> None:
         make_private_dir(self._root)
-        make_private_dir(self._layers_dir)
+        make_private_dir(self.layers_dir)
         make_private_dir(self._staging_dir)
-        make_private_dir(self._layers_dir / _EMPTY, 0o755)
+        make_private_dir(self.layers_dir / _EMPTY, 0o755)
 
     def _clean(self) -> set[str]:
         """Empty `staging`, and say which directories are in `layers`."""
         with map_os_errors("cannot read image directory", path=str(self._root)):
             for path in self._staging_dir.iterdir():
                 remove_tree(path)
-            return {path.name for path in self._layers_dir.iterdir()} - {_EMPTY}
+            return {path.name for path in self.layers_dir.iterdir()} - {_EMPTY}
 
     async def _drop_broken(self, present: set[str], *, was_orderly: bool) -> None:
         """Records without a directory, directories without a record, and layers that are not whole.
@@ -279,7 +306,7 @@ class OverlaySnapshotter:
         broken: list[LayerRow] = []
         for row in rows:
             try:
-                found = count_tree(self._layers_dir / row.directory)
+                found = count_tree(self.layers_dir / row.directory)
             except OSError:
                 found = (-1, -1)
             if found != (row.facts.entries, row.facts.size_bytes):
@@ -295,47 +322,12 @@ class OverlaySnapshotter:
                 _log.warning("cannot remove stray layer", directory=name, error=error)
 
     def _mounted_names(self) -> set[str]:
-        pattern = re.compile(re.escape(str(self._layers_dir)) + r"/([0-9a-z]+)")
+        pattern = re.compile(re.escape(str(self.layers_dir)) + r"/([0-9a-z]+)")
         found: set[str] = set()
         for mount in list_mounts():
             if mount.type == "overlay":
                 found.update(pattern.findall(str(mount.super_options)))
         return found
-
-    def _probe(self) -> tuple[str, ...]:
-        """Mount a small overlay to learn which of our options this kernel takes."""
-        probe = self._staging_dir / "probe"
-        remove_tree(probe)
-        parts = {name: probe / name for name in ("lower", "upper", "work", "target")}
-        with map_os_errors("cannot make probe directories", path=str(probe)):
-            probe.mkdir(0o700)
-            for path in parts.values():
-                path.mkdir(0o700)
-        wanted = ["volatile"]
-        if Path("/sys/module/overlay/parameters/index").exists():
-            wanted.append("index=off")
-        words = tuple(f"{name}dir={parts[name]}" for name in ("lower", "upper", "work"))
-        try:
-            for options in (tuple(wanted), tuple(wanted[1:]), ()):
-                if self._mounts((*words, *options), parts["target"]):
-                    return options
-        finally:
-            remove_tree(probe)
-        raise Unsupported(
-            "overlayfs cannot be used for images here",
-            hint="load the overlay module, and keep images on ext4, XFS with ftype=1 or tmpfs",
-            path=str(self._root),
-        )
-
-    def _mounts(self, options: tuple[str, ...], target: Path) -> bool:
-        try:
-            mount_one(Mount("overlay", "overlay", target, options), syscalls=self._syscalls)
-        except PodwrightError as error:
-            _log.debug("overlay options are not taken", options=",".join(options), error=error)
-            return False
-        unmount(target, syscalls=self._syscalls)
-        remove_tree(target.parent / "work" / "work")
-        return True
 
 
 def _effective(rows: Sequence[LayerRow]) -> list[LayerRow]:
@@ -354,36 +346,6 @@ def _effective(rows: Sequence[LayerRow]) -> list[LayerRow]:
         if row.facts.opaque_root:
             break
     return kept[::-1]
-
-
-def _topmost(lower: Sequence[Path], rows: Sequence[LayerRow]) -> list[tuple[Path, LayerRow]]:
-    by_name = {row.directory: row for row in rows}
-    return [(path, by_name[path.name]) for path in reversed(lower)]
-
-
-def _describes_root(row: LayerRow) -> bool:
-    return b"" not in row.facts.implied
-
-
-def _make_upper(upper_dir: Path, work_dir: Path, root_like: Path | None) -> None:
-    """The writable directories; a new upper one looks like the image's root, for it is the root.
-
-    A work directory is made anew: after an unclean end `volatile` leaves a mark in it that forbids
-    mounting, and nothing in it is of any use.
-    """
-    remove_tree(work_dir)
-    with map_os_errors("cannot make root file system directories", path=str(upper_dir)):
-        work_dir.mkdir(0o700, parents=True)
-        try:
-            upper_dir.mkdir(0o755, parents=True)
-        except FileExistsError:
-            return
-        uid, gid, mode = 0, 0, 0o755
-        if root_like is not None:
-            status = root_like.stat()
-            uid, gid, mode = status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
-        os.chown(upper_dir, uid, gid)
-        upper_dir.chmod(mode)
 
 
 def _name(number: int) -> str:

@@ -1,0 +1,67 @@
+"""`Image`, the value that everyone outside this package sees of an image."""
+
+from __future__ import annotations
+
+import fnmatch
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imageservice.errors import ReferenceInvalid
+from imageservice.reference import parse_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from imageservice.catalog import ImageRecord
+    from imageservice.manifest import ImageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of this node.
+
+    Attributes:
+        id: `sha256:<config digest>`, the same in every API.
+        repo_tags, repo_digests: its names, sorted; tags may be empty.
+        size_bytes: compressed layers and config, as containerd reports it.
+        user: the config's User, `uid[:gid]` or names.
+        config: the whole config.
+        pinned: the kubelet's garbage collection must leave it alone.
+        chain: diffIDs, lowest layer first.
+    """
+
+    id: str
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    size_bytes: int
+    user: str
+    config: ImageConfig
+    pinned: bool
+    chain: tuple[str, ...]
+
+
+def image_of(record: ImageRecord, config: ImageConfig, pinned: Iterable[str]) -> Image:
+    """The value for a record; `pinned` are the operator's references, ids and patterns."""
+    return Image(
+        id=record.id,
+        repo_tags=record.tags,
+        repo_digests=record.digests,
+        size_bytes=record.size_bytes,
+        user=config.config.user,
+        config=config,
+        pinned=_is_pinned(record, pinned),
+        chain=record.chain,
+    )
+
+
+def _is_pinned(record: ImageRecord, pinned: Iterable[str]) -> bool:
+    names = (record.id, *record.tags, *record.digests)
+    for wanted in pinned:
+        pattern = wanted
+        if "*" not in wanted and wanted != record.id:
+            with suppress(ReferenceInvalid):
+                pattern = str(parse_reference(wanted))
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return True
+    return False

@@ -1,0 +1,394 @@
+"""The façade that `cri` sees: pull, list, status, remove, usage, containers' root file systems.
+
+    images = ImageService(settings, source, runner, syscalls=..., clock=..., containers_dir=...)
+    async with asyncio.TaskGroup() as group:
+        await images.open(group)
+        image = await images.pull("busybox:1", credential, on_progress=bar)
+        mounts = await images.prepare_rootfs(cid, image.id, upper_dir=..., work_dir=...)
+        ...
+        await images.release_rootfs(cid)
+        await images.remove("busybox:1")
+        await images.close()
+
+An `Image` value is built when an image changes, not when somebody asks: `list` and `status` are
+plain lookups, and status by tag, digest or id is the same object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from imageservice.catalog import APPLICATION_ID, MIGRATIONS, Catalog, ImageRecord
+from imageservice.collect import referenced_documents, sweep_layers
+from imageservice.content import ContentStore
+from imageservice.digest import Digest
+from imageservice.errors import ImageNotFound
+from imageservice.flights import Flights
+from imageservice.images import Image, image_of
+from imageservice.layers import LayerPuller, Progress, PullObserver, SilentObserver, Stage
+from imageservice.manifest import Platform, parse_config
+from imageservice.pull import Pulled, Puller
+from imageservice.reference import parse_reference
+from imageservice.snapshots.overlay import OverlaySnapshotter
+from imageservice.unpack.pool import UnpackPool
+from imageservice.usage import FsInfo, UsageMeter
+from sandbox.host.database import Database, quarantine
+from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
+from sandbox.host.files import make_private_dir
+from sandbox.host.journal import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from imageservice.credentials import Credential
+    from imageservice.reference import Reference
+    from imageservice.registry.source import ImageSource
+    from imageservice.settings import ImageSettings
+    from imageservice.snapshots.snapshotter import Snapshotter
+    from sandbox.host.clock import Clock
+    from sandbox.host.mounts import Mount
+    from sandbox.host.processes import ProcessRunner
+    from sandbox.host.syscalls import Syscalls
+
+__all__ = ["FsInfo", "Image", "ImageService", "Progress", "PullObserver", "Stage"]
+
+_log = get_logger(__name__)
+_NS: Final = 1_000_000_000
+_MAX_WORKERS: Final = 4
+
+
+class ImageService:
+    """See the module's text. All methods are for one event loop."""
+
+    def __init__(
+        self,
+        settings: ImageSettings,
+        source: ImageSource,
+        runner: ProcessRunner,
+        *,
+        syscalls: Syscalls,
+        clock: Clock,
+        containers_dir: Path,
+        observer: PullObserver | None = None,
+        platform: Platform | None = None,
+    ) -> None:
+        """Nothing is touched before `open`.
+
+        Args:
+            settings: what the operator may set.
+            source: the registries; closed with the service.
+            runner: starts unpack workers.
+            syscalls: the kernel.
+            clock: durations and stamps.
+            containers_dir: where containers' writable directories are, to be measured.
+            observer: hears how pulls went.
+            platform: what to choose from an index; this machine's by default.
+        """
+        self._settings = settings
+        self._source = source
+        self._syscalls = syscalls
+        self._clock = clock
+        self._observer = observer or SilentObserver()
+        self._platform = platform or Platform.host()
+        self._containers_dir = containers_dir
+        self._content = ContentStore(settings.root)
+        self._pool = UnpackPool(
+            runner,
+            workers=settings.unpack_workers or min(_MAX_WORKERS, os.cpu_count() or 1),
+            idle_s=settings.unpack_idle_s,
+            no_progress_timeout_s=settings.unpack_progress_timeout_s,
+        )
+        self._images: dict[str, Image] = {}
+        # Documents and names change together: held for milliseconds, never across the network.
+        self._naming = asyncio.Lock()
+
+    async def open(self, group: asyncio.TaskGroup) -> None:
+        """Bring what is on disk and what is recorded to agree; then everything may be called.
+
+        Args:
+            group: where pulls run; it must outlive the service.
+
+        Raises:
+            Unsupported, FailedPrecondition: this host cannot keep images at that place.
+            Busy: another daemon uses the directory.
+            PodwrightError: as the kernel says.
+        """
+        root = self._settings.root
+        await asyncio.to_thread(make_private_dir, root)
+        await self._content.open()
+        self._database = await self._open_database(root / "catalog.db")
+        self._catalog = Catalog(self._database)
+        await self._catalog.load()
+        snapshots = OverlaySnapshotter(root, self._database, syscalls=self._syscalls)
+        self._snapshots: Snapshotter = snapshots
+        await snapshots.open()
+        self._usage = UsageMeter(
+            root, self._containers_dir, snapshots, (snapshots.layers_dir,), clock=self._clock
+        )
+        layers = LayerPuller(
+            self._source,
+            self._content,
+            snapshots,
+            self._pool,
+            group=group,
+            settings=self._settings,
+            observer=self._observer,
+        )
+        self._puller = Puller(
+            self._source,
+            self._content,
+            layers,
+            group=group,
+            platform=self._platform,
+            max_concurrent_downloads=self._settings.max_concurrent_downloads,
+        )
+        self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
+        await self._recover()
+
+    async def _open_database(self, path: Path) -> Database:
+        try:
+            return await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
+        except Corrupt as error:
+            # Images can be pulled again; a daemon that does not start cannot be helped by anyone.
+            label = str(self._clock.wall_ns() // _NS)
+            aside = await asyncio.to_thread(quarantine, path, label)
+            _log.error("image catalog is corrupt and begun anew", error=error, kept=str(aside))
+        return await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
+
+    async def _recover(self) -> None:
+        """Forget images that are not whole, then what nobody refers to."""
+        broken: list[str] = []
+        for record in self._catalog.images():
+            missing = [d for d in record.chain if not self._snapshots.has(d)]
+            try:
+                if missing:
+                    raise Corrupt("image layer is missing", layer=missing[0])
+                config = parse_config(await self._content.get(Digest.parse(record.id)))
+            except PodwrightError as error:
+                _log.warning("image is not whole and is forgotten", image=record.id, error=error)
+                broken.append(record.id)
+                self._catalog.hide(record.id)
+                continue
+            self._images[record.id] = image_of(record, config, self._settings.pinned_images)
+        if broken:
+            await self._catalog.erase(broken)
+        await self._content.keep_only(referenced_documents(self._catalog.images()))
+        await self._sweep_partials()
+        await self._sweep_layers()
+
+    async def close(self) -> None:
+        """End workers, connections and the database, in order; pulls were called off before.
+
+        An orderly end is recorded: layers need no check at the next start.
+        """
+        await self._pool.close()
+        await self._source.close()
+        try:
+            await self._snapshots.close()
+        finally:
+            await self._database.close()
+
+    async def pull(
+        self,
+        image: str,
+        credential: Credential | None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Image:
+        """Have the image on this node under the name asked for.
+
+        The same reference asked for with the same credential is one pull; different names of one
+        manifest share its download. Cancelling a caller ends its waiting, and the work with the
+        last caller.
+
+        Args:
+            image: a reference, short forms allowed.
+            credential: for the registry that the reference names.
+            on_progress: hears of each layer, on the event loop; must be quick.
+
+        Raises:
+            ReferenceInvalid: not a reference.
+            ImageNotFound, PlatformNotFound: there is no such image (for this machine).
+            RegistryUnavailable, RegistryUnauthenticated, RegistryDenied, RegistryThrottled: as the
+                registry says.
+            DigestMismatch, SizeMismatch, ManifestInvalid, Corrupt: it is not what it says it is.
+            ImageUnsupported, Unsupported: not a kind of image that can be run here.
+            ResourceExhausted: no space, or a limit of the settings.
+            DeadlineExceeded: the registry or a worker made no progress.
+        """
+        reference = parse_reference(image)
+        secret = "" if credential is None else credential.fingerprint
+        began_ns = self._clock.monotonic_ns()
+        failure: BaseException | None = None
+        try:
+            return await self._pulls.join(
+                (reference, secret),
+                lambda emit: self._pull(reference, credential, emit),
+                on_progress,
+            )
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            duration_s = (self._clock.monotonic_ns() - began_ns) / _NS
+            self._observer.pull_ended(duration_s=duration_s, error=failure)
+
+    async def _pull(
+        self,
+        reference: Reference,
+        credential: Credential | None,
+        emit: Callable[[Progress], None],
+    ) -> Image:
+        await self._sweep_partials()
+        named, digest, body, manifest = await self._puller.resolve(reference, credential)
+        try:
+            with self._puller.holding(digest):
+                pulled = await self._puller.fetch(
+                    reference, credential, digest, body, manifest, emit
+                )
+                return await self._name(reference, named, pulled)
+        except ResourceExhausted:
+            # What was unpacked for nothing is in the way of everybody else.
+            await self._sweep_layers()
+            raise
+        finally:
+            self._usage.changed()
+
+    async def _name(self, reference: Reference, named: Digest, pulled: Pulled) -> Image:
+        names = [str(reference.with_digest(named))]
+        if reference.digest is None and reference.tagged is not None:
+            names.append(reference.tagged)
+        record = ImageRecord(
+            id=str(pulled.config),
+            manifest=str(pulled.manifest),
+            chain=pulled.chain,
+            size_bytes=pulled.size_bytes,
+            created_ns=self._clock.wall_ns(),
+        )
+        async with self._naming:
+            for digest, document in pulled.documents:
+                await self._content.put(digest, document)
+            await self._catalog.record(record, names)
+            self._images[record.id] = image_of(
+                record, pulled.parsed_config, self._settings.pinned_images
+            )
+            self._refresh()
+            return self._images[record.id]
+
+    def list(self, filter_image: str = "") -> list[Image]:
+        """All images, oldest first, or the one that `filter_image` means."""
+        if filter_image:
+            image = self.status(filter_image)
+            return [] if image is None else [image]
+        return [self._images[r.id] for r in self._catalog.images() if r.id in self._images]
+
+    def status(self, image: str) -> Image | None:
+        """The image by tag, digest, id, unique beginning of an id, or short name."""
+        record = self._catalog.find(image)
+        return None if record is None else self._images.get(record.id)
+
+    async def remove(self, image: str) -> None:
+        """Remove the image with all its names and free the space; an unknown one is fine.
+
+        Layers that containers run on stay until their `release_rootfs`.
+
+        Raises:
+            ResourceExhausted: a full disk could not record it even after space was freed.
+        """
+        record = self._catalog.find(image)
+        if record is None:
+            return
+        full: ResourceExhausted | None = None
+        async with self._naming:
+            self._catalog.hide(record.id)
+            self._images.pop(record.id, None)
+            try:
+                await self._catalog.erase((record.id,))
+            except ResourceExhausted as error:
+                full = error  # free the space first
+            kept = referenced_documents(self._catalog.images())
+            gone = {Digest.parse(record.id), Digest.parse(record.manifest)} - kept
+            await self._content.delete(gone)
+        await self._sweep_layers()
+        if full is not None:
+            await self._catalog.erase((record.id,))
+
+    async def fs_info(self) -> FsInfo:
+        """What images and containers take, at most ten seconds old.
+
+        Raises:
+            PodwrightError: a directory cannot be read.
+        """
+        return await self._usage.read()
+
+    async def prepare_rootfs(
+        self,
+        key: str,
+        image_id: str,
+        *,
+        upper_dir: Path,
+        work_dir: Path,
+        read_only: bool = False,
+    ) -> tuple[Mount, ...]:
+        """Hold the image's layers under `key` and say how to mount them.
+
+        The target of the mounts is `Path()`, for the caller to replace. Nothing is mounted here.
+
+        Args:
+            key: the container's id.
+            image_id: `Image.id`.
+            upper_dir: for the container's writes.
+            work_dir: overlayfs' own, on the same file system; made anew.
+            read_only: without upper directory; nothing can ever be written, not even mount points.
+
+        Raises:
+            ImageNotFound: no such image on this node.
+            ResourceExhausted: disk full.
+        """
+        record = self._catalog.get(image_id)
+        if record is None:
+            raise ImageNotFound("image is not on this node", image=image_id)
+        return await self._snapshots.prepare(
+            key, record.chain, upper_dir=upper_dir, work_dir=work_dir, read_only=read_only
+        )
+
+    async def release_rootfs(self, key: str) -> None:
+        """Give up what `prepare_rootfs` held; unmount first. An unknown key is fine.
+
+        Layers that only this root file system kept are removed.
+
+        Raises:
+            ResourceExhausted: disk full.
+        """
+        await self._snapshots.release(key)
+        await self._sweep_layers()
+
+    async def leases(self) -> set[str]:
+        """Keys of all root file systems that hold layers, also those of earlier daemons."""
+        return set(self._snapshots.leases())
+
+    async def _sweep_layers(self) -> None:
+        if await sweep_layers(self._snapshots, self._catalog.images(), self._puller.held()):
+            self._usage.changed()
+
+    async def _sweep_partials(self) -> None:
+        with suppress(PodwrightError):
+            await self._content.sweep(
+                now_ns=self._clock.wall_ns(), older_than_s=self._settings.keep_partial_s
+            )
+
+    def _refresh(self) -> None:
+        """Bring the names in the values up to date: a tag may have left another image."""
+        for record in self._catalog.images():
+            image = self._images.get(record.id)
+            if image is not None and (image.repo_tags, image.repo_digests) != (
+                record.tags,
+                record.digests,
+            ):
+                self._images[record.id] = image_of(
+                    record, image.config, self._settings.pinned_images
+                )
