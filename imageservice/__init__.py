@@ -2,8 +2,8 @@
 
 The model. A *reference* is resolved to a *manifest*, directly or through an index that offers one
 manifest for each platform. The manifest names a *config* and *layers*. The config's digest is the
-image's *id*, the same in every API; its diffIDs, lowest first, are the image's *chain*. A *layer* is
-kept once on a node, named by its diffID, whatever blobs of whatever registries it came from.
+image's *id*, the same in every API; its diffIDs, lowest first, are the image's *chain*. A *layer*
+is kept once on a node, named by its diffID, whatever blobs of whatever registries it came from.
 *Names* (tags and repo digests) point to images; a *lease* under a container's id keeps layers while
 that container exists, with or without the image.
 

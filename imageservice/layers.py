@@ -152,6 +152,7 @@ class LayerPuller:
             report(Stage.EXISTS, layer.size_bytes)
             return
         report(Stage.WAITING, 0)
+        await self._pool.warm()
         async with slots:
             ingest = await self._fetch(
                 reference, credential, layer, lambda done: report(Stage.FETCHING, done)

@@ -64,12 +64,14 @@ class _Worker:
         tail = os.pread(self._stderr_fd, _STDERR_TAIL_BYTES, start)
         return tail.decode(errors="replace").strip()
 
-    def close(self) -> None:
-        """Close the socket, which ends the process."""
+    def close(self) -> bool:
+        """Close the socket, which ends the process; whether this was the first time."""
         self.writer.close()
         fd, self._stderr_fd = self._stderr_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return False
+        os.close(fd)
+        return True
 
 
 class UnpackPool:
@@ -86,7 +88,9 @@ class UnpackPool:
         self._runner = runner
         self._idle_s = idle_s
         self._no_progress_timeout_s = no_progress_timeout_s
+        self._limit = workers
         self._slots = asyncio.Semaphore(workers)
+        self._alive = 0
         self._idle: list[_Worker] = []
         self._closed = False
 
@@ -95,6 +99,15 @@ class UnpackPool:
         self._closed = True
         while self._idle:
             await self._end(self._idle.pop())
+
+    async def warm(self) -> None:
+        """Start a worker, if one more may be needed: it gets ready while a blob is fetched.
+
+        Raises:
+            PodwrightError: it cannot be started; `unpack` would fail as well.
+        """
+        if self._alive < self._limit and not self._closed:
+            self._idle.insert(0, await self._start())
 
     async def unpack(self, job: Job, on_progress: Callable[[int], None]) -> Done:
         """Unpack one layer; waits for a free worker.
@@ -126,7 +139,7 @@ class UnpackPool:
             worker = self._idle.pop()
             if worker.process.pidfd >= 0:
                 return worker
-            worker.close()
+            self._close(worker)
         return None
 
     async def _attempt(self, worker: _Worker, job: Job, on_progress: Callable[[int], None]) -> Done:
@@ -175,7 +188,19 @@ class UnpackPool:
                 stderr=worker.stderr_tail() or None,
             ) from error
 
+    def _close(self, worker: _Worker) -> None:
+        if worker.close():
+            self._alive -= 1
+
     async def _start(self) -> _Worker:
+        self._alive += 1
+        try:
+            return await self._spawn()
+        except BaseException:
+            self._alive -= 1
+            raise
+
+    async def _spawn(self) -> _Worker:
         ours, theirs = socket.socketpair()
         stderr_fd = os.memfd_create("unpack-stderr", os.MFD_CLOEXEC)
         argv = [sys.executable, "-P", "-s", "-m", "imageservice.unpack.worker", str(self._idle_s)]
@@ -196,7 +221,7 @@ class UnpackPool:
 
     async def _end(self, worker: _Worker) -> None:
         """Let it go, kindly first."""
-        worker.close()
+        self._close(worker)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL_S):
                 await worker.process.wait()
@@ -205,7 +230,7 @@ class UnpackPool:
 
     async def _kill(self, worker: _Worker) -> None:
         worker.process.kill_group()
-        worker.close()
+        self._close(worker)
         try:
             async with asyncio.timeout(_KILL_WAIT_S):
                 await worker.process.wait()
