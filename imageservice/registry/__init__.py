@@ -1,11 +1,12 @@
 """Fetching from registries: the distribution protocol's pull half, over HTTP.
 
-    client.py      the flow of a pull: which host, in which order, how often; blobs with resume
+    client.py      the flow of a pull: which host, in which order, how often
+      transfer.py  one blob on its way to its sink: ranges, sizes, stalls
       exchange.py  one request to one host: authorization, redirects, answers by status
         auth.py      challenge -> Authorization header; tokens kept until they expire
         challenge.py   WWW-Authenticate grammar (pure)
         transport.py one HTTP exchange on the wire (aiohttp), bounds, TLS
-      hosts.py     certs.d/HOST/hosts.toml -> endpoints in order
+      hosts.py     certs.d/HOST/hosts.toml -> endpoints in order (hostfields.py reads a table)
       origins.py   who may be talked to and who may see a secret: scheme, host, port (pure)
       retry.py     when to ask again and how long to wait (pure)
       source.py    what the rest of the image service sees

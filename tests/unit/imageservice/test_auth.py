@@ -116,6 +116,8 @@ async def test_a_token_serves_neither_another_repository_nor_another_user():
         bob = Credential(username="bob", password="b")
         await client.resolve(parse_reference(registry.reference("a:1")), bob)
         assert len(registry.seen("/token")) == 3
+        first = [registry.seen("/v2/b/")[0], registry.seen("/v2/a/")[2]]
+        assert [request.header("Authorization") for request in first] == [None, None]
 
 
 async def test_an_identity_token_goes_as_a_form_and_never_in_a_url():
@@ -220,16 +222,17 @@ async def test_a_realm_that_must_not_see_a_secret_is_not_asked(realm):
         assert authorizations(registry) == [None]
 
 
-async def test_a_token_server_that_redirects_is_refused():
+async def test_a_token_server_that_redirects_or_is_none_is_refused():
     async with (
         FakeRegistry() as elsewhere,
         FakeRegistry(challenge="Bearer", users=USERS) as registry,
         open_client() as client,
     ):
         where = [("Location", f"{elsewhere.url}/token")]
-        registry.on("/token", Status(status=307, headers=where))
-        with pytest.raises(RegistryProtocolError):
-            await client.resolve(parse_reference(registry.reference("a:1")), ALICE)
+        registry.on("/token", Status(status=307, headers=where), Status(status=404))
+        for _ in range(2):
+            with pytest.raises(RegistryProtocolError, match="not a token"):
+                await client.resolve(parse_reference(registry.reference("a:1")), ALICE)
         assert elsewhere.requests == []
 
 
@@ -270,7 +273,7 @@ async def test_a_redirect_to_another_origin_carries_no_secret(status, name, tmp_
         image = registry.add_image("a", "1")
         storage.manifests = dict(registry.manifests)
         registry.on("/manifests/", Status(status=401, headers=[("WWW-Authenticate", "Basic")]))
-        location = f"{storage.url}/v2/a/manifests/1?X-Sig=%2Babc%20d"
+        location = f"{storage.url}/v2/a/manifests/1?X-Sig=%2Babc%20d%7E%2f"
         registry.on("manifests/1", Status(status=status, headers=[(name, location)]))
 
         resolved = await client.resolve(parse_reference(registry.reference("a:1")), ALICE)
@@ -281,7 +284,21 @@ async def test_a_redirect_to_another_origin_carries_no_secret(status, name, tmp_
         [there] = storage.requests
         assert there.header("Authorization") is None
         assert there.header("x-node-secret") is None
-        assert there.target.endswith("?X-Sig=%2Babc%20d")
+        assert there.target.endswith("?X-Sig=%2Babc%20d%7E%2f")
+
+
+async def test_the_challenge_of_a_host_we_were_sent_to_is_not_answered():
+    async with (
+        FakeRegistry(challenge="Bearer") as storage,
+        FakeRegistry() as registry,
+        open_client() as client,
+    ):
+        where = [("Location", f"{storage.url}/v2/a/manifests/1")]
+        registry.on("/manifests/", Status(status=307, headers=where, times=FOREVER))
+        with pytest.raises(RegistryUnauthenticated):
+            await client.resolve(parse_reference(registry.reference("a:1")), ALICE)
+        assert storage.seen("/token") == []
+        assert authorizations(registry) == [None]
 
 
 async def test_a_secret_does_not_come_back_with_the_redirect():
@@ -419,16 +436,23 @@ async def test_a_dead_mirror_costs_one_try_and_rests_afterwards(tmp_path):
         ]
 
 
-async def test_a_mirror_that_accepts_and_is_silent_is_left_for_the_next_host(tmp_path):
+async def test_a_silent_mirror_is_left_for_the_next_host_and_rests_for_a_while(tmp_path):
+    clock = FakeClock()
     async with (
         FakeRegistry() as mirror,
         FakeRegistry() as registry,
-        open_client(tmp_path, response_timeout_s=0.05) as client,
+        open_client(tmp_path, clock, response_timeout_s=0.1) as client,
     ):
         hosts_toml(tmp_path, registry.domain, f'[host."{mirror.url}"]\n')
         registry.add_image("a", "1")
         mirror.on("/manifests/", Stall())
-        await client.resolve(parse_reference(registry.reference("a:1")), None)
+        reference = parse_reference(registry.reference("a:1"))
+        await client.resolve(reference, None)
+        await client.resolve(reference, None)
+        assert len(mirror.requests) == 1
+        clock.advance(31)
+        await client.resolve(reference, None)
+        assert len(mirror.requests) == 2
 
 
 async def test_a_blob_begun_at_a_mirror_is_finished_at_the_registry(tmp_path):
@@ -555,6 +579,22 @@ async def test_skip_verify_holds_for_its_host_and_not_for_the_token_server(tmp_p
             await client.resolve(parse_reference(registry.reference("a:1")), ALICE)
         assert token_server.requests == []
         assert len(registry.requests) == 1
+
+
+async def test_skip_verify_does_not_hold_along_a_redirect(tmp_path):
+    pem = make_certificate(tmp_path)
+    certs = tmp_path / "certs.d"
+    async with (
+        FakeRegistry(tls=pem.server_context(), host="127.0.0.1") as storage,
+        FakeRegistry(tls=pem.server_context(), host="localhost") as registry,
+        open_client(certs) as client,
+    ):
+        hosts_toml(certs, registry.domain, f'server = "{registry.url}"\nskip_verify = true\n')
+        where = [("Location", f"{storage.url}/x")]
+        registry.on("/manifests/", Status(status=307, headers=where))
+        with pytest.raises(RegistryUntrusted, match="127"):
+            await client.resolve(parse_reference(registry.reference("a:1")), None)
+        assert storage.requests == []
 
 
 async def test_a_client_certificate_is_shown_where_it_is_configured(tmp_path):

@@ -147,6 +147,16 @@ async def test_a_large_blob_comes_in_large_chunks_over_one_connection():
         assert registry.accepted_connections == 1
 
 
+async def test_a_blob_is_kept_as_sent_whatever_encoding_its_headers_claim():
+    async with FakeRegistry() as registry, open_client() as client:
+        blob = registry.add_blob(BIG)
+        registry.on("/blobs/", Alter(headers={"Content-Encoding": "gzip"}))
+        sink = Sink()
+        reference = parse_reference(registry.reference("a:1"))
+        await client.fetch_blob(reference, described(blob), None, sink)
+        assert sink.data == BIG
+
+
 async def test_a_blob_is_continued_from_the_offset_held_already():
     async with FakeRegistry() as registry, open_client() as client:
         blob = registry.add_blob(BIG)
