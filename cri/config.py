@@ -26,7 +26,7 @@ from sandbox.settings import SandboxSettings, SandboxTimeouts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cri.settings_table import Setting
+    from cri.setting import Setting
     from sandbox.settings import CgroupDriver, RuntimeHandler
 
 DEFAULT_PATH: Final = Path("/etc/podwright/config.toml")
@@ -117,6 +117,13 @@ class Config:
             response_timeout_s=self.get(table.RESPONSE_TIMEOUT),
             max_connections_per_host=self.get(table.MAX_CONNECTIONS),
             pinned_images=self.get(table.PINNED_IMAGES),
+            unpack_workers=self.get(table.UNPACK_WORKERS),
+            unpack_idle_s=self.get(table.UNPACK_IDLE),
+            unpack_progress_timeout_s=self.get(table.UNPACK_PROGRESS_TIMEOUT),
+            max_layer_bytes=self.get(table.MAX_LAYER_BYTES),
+            max_expansion_ratio=self.get(table.MAX_EXPANSION),
+            max_layer_entries=self.get(table.MAX_LAYER_ENTRIES),
+            keep_partial_s=self.get(table.KEEP_PARTIAL),
         )
 
     def metrics(self) -> MetricsSettings:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from cri.settings_table import Setting
+    from cri.setting import Setting
 
 DROP_INS: Final = "config.d"
 #: A configuration is a page or two.

@@ -14,13 +14,14 @@ from imageservice.credentials import from_auth_config
 from protos import api_pb2 as pb
 
 if TYPE_CHECKING:
-    from imageservice.service import FilesystemUsage, Image
-
     from imageservice.credentials import Credential
+    from imageservice.service import Image
+    from imageservice.usage import FsUsage
 
 #: A numeric user of an image configuration: ASCII digits, nothing else that int() would accept
 #: (CVE-2026-46680 began with numbers in other clothes).
-_NUMBER: Final = re.compile(r"[0-9]{1,10}")
+_NUMBER: Final = re.compile(r"[0-9]+")
+_DIGITS_LIMIT: Final = 10
 #: Tokens of cloud registries have a few kilobytes.
 _SECRET_LIMIT: Final = 64 * 1024
 
@@ -72,15 +73,15 @@ def image_user(user: str) -> tuple[int | None, str]:
     name = user.partition(":")[0]
     if _NUMBER.fullmatch(name) is None:
         return None, name
-    uid = int(name)
-    return (uid, "") if uid <= validate.USER_ID_LIMIT else (None, "")
+    in_range = len(name) <= _DIGITS_LIMIT and int(name) <= validate.USER_ID_LIMIT
+    return (int(name), "") if in_range else (None, "")
 
 
-def filesystem_usage(value: FilesystemUsage) -> pb.FilesystemUsage:
+def filesystem_usage(value: FsUsage) -> pb.FilesystemUsage:
     """Usage of one file system."""
     return pb.FilesystemUsage(
         timestamp=value.timestamp_ns,
-        fs_id=pb.FilesystemIdentifier(mountpoint=value.mountpoint),
+        fs_id=pb.FilesystemIdentifier(mountpoint=str(value.mountpoint)),
         used_bytes=pb.UInt64Value(value=value.used_bytes),
         inodes_used=pb.UInt64Value(value=value.inodes_used),
     )

@@ -7,137 +7,28 @@ the TOML file; names of durations and sizes end in their unit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
+from typing import Final, Literal
 
 from cni.settings import CniSettings
+from cri.setting import (
+    Setting,
+    boolean,
+    choice,
+    integer,
+    optional_path,
+    path,
+    paths,
+    seconds,
+    text,
+    variables,
+    words,
+)
 from imageservice.settings import ImageSettings
 from metrics.settings import MetricsSettings
-from sandbox.host.errors import InvalidArgument
 from sandbox.settings import SandboxSettings
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-T = TypeVar("T", covariant=True)
-W = TypeVar("W", bound=str)
-
 CgroupDriverChoice = Literal["auto", "cgroupfs", "systemd"]
-
-#: Nothing in this daemon waits longer than a week.
-_SECONDS_LIMIT: Final = 7 * 24 * 3600.0
-_INTEGER_LIMIT: Final = 2**53
-
-
-@dataclass(frozen=True, slots=True)
-class Setting(Generic[T]):
-    """One setting.
-
-    Attributes:
-        section: table of the TOML file.
-        name: key in that table.
-        parse: turns the TOML value into the value; raises InvalidArgument saying what is expected.
-        default: the value when nothing is configured.
-        help: one line for people.
-        reloadable: a change takes effect without a restart.
-    """
-
-    section: str
-    name: str
-    parse: Callable[[object], T]
-    default: T
-    help: str
-    reloadable: bool = False
-
-    @property
-    def key(self) -> str:
-        """`section.name`."""
-        return f"{self.section}.{self.name}"
-
-
-def text(value: object) -> str:
-    """A string on one line."""
-    if not isinstance(value, str) or not value.isprintable():
-        raise InvalidArgument("expected a string on one line")
-    return value
-
-
-def path(value: object) -> Path:
-    """An absolute path."""
-    if not isinstance(value, str) or not value.startswith("/") or not value.isprintable():
-        raise InvalidArgument("expected an absolute path")
-    return Path(value)
-
-
-def optional_path(value: object) -> Path | None:
-    """An absolute path, or "" for the derived default."""
-    return None if value == "" else path(value)
-
-
-def paths(value: object) -> tuple[Path, ...]:
-    """A list of absolute paths."""
-    if not isinstance(value, list):
-        raise InvalidArgument("expected a list of absolute paths")
-    return tuple(path(entry) for entry in value)
-
-
-def words(value: object) -> tuple[str, ...]:
-    """A list of strings."""
-    if not isinstance(value, list):
-        raise InvalidArgument("expected a list of strings")
-    return tuple(text(entry) for entry in value)
-
-
-def boolean(value: object) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise InvalidArgument("expected true or false")
-    return value
-
-
-def seconds(value: object) -> float:
-    """A duration in seconds, fractions allowed, 0 included."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidArgument("expected a number of seconds")
-    if not 0 <= value <= _SECONDS_LIMIT:
-        raise InvalidArgument(f"expected 0 to {_SECONDS_LIMIT:.0f} seconds")
-    return float(value)
-
-
-def integer(low: int, high: int = _INTEGER_LIMIT) -> Callable[[object], int]:
-    """A whole number from `low` to `high`."""
-
-    def parse(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidArgument(f"expected a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def choice(*allowed: W) -> Callable[[object], W]:
-    """One of a few words."""
-
-    def parse(value: object) -> W:
-        for word in allowed:
-            if value == word:
-                return word
-        raise InvalidArgument(f"expected one of {', '.join(allowed)}")
-
-    return parse
-
-
-def variables(value: object) -> tuple[tuple[str, str], ...]:
-    """A list of NAME=value."""
-    result = []
-    for entry in words(value):
-        name, equals, content = entry.partition("=")
-        if not name or not equals:
-            raise InvalidArgument('expected a list of "NAME=value"')
-        result.append((name, content))
-    return tuple(result)
-
 
 _SANDBOX = SandboxSettings()
 _TIMES = _SANDBOX.timeouts
@@ -187,6 +78,13 @@ PAUSE_PATH = Setting(
 )
 MONITOR_CGROUP = Setting(
     "runtime", "monitor_cgroup", text, _SANDBOX.monitor_cgroup, "cgroup of monitors; empty: ours"
+)
+PIDS_LIMIT = Setting(
+    "runtime",
+    "pids_limit",
+    integer(0, 4_194_304),
+    0,
+    "processes of each container; 0: only the pod's own limit",
 )
 EXEC_OUTPUT = Setting(
     "runtime",
@@ -310,7 +208,48 @@ PINNED_IMAGES = Setting(
     "pinned_images",
     words,
     _IMAGES.pinned_images,
-    "images that the kubelet's collection leaves alone",
+    "images that the kubelet's collection leaves alone; * stands for any characters",
+)
+UNPACK_WORKERS = Setting(
+    "image",
+    "unpack_workers",
+    integer(0, 64),
+    _IMAGES.unpack_workers,
+    "layers unpacked at once; 0: one for each processor, at most four",
+)
+UNPACK_IDLE = Setting(
+    "image",
+    "unpack_idle_s",
+    seconds,
+    _IMAGES.unpack_idle_s,
+    "an idle unpack worker is kept so long",
+)
+UNPACK_PROGRESS_TIMEOUT = Setting(
+    "image",
+    "unpack_progress_timeout_s",
+    seconds,
+    _IMAGES.unpack_progress_timeout_s,
+    "an unpack worker that does not move for this long is killed",
+)
+MAX_LAYER_BYTES = Setting(
+    "image", "max_layer_bytes", integer(1), _IMAGES.max_layer_bytes, "plain bytes of one layer"
+)
+MAX_EXPANSION = Setting(
+    "image",
+    "max_expansion_ratio",
+    integer(1),
+    _IMAGES.max_expansion_ratio,
+    "plain bytes for each compressed one, beyond the first GiB",
+)
+MAX_LAYER_ENTRIES = Setting(
+    "image", "max_layer_entries", integer(1), _IMAGES.max_layer_entries, "entries of one layer"
+)
+KEEP_PARTIAL = Setting(
+    "image",
+    "keep_partial_s",
+    seconds,
+    _IMAGES.keep_partial_s,
+    "a download that broke off is kept so long for the next try",
 )
 
 METRICS_ADDRESS = Setting(

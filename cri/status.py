@@ -22,6 +22,10 @@ Why Unsupported is not UNIMPLEMENTED: clients take UNIMPLEMENTED for "this serve
 RPC" and stop calling it (the kubelet falls back from the streaming lists for good), while a missing
 controller or profile concerns one request on one node.
 
+Why RegistryUnavailable is UNKNOWN: the kubelet has a reason of its own for it, which it recognises
+by the beginning of the text, and only its client leaves the text of UNKNOWN as it is; for every
+other code gRPC's own words come first.
+
 What a client sees is the error's own text: message, fields and hint, never the replay line, never a
 traceback, never the text of an exception nobody planned for.
 """
@@ -33,6 +37,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from imageservice.errors import RegistryUnavailable
 from sandbox.host import errors
 
 if TYPE_CHECKING:
@@ -47,15 +52,6 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 class Unimplemented(errors.PodwrightError):
     """This version does not have the RPC at all."""
-
-
-class RegistryUnavailable(errors.PodwrightError):
-    """An image could not be pulled because its registry did not answer.
-
-    The kubelet shows a reason of its own for this (ErrImagePull with RegistryUnavailable), which it
-    recognises by a prefix of the text, and only when the code is UNKNOWN: for every other code its
-    client keeps gRPC's own prefix in front.
-    """
 
 
 CODES: Final[Mapping[type[errors.PodwrightError], grpc.StatusCode]] = {

@@ -9,9 +9,7 @@ from cri.convert_image import credential, filesystem_usage, image_message, image
 from cri.rpc.later import later
 from cri.rpc.lists import ListCache
 from cri.rpc.pods import info_json
-from cri.status import RegistryUnavailable
 from protos import api_pb2 as pb
-from sandbox.host.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,12 +57,7 @@ class ImageCalls:
         """
         reference = image_reference(request.image)
         shown = credential(request.auth) if request.HasField("auth") else None
-        try:
-            image = await self._images.pull(reference, shown)
-        except Unavailable as error:
-            raise RegistryUnavailable(
-                f"RegistryUnavailable: {error}", replay=error.replay
-            ) from error
+        image = await self._images.pull(reference, shown)
         return pb.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cri.node_facts import NodeFacts
     from imageservice.credentials import Credential
-    from imageservice.service import FsUsage, Image, Progress
+    from imageservice.service import FsInfo, Image, Progress
     from sandbox.model import (
         Container,
         ContainerConfig,
@@ -148,7 +148,7 @@ class Images(Protocol):
         """Forget the image with all its names; unknown is success."""
         ...
 
-    async def fs_info(self) -> FsUsage:
+    async def fs_info(self) -> FsInfo:
         """What images and containers take on disk."""
         ...
 

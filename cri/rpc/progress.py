@@ -25,10 +25,9 @@ from sandbox.host.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from cri.rpc.ports import Images
     from imageservice.credentials import Credential
     from imageservice.service import Image, Progress
-
-    from cri.rpc.ports import Images
     from sandbox.host.clock import Clock
 
 SERVICE: Final = "podwright.v1.Progress"
@@ -87,7 +86,7 @@ async def _pull(
 
     def note(progress: Progress) -> None:
         updates[progress.layer] = LayerUpdate(
-            progress.layer, progress.stage, progress.done_bytes, progress.total_bytes
+            progress.layer, progress.stage.value, progress.done_bytes, progress.total_bytes
         )
         changed.set()
 

@@ -33,14 +33,6 @@ class FakeImage:
     chain: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class LayerProgress:
-    layer: str
-    stage: str
-    done_bytes: int
-    total_bytes: int
-
-
 class Recording:
     def __init__(self):
         self.calls = []

@@ -1,7 +1,8 @@
 import grpc
 import pytest
 
-from cri.status import CODES, TEXT_LIMIT, RegistryUnavailable, Unimplemented, code_of, text_of
+from cri.status import CODES, TEXT_LIMIT, Unimplemented, code_of, text_of
+from imageservice.errors import RegistryUnavailable
 from sandbox.host import errors
 
 
@@ -37,6 +38,11 @@ def test_code_is_that_of_the_nearest_class(error, code):
 def test_text_has_the_hint_and_never_the_replay_line():
     error = errors.Denied("cannot", hint="try sudo", replay="crun --secret", path="/x")
     assert text_of(error) == "cannot (path=/x); try sudo"
+
+
+def test_the_kubelet_recognises_an_unavailable_registry_by_the_beginning_of_the_text():
+    error = RegistryUnavailable("registry does not answer")
+    assert text_of(error).startswith("RegistryUnavailable: ")
 
 
 def test_text_is_one_bounded_line():

@@ -5,9 +5,10 @@ from contextlib import aclosing
 import pytest
 
 from cri.rpc.progress import progress_method
+from imageservice.layers import Progress, Stage
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import InvalidArgument, NotFound
-from tests.fakes.daemon import FakeImage, FakeImages, LayerProgress
+from tests.fakes.daemon import FakeImage, FakeImages
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ async def collect(images, **fields):
 
 async def test_every_layer_is_told_and_the_id_comes_last(images):
     images.progress = [
-        LayerProgress("sha256:a", "downloading", 1, 10),
-        LayerProgress("sha256:b", "downloading", 1, 20),
-        LayerProgress("sha256:a", "done", 10, 10),
+        Progress("sha256:a", Stage.FETCHING, 1, 10),
+        Progress("sha256:b", Stage.FETCHING, 1, 20),
+        Progress("sha256:a", Stage.DONE, 10, 10),
     ]
     parts = await collect(images)
     last = {layer["id"]: layer for part in parts[:-1] for layer in part["layers"]}
@@ -45,7 +46,7 @@ async def test_every_layer_is_told_and_the_id_comes_last(images):
 
 
 async def test_a_failure_is_raised_at_the_end(images):
-    images.progress = [LayerProgress("sha256:a", "downloading", 1, 10)]
+    images.progress = [Progress("sha256:a", Stage.FETCHING, 1, 10)]
     images.fail["pull"] = NotFound("no such image")
     with pytest.raises(NotFound):
         await collect(images)
@@ -72,7 +73,7 @@ def test_requests_that_are_refused(images, data):
 
 async def test_who_stops_listening_stops_waiting(images):
     images.gate = asyncio.Event()
-    images.progress = [LayerProgress("sha256:a", "downloading", 1, 10)]
+    images.progress = [Progress("sha256:a", Stage.FETCHING, 1, 10)]
     call = opened(images, b'{"image": "busybox"}')
     before = len(asyncio.all_tasks())
     async with aclosing(call.answers()) as answers:
