@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from imageservice.service import Image, ImageService
-
     from sandbox.compose import Composer
     from sandbox.containers import ContainerEngine
     from sandbox.endings import Endings
@@ -158,7 +157,6 @@ class ContainerLifecycle:
         parts = await self._images.prepare_rootfs(
             container.id,
             image.id,
-            target=self._paths.rootfs(container.id),
             upper_dir=layer / "upper",
             work_dir=layer / "work",
         )
@@ -362,8 +360,6 @@ class ContainerLifecycle:
 def image_defaults(image: Image) -> ImageDefaults:
     """What the image's config says about running it, in the engine's words."""
     config = image.config.config
-    if config is None:
-        return ImageDefaults()
     return ImageDefaults(
         entrypoint=tuple(config.entrypoint or ()),
         cmd=tuple(config.cmd or ()),

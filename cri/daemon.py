@@ -16,8 +16,6 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
-from imageservice.service import ImageService
-
 from cni.network import PodNetwork
 from cri import settings_table as table
 from cri.config import toml_text
@@ -27,6 +25,8 @@ from cri.pod_lifecycle import PodLifecycle
 from cri.recover import Recovery
 from cri.rpc.service import build_methods
 from cri.server import RpcServer, claim_run_root
+from imageservice.registry.client import RegistryClient
+from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
 from metrics.instruments import Instruments
 from sandbox.cgroups import Cgroups
@@ -36,7 +36,7 @@ from sandbox.endings import Endings
 from sandbox.execs import Execs
 from sandbox.host import files
 from sandbox.host.clock import SystemClock
-from sandbox.host.errors import Internal, map_os_errors
+from sandbox.host.errors import Internal, PodwrightError, map_os_errors
 from sandbox.host.host_facts import HostFacts
 from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
@@ -130,15 +130,17 @@ class Daemon:
 
         store = await StateStore.open(self._paths.state_file)
         stack.push_async_callback(store.close)
+        image_settings = config.images()
         images = ImageService(
-            config.images(),
-            containers_dir=self._paths.layers,
-            runner=runner,
-            clock=clock,
+            image_settings,
+            RegistryClient(image_settings, clock=clock),
+            runner,
             syscalls=self._syscalls,
+            clock=clock,
+            containers_dir=self._paths.layers,
             observer=instruments,
         )
-        await images.open()
+        await images.open(group)
         stack.push_async_callback(images.close)
         network = PodNetwork(
             config.cni(),

@@ -9,6 +9,7 @@ business.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -147,7 +148,8 @@ class ContainerEngine:
         def work() -> None:
             files.make_private_dir(self._paths.container(container.id), mode=0o700)
             files.make_private_dir(rootfs, mode=0o755)
-            mounts.mount_all(parts, syscalls=self._syscalls)
+            placed = [dataclasses.replace(part, target=rootfs / part.target) for part in parts]
+            mounts.mount_all(placed, syscalls=self._syscalls)
 
         await asyncio.to_thread(work)
         return rootfs
