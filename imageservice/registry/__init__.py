@@ -13,6 +13,6 @@
 
 Three rules hold everywhere. A secret goes to the registry that the reference names and to its token
 server, never to a mirror that the secret does not name, never along a redirect to another origin,
-never over a downgrade to plain HTTP. What is received is bounded before it is read, and URLs reach
-a message or a log only as scheme, host and path. A foreign exception does not leave this package.
+never over a downgrade to plain HTTP. What is received is bounded before it is read. Of a URL
+only its origin reaches a message or a log, and a foreign exception does not leave this package.
 """

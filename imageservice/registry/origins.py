@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 MAX_URL_CHARS: Final = 8192
 DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-#: Characters a path may have to be shown; others might carry what is nobody's business.
-_SHOWN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._:-@")
 
 
 class AddressKind(enum.Enum):
@@ -128,19 +126,6 @@ def parse_url(text: str, *, what: str) -> tuple[SplitResult, Origin]:
 def origin_of(url: str) -> Origin:
     """The origin of a URL that was made here."""
     return parse_url(url, what="URL")[1]
-
-
-def shown_url(url: str) -> str:
-    """A URL fit for messages and logs: scheme, host and plain path, nothing else of it."""
-    try:
-        split = urlsplit(url)
-        host, port = split.hostname or "", split.port
-    except ValueError:
-        return "(malformed url)"
-    netloc = f"[{host}]" if ":" in host else host
-    netloc = netloc if port is None else f"{netloc}:{port}"
-    path = "".join(char if char in _SHOWN else "_" for char in split.path[:300])
-    return f"{split.scheme}://{netloc}{path}"
 
 
 def redirect_target(
