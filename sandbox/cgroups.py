@@ -21,6 +21,7 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument, NotFound
+from sandbox.host.pidfd import is_zombie
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,7 +214,13 @@ class Cgroups:
             pause_s = min(pause_s * 2, _PAUSE_LAST_S)
 
     async def _living(self, path: str) -> set[int]:
-        return await asyncio.to_thread(self._layout.procs, path, recursive=True)
+        """Processes there that have not ended; a zombie whose parent is slow has."""
+
+        def look() -> set[int]:
+            pids = self._layout.procs(path, recursive=True)
+            return {pid for pid in pids if not is_zombie(pid)}
+
+        return await asyncio.to_thread(look)
 
     async def remove(self, cgroup: str) -> None:
         """Remove it from every hierarchy, with what the container made below; gone is success.

@@ -31,7 +31,7 @@ from sandbox.errors import ContainerNotRunning, ExecTimeout, RuntimeFailed, Runt
 from sandbox.host import files
 from sandbox.host.errors import NotFound, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.pidfd import Process, boot_id
+from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.runtime import proctree
 from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
 from sandbox.runtime.crun import read_pid_file
@@ -50,8 +50,15 @@ if TYPE_CHECKING:
 
 _log = get_logger("execs")
 
+#: Pauses between looks for the pid file of a command that goes on for longer (seconds).
+_PID_PAUSE_FIRST_S: Final = 0.05
+_PID_PAUSE_LAST_S: Final = 1.0
+
 #: Pause between two rounds of killing (seconds): a process may have forked in between.
 _KILL_PAUSE_S: Final = 0.01
+
+#: How long a runtime may take to end after its command was killed (seconds).
+_REAP_S: Final = 0.5
 
 #: Directories of execs in a container's run directory; a sweep may remove what has this prefix.
 EXEC_PREFIX: Final = "exec-"
@@ -186,20 +193,27 @@ class Execs:
                 err, err_writer = make_pipe()
                 ours.callback(err.close)
                 theirs.callback(err_writer.close)
+                streams = {"stdout_fd": out_writer.fileno(), "stderr_fd": err_writer.fileno()}
                 try:
-                    spawned = await self._runner.spawn(
-                        argv,
-                        cwd=directory,
-                        stdout_fd=out_writer.fileno(),
-                        stderr_fd=err_writer.fileno(),
-                    )
+                    spawned = await self._runner.spawn(argv, cwd=directory, **streams)
                 except NotFound as error:
                     raise RuntimeMissing(
                         "the container's runtime is not installed",
                         path=str(request.runtime.handler.path),
                     ) from error
             try:
-                status = await self._attend(request, spawned, init, (out, stdout), (err, stderr))
+                status = await self._attend(
+                    request, spawned, init, directory / "pid", (out, stdout), (err, stderr)
+                )
+            except _Withheld:
+                spawned.kill_group(signal.SIGKILL)
+                await spawned.wait()
+                raise ExecTimeout(
+                    "command has ended, but a background process of its keeps its output open and "
+                    f"{request.runtime.handler.name} withholds the exit code until that ends",
+                    container=request.container_id,
+                    hint="redirect the output of what the command leaves running, or use crun",
+                ) from None
             except BaseException:
                 await self._end(request, spawned, directory / "pid")
                 raise
@@ -213,27 +227,59 @@ class Execs:
         request: ExecRequest,
         spawned: Spawned,
         init: Process,
+        pid_file: Path,
         *streams: tuple[Fd, _Captured],
     ) -> int:
-        """Read both streams and wait for the end; the runtime's exit status."""
-        status: int | None = None
+        """Read both streams and wait for the end; the runtime's exit status.
+
+        Raises:
+            ExecTimeout: it is not the end yet.
+            _Withheld: it is the end of the command but not of the runtime.
+        """
         async with asyncio.TaskGroup() as group:
             readers = [group.create_task(self._read(pipe, sink)) for pipe, sink in streams]
             guard = group.create_task(self._outlive(request, spawned, init))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(request.timeout_s if request.timeout_s > 0 else None):
-                    status = await spawned.wait()
-            guard.cancel()
+            ended = group.create_task(spawned.wait())
+            withheld = group.create_task(self._until_withheld(pid_file))
+            await asyncio.wait(
+                {ended, withheld},
+                timeout=request.timeout_s if request.timeout_s > 0 else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            status = ended.result() if ended.done() else None
+            late = withheld.done()
             if status is not None:
                 await asyncio.wait(readers, timeout=self._settings.timeouts.exec_drain_s)
-            for reader in readers:
-                reader.cancel()
-        if status is None:
-            raise ExecTimeout(
-                f"command did not end within {request.timeout_s:g} s and was killed",
-                container=request.container_id,
-            )
-        return status
+            for task in (*readers, guard, ended, withheld):
+                task.cancel()
+        if status is not None:
+            return status
+        if late:
+            raise _Withheld
+        raise ExecTimeout(
+            f"command did not end within {request.timeout_s:g} s and was killed",
+            container=request.container_id,
+        )
+
+    async def _until_withheld(self, pid_file: Path) -> None:
+        """Wait for the end of the command itself, and then for a runtime that should end too.
+
+        crun hands our pipes to the command and ends with it. runc copies through pipes of its own
+        and waits until the last holder has closed them, however long that takes.
+        """
+        pause_s = _PID_PAUSE_FIRST_S
+        while True:
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _PID_PAUSE_LAST_S)
+            with suppress(PodwrightError):
+                pid = await asyncio.to_thread(read_pid_file, pid_file)
+                break
+        ticks = start_ticks(pid)
+        process = Process.open(pid, ticks, boot_id()) if ticks is not None else None
+        if process is not None:
+            with process:
+                await process.wait()
+        await self._clock.sleep(self._settings.timeouts.exec_drain_s)
 
     async def _read(self, pipe: Fd, sink: _Captured) -> None:
         try:
@@ -270,43 +316,80 @@ class Execs:
     # Killing.
 
     async def _end(self, request: ExecRequest, spawned: Spawned, pid_file: Path) -> None:
-        """Kill the command and what it started, then the runtime that waits for it."""
+        """Kill the command and what it started; the runtime that waits for it then ends too.
+
+        The runtime is killed only if it stays: as the parent it reaps the command, and a zombie
+        left to a lazy init would keep the container's pid namespace from ending.
+        """
         deadline_ns = self._clock.monotonic_ns() + int(self._settings.timeouts.exec_kill_s * 1e9)
+        known: set[int] = set()
         with suppress(PodwrightError):
-            while await self._kill_once(request, spawned, pid_file):
+            while await self._kill_once(request, spawned, pid_file, known):
                 if self._clock.monotonic_ns() >= deadline_ns:
-                    _log.warning("command does not end after SIGKILL",
-                                 container=request.container_id)
+                    cid = request.container_id
+                    _log.warning("command does not end after SIGKILL", container=cid)
                     break
                 await self._clock.sleep(_KILL_PAUSE_S)
-        spawned.kill_group(signal.SIGKILL)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.timeouts.exec_kill_s):
-                await spawned.wait()
+        for wait_s in (_REAP_S, self._settings.timeouts.exec_kill_s):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await spawned.wait()
+            spawned.kill_group(signal.SIGKILL)
 
-    async def _kill_once(self, request: ExecRequest, spawned: Spawned, pid_file: Path) -> bool:
-        """Kill whoever is there now; whether anybody was."""
+    async def _kill_once(
+        self, request: ExecRequest, spawned: Spawned, pid_file: Path, known: set[int]
+    ) -> bool:
+        """Kill whoever is there now; whether anybody was. `known` keeps sessions seen before."""
         inside = await self._cgroups.processes(request.cgroup_path)
         everyone = await asyncio.to_thread(proctree.snapshot)
         found: dict[int, proctree.ProcessInfo] = {}
         if spawned.pidfd >= 0:
             # Not reaped up to here, so the number was the runtime's when /proc was read.
-            for info in proctree.family(everyone, {spawned.pid}):
-                found[info.pid] = info
+            found |= {info.pid: info for info in proctree.family(everyone, {spawned.pid})}
         with suppress(PodwrightError):
-            # The session of the command, for when the runtime has ended before it. Only inside
-            # the container: the number itself may be a stranger's by now.
-            session = await asyncio.to_thread(read_pid_file, pid_file)
-            members = [info for info in everyone if info.pid in inside]
-            for info in proctree.family(members, {session}):
-                found[info.pid] = info
-        boot = boot_id()
-        for info in found.values():
-            process = Process.open(info.pid, info.start_ticks, boot)
-            if process is not None:
-                with process:
-                    process.send_signal(signal.SIGKILL)
+            known.add(await asyncio.to_thread(read_pid_file, pid_file))
+        # By number alone only inside the container: elsewhere it may be a stranger's by now.
+        members = [info for info in everyone if info.pid in inside]
+        found |= {info.pid: info for info in proctree.family(members, known)}
+        found.pop(spawned.pid, None)
+        known |= {info.session for info in found.values() if info.pid in inside}
+        proctree.kill(found.values())
         return bool(found)
+
+
+class _Withheld(Exception):
+    """The command has ended and the runtime has not."""
+
+
+async def sweep_execs(directory: Path, cgroup_path: str, cgroups: Cgroups, clock: Clock) -> int:
+    """End what a daemon that was killed left running in a container, and remove its files.
+
+    Args:
+        directory: the container's run directory.
+        cgroup_path: OCI cgroupsPath of the container.
+        cgroups: to tell processes of the container from others.
+        clock: for the moment that the runtimes have to end by themselves.
+
+    Returns:
+        How many commands were found.
+    """
+    found = await asyncio.to_thread(lambda: sorted(directory.glob(f"{EXEC_PREFIX}*")))
+    for exec_directory in found:
+        inside = await cgroups.processes(cgroup_path)
+        everyone = await asyncio.to_thread(proctree.snapshot)
+        word = f"--process={exec_directory / 'process.json'}"
+        runtimes = await asyncio.to_thread(proctree.with_word, everyone, word)
+        members = proctree.family(everyone, {info.pid for info in runtimes})
+        with suppress(PodwrightError):
+            session = await asyncio.to_thread(read_pid_file, exec_directory / "pid")
+            candidates = [info for info in everyone if info.pid in inside]
+            members += proctree.family(candidates, {session})
+        proctree.kill(info for info in members if info not in runtimes)
+        if runtimes:
+            await clock.sleep(_REAP_S)
+            proctree.kill(runtimes)
+        await asyncio.to_thread(files.remove_tree, exec_directory)
+    return len(found)
 
 
 def _write_process(directory: Path, process_json: bytes) -> None:

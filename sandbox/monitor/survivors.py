@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 from sandbox.host.errors import PodwrightError
-from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.host.pidfd import boot_id, start_ticks
 from sandbox.model import ProcessRef
 from sandbox.runtime import proctree
 from sandbox.runtime.crun import read_pid_file
@@ -46,11 +45,4 @@ def end_monitor(bundle: Path) -> None:
     monitor = find_monitor(bundle)
     if monitor is None and start_ticks(session) is not None:
         return
-    boot = boot_id()
-    for info in proctree.snapshot():
-        if info.session != session:
-            continue
-        process = Process.open(info.pid, info.start_ticks, boot)
-        if process is not None:
-            with process:
-                process.send_signal(signal.SIGKILL)
+    proctree.kill(info for info in proctree.snapshot() if info.session == session)

@@ -1,18 +1,22 @@
 """Who belongs to whom, read from /proc: sessions and descendants, for killing what a command left.
 
-A command run in a container is the leader of a session (both runtimes call setsid(2) for it). What
+A command run in a container is in a session of its own (both runtimes call setsid(2) for it). What
 it starts stays in that session or is its descendant, whichever way it goes; only a process that has
 left both (a daemon made on purpose by double fork and setsid) is out of reach, and is the
 container's own business like any other background process.
 
-Parsing and choosing are pure; only `snapshot` looks at the machine.
+Parsing and choosing (`parse_stat`, `family`) are pure; the rest looks at the machine.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sandbox.host.pidfd import Process, boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -64,14 +68,18 @@ def snapshot(pids: Iterable[int] | None = None, *, proc: Path = Path("/proc")) -
     return found
 
 
-def family(processes: Collection[ProcessInfo], sessions: Collection[int]) -> list[ProcessInfo]:
-    """Live processes of these sessions, their descendants, and whoever shares a session with one.
+def family(processes: Collection[ProcessInfo], roots: Collection[int]) -> list[ProcessInfo]:
+    """Live processes that belong to the roots: their sessions, their descendants, and so on.
+
+    A session of a descendant was made by a descendant (nobody can enter an existing one), so all
+    of it belongs, also those whose parent has died and who were given to another.
 
     Args:
         processes: a snapshot of all candidates.
-        sessions: session ids to begin with (the pid of a command that leads its session).
+        roots: process or session ids to begin with. Nobody who is not to be found may be in the
+            session of one, so a root must have been started in a session of its own.
     """
-    wanted_sessions = set(sessions)
+    sessions = set(roots)
     members: dict[int, ProcessInfo] = {}
     grew = True
     while grew:
@@ -80,13 +88,37 @@ def family(processes: Collection[ProcessInfo], sessions: Collection[int]) -> lis
             if process.pid in members:
                 continue
             if (
-                process.session in wanted_sessions
-                or process.pid in wanted_sessions
+                process.pid in sessions
+                or process.session in sessions
                 or process.parent in members
             ):
                 members[process.pid] = process
-                # A child that leads a session of its own brings that session along.
-                if process.session == process.pid:
-                    wanted_sessions.add(process.session)
+                sessions.add(process.session)
                 grew = True
     return [process for process in members.values() if not process.dead]
+
+
+def with_word(
+    processes: Iterable[ProcessInfo], word: str, *, proc: Path = Path("/proc")
+) -> list[ProcessInfo]:
+    """Those that have exactly `word` among their arguments; blocking."""
+    wanted = os.fsencode(word)
+    found = []
+    for process in processes:
+        try:
+            words = (proc / str(process.pid) / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if wanted in words:
+            found.append(process)
+    return found
+
+
+def kill(processes: Iterable[ProcessInfo]) -> None:
+    """SIGKILL each, by pidfd, if it is still the one that was seen."""
+    boot = boot_id()
+    for info in processes:
+        process = Process.open(info.pid, info.start_ticks, boot)
+        if process is not None:
+            with process:
+                process.send_signal(signal.SIGKILL)

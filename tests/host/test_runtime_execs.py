@@ -1,0 +1,254 @@
+"""ExecSync in real containers: codes, output, and every way a command can fail to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import CommandNotFound, ContainerNotRunning, ExecTimeout, RuntimeBusy
+from sandbox.execs import sweep_execs
+from sandbox.settings import SandboxTimeouts
+from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+Make = Callable[..., RuntimeNode]
+
+
+@pytest.fixture(params=RUNTIMES)
+async def make(
+    request: pytest.FixtureRequest, tmp_path: Path, cgroup_path: str
+) -> AsyncIterator[Make]:
+    nodes: list[RuntimeNode] = []
+
+    def build(**changes: object) -> RuntimeNode:
+        root = tmp_path / f"n{len(nodes)}"
+        nodes.append(RuntimeNode(root, cgroup_path, request.param, **changes))
+        return nodes[-1]
+
+    yield build
+    for node in nodes:
+        await node.clean()
+
+
+async def processes_inside(node: RuntimeNode, cid: str) -> set[str]:
+    return {command_line(pid) for pid in await node.cgroups.processes(node.cgroup(cid))} - {""}
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+async def until_inside(node: RuntimeNode, cid: str, command: str) -> None:
+    while command not in await processes_inside(node, cid):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def until_not_inside(node: RuntimeNode, cid: str, word: str) -> None:
+    """Nothing with `word` but the container's own /bin/sleep 1000."""
+    own = {"/bin/sleep 1000"}
+    while any(word in line for line in await processes_inside(node, cid) - own):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+def leftovers(node: RuntimeNode, cid: str) -> list[str]:
+    return [p.name for p in node.made[cid].iterdir() if p.name.startswith("exec-")]
+
+
+async def test_output_and_exit_code(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    result = await node.execs.exec_sync(
+        node.shell(cid, created, "/bin/sh", "-c", "echo out; echo err >&2; exit 3")
+    )
+    assert (result.stdout, result.stderr, result.exit_code) == (b"out\n", b"err\n", 3)
+    assert not result.truncated
+    assert leftovers(node, cid) == []
+    assert ("exec", node.handler.name, True) in node.observed.operations
+
+
+@pytest.mark.parametrize("code", [1, 126, 127, 255])
+async def test_codes_that_a_runtime_uses_for_itself_are_still_the_commands(
+    make: Make, code: int
+) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    request = node.shell(cid, created, "/bin/sh", "-c", f"exit {code}")
+    assert (await node.execs.exec_sync(request)).exit_code == code
+
+
+async def test_death_by_signal_is_128_plus_its_number(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    result = await node.execs.exec_sync(node.shell(cid, created, "/bin/sh", "-c", "kill -9 $$"))
+    assert result.exit_code == 137
+
+
+async def test_a_missing_program_is_an_error_not_an_exit_code(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    with pytest.raises(CommandNotFound, match="/bin/nope"):
+        await node.execs.exec_sync(node.shell(cid, created, "/bin/nope"))
+    assert leftovers(node, cid) == []
+
+
+async def test_standard_input_is_empty_and_no_descriptor_leaks_in(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    secret = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    try:
+        result = await node.execs.exec_sync(
+            node.shell(cid, created, "/bin/sh", "-c", "cat; ls /proc/self/fd")
+        )
+    finally:
+        os.close(secret)
+    # ls has 3 open for the listing itself.
+    assert result.stdout.split() == [b"0", b"1", b"2", b"3"]
+
+
+async def test_endless_output_is_cut_and_the_command_goes_on(make: Make) -> None:
+    node = make()
+    node.execs._settings = replace(node.settings, exec_output_bytes=1_000_000)
+    cid, created = await node.run("/bin/sleep", "1000")
+    script = "yes | head -c 5000000; yes no | head -c 100000 >&2; exit 4"
+    result = await node.execs.exec_sync(node.shell(cid, created, "/bin/sh", "-c", script))
+    assert result.exit_code == 4
+    assert result.truncated
+    assert len(result.stdout) + len(result.stderr) == 1_000_000
+
+
+async def test_output_of_many_megabytes_arrives_whole(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    script = "yes | head -c 12000000; yes no | head -c 3000000 >&2"
+    result = await node.execs.exec_sync(node.shell(cid, created, "/bin/sh", "-c", script))
+    assert (len(result.stdout), len(result.stderr)) == (12_000_000, 3_000_000)
+    assert set(result.stdout.split(b"\n")) == {b"y", b""}
+    assert not result.truncated
+
+
+SCRIPTS = {
+    "plain": "sleep 1111",
+    "ignores signals": "trap '' TERM INT HUP; sleep 1111; sleep 1111",
+    "children": "sleep 1111 & sleep 1111 & wait",
+    "orphaned child": "(sleep 1111 &) ; sleep 1111",
+    "own session": "setsid sleep 1111 & wait",
+    "own session, deeper": "setsid sh -c 'sleep 1111 & wait' & wait",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS.keys())
+async def test_a_timeout_kills_the_command_and_all_it_started(make: Make, script: str) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    with pytest.raises(ExecTimeout):
+        await node.execs.exec_sync(
+            node.shell(cid, created, "/bin/sh", "-c", script, timeout_s=0.5)
+        )
+    assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
+    assert alive(created.init)
+    assert leftovers(node, cid) == []
+
+
+async def test_a_cancelled_exec_leaves_nothing(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    request = node.shell(cid, created, "/bin/sh", "-c", "sleep 1111 & sleep 1112")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(node.execs.exec_sync(request))
+        await until_inside(node, cid, "sleep 1112")
+        task.cancel()
+    assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
+    assert leftovers(node, cid) == []
+
+
+async def test_a_background_process_holding_the_pipe_is_not_waited_for(make: Make) -> None:
+    node = make(timeouts=SandboxTimeouts(exec_drain_s=0.2))
+    cid, created = await node.run("/bin/sleep", "1000")
+    request = node.shell(cid, created, "/bin/sh", "-c", "echo kept; sleep 1111 &")
+    if node.handler.name == "crun":
+        result = await node.execs.exec_sync(request)
+        assert (result.stdout, result.exit_code) == (b"kept\n", 0)
+    else:
+        with pytest.raises(ExecTimeout, match="withholds"):
+            await node.execs.exec_sync(request)
+    assert "sleep 1111" in await processes_inside(node, cid)
+    assert leftovers(node, cid) == []
+
+
+async def test_what_a_killed_daemon_left_running_is_swept(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    directory = node.made[cid] / "exec-0123456789abcdef"
+    directory.mkdir()
+    request = node.shell(cid, created, "/bin/sh", "-c", "sleep 1111 & sleep 1112")
+    (directory / "process.json").write_bytes(request.process_json)
+    await node.runner.spawn(
+        node.runtime.exec_argv(
+            cid,
+            process_file=directory / "process.json",
+            pid_file=directory / "pid",
+            log_file=directory / "log",
+        )
+    )
+    await until_inside(node, cid, "sleep 1112")
+    swept = await sweep_execs(node.made[cid], node.cgroup(cid), node.cgroups, node.clock)
+    assert swept == 1
+    await until_not_inside(node, cid, "sleep")
+    assert leftovers(node, cid) == []
+    assert alive(created.init)
+
+
+@pytest.mark.parametrize("own_pids", [True, False], ids=["own pids", "shared pids"])
+async def test_an_exec_ends_with_its_container(make: Make, own_pids: bool) -> None:
+    node = make(timeouts=SandboxTimeouts(exec_drain_s=0.1))
+    cid, created = await node.run("/bin/sleep", "1000", pid_namespace=own_pids)
+    request = node.shell(cid, created, "/bin/sleep", "1111")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(node.execs.exec_sync(request))
+        await until_inside(node, cid, "/bin/sleep 1111")
+        kill(created.init)
+    assert task.result().exit_code == 137
+    assert await processes_inside(node, cid) == set()
+
+
+async def test_an_exec_in_a_dead_container(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/true")
+    await until(lambda: not alive(created.init))
+    with pytest.raises(ContainerNotRunning):
+        await node.execs.exec_sync(node.shell(cid, created, "/bin/true"))
+
+
+async def test_an_exec_in_a_paused_container(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    await node.runtime.pause(cid)
+    try:
+        # runc says so at once; crun waits for the thaw, so the time-out has to end it.
+        with pytest.raises((RuntimeBusy, ExecTimeout)):
+            await node.execs.exec_sync(node.shell(cid, created, "/bin/true", timeout_s=0.5))
+    finally:
+        await node.runtime.resume(cid)
+    assert leftovers(node, cid) == []
+    request = node.shell(cid, created, "/bin/true")
+    assert (await node.execs.exec_sync(request)).exit_code == 0
+
+
+async def test_many_execs_at_once_leave_nothing(make: Make) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    requests = [node.shell(cid, created, "/bin/echo", str(number)) for number in range(20)]
+    results = await asyncio.gather(*(node.execs.exec_sync(request) for request in requests))
+    assert [int(result.stdout) for result in results] == list(range(20))
+    assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
+    assert leftovers(node, cid) == []
