@@ -35,7 +35,7 @@ from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.runtime import proctree
 from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
 from sandbox.runtime.crun import read_pid_file
-from sandbox.runtime.pipes import drain, make_pipe
+from sandbox.runtime.pipes import Budget, Captured, drain, make_pipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,31 +104,6 @@ class ExecResult:
     truncated: bool = False
 
 
-class _Budget:
-    """Bytes that two streams may take together."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.left_bytes = limit_bytes
-        self.exceeded = False
-
-
-class _Captured:
-    """One stream, as far as the budget goes."""
-
-    def __init__(self, budget: _Budget) -> None:
-        self._budget = budget
-        self.data = bytearray()
-
-    def take(self, chunk: bytes) -> bool:
-        """Keep what there is room for; always wants more, so that the writer never blocks."""
-        kept = chunk[: self._budget.left_bytes]
-        self.data += kept
-        self._budget.left_bytes -= len(kept)
-        if len(kept) < len(chunk):
-            self._budget.exceeded = True
-        return True
-
-
 class Execs:
     """Runs commands in containers."""
 
@@ -183,8 +158,8 @@ class Execs:
             pid_file=directory / "pid",
             log_file=directory / "log",
         )
-        budget = _Budget(self._settings.exec_output_bytes)
-        stdout, stderr = _Captured(budget), _Captured(budget)
+        budget = Budget(self._settings.exec_output_bytes)
+        stdout, stderr = Captured(budget), Captured(budget)
         with ExitStack() as ours:
             with ExitStack() as theirs:
                 out, out_writer = make_pipe()
@@ -193,9 +168,13 @@ class Execs:
                 err, err_writer = make_pipe()
                 ours.callback(err.close)
                 theirs.callback(err_writer.close)
-                streams = {"stdout_fd": out_writer.fileno(), "stderr_fd": err_writer.fileno()}
                 try:
-                    spawned = await self._runner.spawn(argv, cwd=directory, **streams)
+                    spawned = await self._runner.spawn(
+                        argv,
+                        cwd=directory,
+                        stdout_fd=out_writer.fileno(),
+                        stderr_fd=err_writer.fileno(),
+                    )
                 except NotFound as error:
                     raise RuntimeMissing(
                         "the container's runtime is not installed",
@@ -228,7 +207,7 @@ class Execs:
         spawned: Spawned,
         init: Process,
         pid_file: Path,
-        *streams: tuple[Fd, _Captured],
+        *streams: tuple[Fd, Captured],
     ) -> int:
         """Read both streams and wait for the end; the runtime's exit status.
 
@@ -281,7 +260,7 @@ class Execs:
                 await process.wait()
         await self._clock.sleep(self._settings.timeouts.exec_drain_s)
 
-    async def _read(self, pipe: Fd, sink: _Captured) -> None:
+    async def _read(self, pipe: Fd, sink: Captured) -> None:
         try:
             await drain(pipe, sink.take)
         except PodwrightError as error:

@@ -218,6 +218,11 @@ _RULES: Final = (
         r"|resource temporarily unavailable|disk quota exceeded",
         ResourceExhausted,
     ),
+    _rule(
+        r"unable to set memory limit|memory\.limit_in_bytes.*(busy|resource)",
+        RuntimeBusy,
+        "the limit is below what the container uses",
+    ),
     _rule(r"device or resource busy", RuntimeBusy),
 )
 

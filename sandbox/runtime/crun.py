@@ -91,6 +91,9 @@ class CommandRuntime:
         """See the protocol."""
         log_file = bundle / "runtime.log"
         argv = self._line.create(cid, bundle=bundle, pid_file=pid_file, log_file=log_file)
+        if await asyncio.to_thread(self._has_directory, cid):
+            # Before anything that would have to be cleared away: that one is somebody's.
+            raise RuntimeBusy("the runtime has a container of this id already", container=cid)
         for stale in (log_file, pid_file):
             stale.unlink(missing_ok=True)
         began_ns = self._clock.monotonic_ns()

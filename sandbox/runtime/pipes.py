@@ -73,3 +73,28 @@ async def read_line(pipe: Fd, *, limit_bytes: int) -> bytes:
 
     await drain(pipe, take)
     return bytes(buffer)
+
+
+class Budget:
+    """Bytes that several streams may take together; `exceeded` tells that there was more."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.left_bytes = limit_bytes
+        self.exceeded = False
+
+
+class Captured:
+    """What one stream brought, as far as the budget goes."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.data = bytearray()
+
+    def take(self, chunk: bytes) -> bool:
+        """Keep what there is room for; always wants more, so that the writer never blocks."""
+        kept = chunk[: self._budget.left_bytes]
+        self.data += kept
+        self._budget.left_bytes -= len(kept)
+        if len(kept) < len(chunk):
+            self._budget.exceeded = True
+        return True
