@@ -5,6 +5,9 @@ locking_mode=EXCLUSIVE, so that no second daemon can open it and so that no shar
 needed, which could not be made on a full disk; transactions are begun by hand, so that it is plain
 where one ends. The connection lives in one thread of its own and never blocks the event loop.
 
+A full disk refuses even a DELETE, because the log grows first. A file of reserved space lies beside
+the database and is given up for writes that clean up, so that removing things can always begin.
+
 A file of length zero is a valid empty database to SQLite. A small marker file beside the database
 says that one was made here, so a lost or emptied one is `Corrupt` and not silently made anew, with
 every running pod forgotten.
@@ -17,8 +20,16 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from sandbox.host.errors import Corrupt, Unavailable
-from sandbox.host.sqlite_file import copy_into, mapped, marker_of, open_connection, quarantine
+from sandbox.host.errors import Corrupt, ResourceExhausted, Unavailable
+from sandbox.host.sqlite_file import (
+    DEFAULT_RESERVE_BYTES,
+    Reserve,
+    copy_into,
+    mapped,
+    marker_of,
+    open_connection,
+    quarantine,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,20 +108,32 @@ class Database:
     """An open database; make it with `open`, end it with `close`."""
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, thread: ThreadPoolExecutor
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        thread: ThreadPoolExecutor,
+        reserve: Reserve,
     ) -> None:
         self._path = path
         self._connection = connection
         self._thread = thread
+        self._reserve = reserve
         self._closed = False
 
     @classmethod
-    async def open(cls, path: Path, *, migrations: Sequence[str], application_id: int) -> Database:
+    async def open(
+        cls,
+        path: Path,
+        *,
+        migrations: Sequence[str],
+        application_id: int,
+        reserve_bytes: int = DEFAULT_RESERVE_BYTES,
+    ) -> Database:
         """Open or make the database at `path` and bring its schema up to date.
 
         `migrations[n]` is the SQL that leads from schema version n to n+1; one that was released
         is never changed. Before an existing schema is changed, the file is copied to
-        `NAME.version-N`.
+        `NAME.version-N`. `reserve_bytes` of disk are kept for writes that clean up.
 
         Raises:
             Corrupt: empty or missing though it was made before, damaged, or not a database.
@@ -127,22 +150,39 @@ class Database:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(path, connection, thread)
+        reserve = Reserve(path, reserve_bytes)
+        await loop.run_in_executor(thread, reserve.keep)
+        return cls(path, connection, thread, reserve)
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, cleanup: bool = False) -> T:
         """`work` in one transaction on the database's thread; committed when it returns.
 
         An exception of `work` rolls everything back and comes out as it is. A caller that is
-        cancelled does not stop a transaction that has begun.
+        cancelled does not stop a transaction that has begun. `cleanup` marks a write that removes
+        something: on a full disk it may use the space kept in reserve, and `work` is then called a
+        second time.
 
         Raises:
             AlreadyExists: a unique key is taken.
             ResourceExhausted: the disk is full; nothing was changed, reading goes on working.
             Corrupt, Unavailable, Denied: as SQLite says; nothing was changed.
         """
-        return await self._run(self._write, work)
+        return await self._run(self._write_cleaning if cleanup else self._write, work)
+
+    def _write_cleaning(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return self._transact(work)
+        except ResourceExhausted:
+            if not self._reserve.release():
+                raise
+            return self._transact(work)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
+        result = self._transact(work)
+        self._reserve.keep()
+        return result
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")

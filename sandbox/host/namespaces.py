@@ -302,8 +302,14 @@ class NamespaceWorker:
         await self._maker.run(lambda: self._unpin(directory))
 
     def _unpin(self, directory: Path) -> None:
+        try:
+            present = {pin.name for pin in directory.iterdir()}
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise from_os_error(error, "cannot unpin", path=str(directory)) from error
         first: PodwrightError | None = None
-        for name in PIN_NAMES:
+        for name in (name for name in PIN_NAMES if name in present):
             try:
                 self._drop(directory / name)
             except PodwrightError as error:

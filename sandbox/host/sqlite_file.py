@@ -35,6 +35,8 @@ _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
 _USER_VERSION_OFFSET: Final = 60
 _APPLICATION_ID_OFFSET: Final = 68
+#: Enough log for removing some hundred pods and containers.
+DEFAULT_RESERVE_BYTES: Final = 1024 * 1024
 #: SQLite primary result code -> class; the rest is Internal (rescode.html).
 _CLASSES: Final[Mapping[int, type[PodwrightError]]] = {
     sqlite3.SQLITE_BUSY: Busy,
@@ -65,6 +67,39 @@ def marker_of(path: Path) -> Path:
 
 def _sidecars(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
+
+
+class Reserve:
+    """Disk space held by a file beside the database; all calls on the database's thread."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._file = path.with_name(path.name + ".reserve")
+        self._size_bytes = size_bytes
+        self._kept = False
+
+    def keep(self) -> None:
+        """Hold the space if it is not held; that there is none now is not an error."""
+        if self._kept or not self._size_bytes:
+            return
+        try:
+            fd = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, self._size_bytes)
+                self._kept = True
+            finally:
+                os.close(fd)
+        except OSError:
+            with suppress(OSError):  # do not sit on a part of what is short
+                self._file.unlink()
+
+    def release(self) -> bool:
+        """Give the space up; False when there was none."""
+        self._kept = False
+        try:
+            self._file.unlink()
+        except OSError:
+            return False
+        return True
 
 
 def quarantine(path: Path, label: str) -> Path:
@@ -131,7 +166,8 @@ def _check_file(path: Path, newest: int, application_id: int) -> bool:
                 header = file.read(_HEADER_BYTES)
         except FileNotFoundError:
             header = b""
-        log_left = any(each.exists() and each.stat().st_size for each in _sidecars(path))
+        log = path.with_name(path.name + "-wal")
+        log_left = log.exists() and log.stat().st_size > 0
     if not header:
         if made or log_left:
             raise Corrupt(
@@ -143,7 +179,9 @@ def _check_file(path: Path, newest: int, application_id: int) -> bool:
     # Read without SQLite, which would replay a log left over and so change the file.
     owner = int.from_bytes(header[_APPLICATION_ID_OFFSET:][:4], "big")
     version = int.from_bytes(header[_USER_VERSION_OFFSET:][:4], "big")
-    if owner not in (0, application_id):
+    if owner == 0:
+        raise Corrupt("database has no owner mark", path=str(path))
+    if owner != application_id:
         raise FailedPrecondition(
             f"database belongs to another program (application id {owner:#x})", path=str(path)
         )
@@ -176,23 +214,20 @@ def _prepare(
     connection.execute("PRAGMA cell_size_check=ON")
     connection.execute("PRAGMA temp_store=MEMORY")
     if not known:
-        # Written before WAL is on, so that the file itself has a header when the marker appears.
         connection.execute(f"PRAGMA application_id={application_id:d}")
+    # First the header, then the marker, then the log: whatever a crash leaves in between, a marker
+    # means that the file has a header, and a log means that there is a marker.
+    if not marker_of(path).exists():
+        write_atomic(marker_of(path), f"{application_id:#x}\n".encode())
     (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     if mode != "wal":
         raise Unavailable(f"database cannot use a write-ahead log, only {mode}", path=str(path))
     connection.execute("PRAGMA journal_size_limit=4194304")
-    (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if owner != application_id:
-        # 0: the header was lost or the file was made by something else.
-        raise Corrupt("database has no owner mark", path=str(path))
     _refuse_newer(version, len(migrations), path)
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise Corrupt(f"database is damaged: {verdict}", path=str(path))
-    if not marker_of(path).exists():
-        write_atomic(marker_of(path), f"{application_id:#x}\n".encode())
     if 0 < version < len(migrations):
         copy_into(connection, path.with_name(f"{path.name}.version-{version}"))
     for number, script in enumerate(migrations[version:], start=version + 1):

@@ -85,7 +85,7 @@ async def test_nobody_else_may_read_any_of_its_files(open_db, tmp_path):
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
     finally:
         os.umask(old)
-    assert set(modes) == {"state.db", "state.db-wal", "state.db.made"}
+    assert set(modes) == {"state.db", "state.db-wal", "state.db.made", "state.db.reserve"}
     assert set(modes.values()) == {0o600}
 
 
