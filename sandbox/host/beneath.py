@@ -32,7 +32,7 @@ def make_dirs_beneath(root: Path, path: str, *, mode: int = 0o755) -> Path:
                 child = _open_or_make(root_fd, parent, "/".join(names[:count]), name, mode)
                 os.close(parent)
                 parent = child
-            return Path(os.readlink(f"/proc/self/fd/{parent}"))
+            return Path(f"/proc/self/fd/{parent}").readlink()
         finally:
             os.close(parent)
             os.close(root_fd)

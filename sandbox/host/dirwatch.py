@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 from sandbox.host import syscalls as sc
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import PodwrightError, from_os_error
+from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.host.syscalls import Syscalls
+
+_log = get_logger(__name__)
 
 #: Names that are complete and names that went, whichever way; the watched directory itself.
 DEFAULT_MASK: Final = (
@@ -143,17 +146,23 @@ class DirWatch:
             if self._fd < 0:
                 await self._clock.sleep(POLL_S)
                 if not self._ended:
-                    self._compare(await asyncio.to_thread(_try_listing, self._path))
+                    await self._poll()
             else:
                 self._ready.clear()
                 await self._ready.wait()
         return self._events.popleft()
 
-    def _compare(self, now: Mapping[str, Stamp] | None) -> None:
-        if now is None:
+    async def _poll(self) -> None:
+        try:
+            self._compare(await asyncio.to_thread(_listing, self._path))
+        except (FileNotFoundError, NotADirectoryError):
             self._events.append((sc.IN_DELETE_SELF, ""))
             self._ended = True
-            return
+        except OSError as error:
+            # No descriptor left, most likely: a watch outlives that, the next listing catches up.
+            _log.warning("directory not listed", path=str(self._path), error=error)
+
+    def _compare(self, now: Mapping[str, Stamp]) -> None:
         before, self._seen = self._seen, now
         events = [(sc.IN_DELETE, name) for name in before if name not in now]
         for name, stamp in now.items():
@@ -178,10 +187,3 @@ def _listing(path: Path) -> dict[str, Stamp]:
                 continue
             found[entry.name] = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size)
     return found
-
-
-def _try_listing(path: Path) -> dict[str, Stamp] | None:
-    try:
-        return _listing(path)
-    except OSError:
-        return None

@@ -24,6 +24,46 @@ def layout():
 
 
 @pytest.fixture
+def version_2(layout):
+    """A version 2 tree even where its controllers are version 1: processes are real in it."""
+    if layout.root is None:
+        pytest.skip("cgroup2 is not mounted")
+    return CgroupLayout(2, {}, layout.root, frozenset())
+
+
+@pytest.fixture
+def group_2(version_2, cgroup_path):
+    version_2.create(cgroup_path)
+    yield cgroup_path
+    version_2.kill_all(cgroup_path)
+    version_2.remove(cgroup_path)
+
+
+async def test_version_2_lists_freezes_and_kills(version_2, group_2, child):
+    inner = f"{group_2}/inner"
+    version_2.create(inner)
+    put(version_2, inner, child.pid)
+    assert version_2.procs(group_2, recursive=True) == {child.pid}
+    version_2.write(group_2, "cgroup", "cgroup.freeze", "1")
+    with pytest.raises(Busy):
+        version_2.remove(group_2, clock=FakeClock())
+    assert version_2.kill_all(group_2) == 1
+    assert await child.wait() == -signal.SIGKILL
+    assert version_2.remove(group_2)
+
+
+async def test_version_2_threaded_groups_list_no_processes_of_their_own(version_2, group_2, child):
+    inner = f"{group_2}/inner"
+    version_2.create(inner)
+    version_2.write(inner, "cgroup", "cgroup.type", "threaded")
+    put(version_2, group_2, child.pid)
+    assert version_2.procs(inner) == set()
+    assert version_2.procs(group_2, recursive=True) == {child.pid}
+    version_2.kill_all(group_2)
+    assert await child.wait() == -signal.SIGKILL
+
+
+@pytest.fixture
 def group(layout, cgroup_path):
     layout.create(cgroup_path)
     yield cgroup_path

@@ -107,3 +107,23 @@ async def test_a_flood_says_that_events_were_lost(tmp_path, monkeypatch):
     assert await anext(watch) == (sc.IN_Q_OVERFLOW, "")
     monkeypatch.undo()
     watch.close()
+
+
+async def test_polling_outlives_a_lack_of_descriptors(tmp_path, monkeypatch):
+    import os
+
+    watch = DirWatch.open(
+        tmp_path, clock=FakeClock(), syscalls=exhausted("inotify_init1", errno.EMFILE)
+    )
+    (tmp_path / "new").write_text("x")
+    real, failures = os.scandir, [OSError(errno.EMFILE, "none left")] * 2
+
+    def scandir(path):
+        if failures:
+            raise failures.pop()
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert (await anext(watch))[1] == "new"
+    assert not failures
+    watch.close()
