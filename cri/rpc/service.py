@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf.internal import api_implementation
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -22,7 +23,7 @@ from cri.rpc.pods import PodCalls
 from cri.rpc.progress import progress_method
 from cri.rpc.sessions import SessionCalls
 from protos import api_pb2 as pb
-from sandbox.host.errors import InvalidArgument
+from sandbox.host.errors import InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -70,7 +71,16 @@ def build_methods(
     clock: Clock,
     version: str,
 ) -> tuple[Method, ...]:
-    """Every method the daemon answers: both CRI services and the private progress service."""
+    """Every method the daemon answers: both CRI services and the private progress service.
+
+    Raises:
+        Unsupported: protobuf runs without its C library, whose limits on nesting are relied upon.
+    """
+    if api_implementation.Type() != "upb":
+        raise Unsupported(
+            "protobuf runs in pure Python here, which has no safe limit on nesting",
+            hint="install the protobuf wheel, and unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
+        )
     runtime = (
         PodCalls(pods, containers, clock),
         ContainerCalls(containers),

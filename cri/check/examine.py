@@ -1,0 +1,52 @@
+"""Puts the findings together, in the order in which a person would mend things."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cri import settings_table as table
+from cri.check.groups import control_groups
+from cri.check.machine import kernel, python, rights, storage
+from cri.check.network import network
+from cri.check.programs import programs
+from sandbox.host.host_facts import HostFacts
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.processes import HostProcessRunner
+
+if TYPE_CHECKING:
+    from cri.check.finding import Finding
+    from cri.config import Config
+
+PROC: Final = Path("/proc")
+SYSTEMD: Final = Path("/run/systemd/system")
+
+
+async def examine(config: Config) -> list[Finding]:
+    """Look at this node. Raises nothing that a person could not mend: findings say it."""
+    sandbox = config.sandbox()
+    cni = config.cni()
+    image_root = config.images().root
+    syscalls = LibcSyscalls()
+    host = await asyncio.to_thread(HostFacts.detect)
+    uses_crun = any("crun" in handler.path.name for handler in sandbox.handlers)
+
+    def blocking() -> tuple[list[Finding], list[Finding]]:
+        before = [*rights(host), *kernel(host, syscalls, PROC)]
+        after = [
+            *control_groups(
+                host.cgroup,
+                sandbox.cgroup_driver,
+                systemd_runs=SYSTEMD.is_dir(),
+                uses_crun=uses_crun,
+            ),
+            *storage(sandbox.state_root, sandbox.run_root, image_root, syscalls),
+            *network(cni, PROC),
+            *python(),
+        ]
+        return before, after
+
+    before, after = await asyncio.to_thread(blocking)
+    runner = HostProcessRunner()
+    return [*before, *await programs(sandbox, config.get(table.PAUSE_PATH), runner), *after]

@@ -1,0 +1,233 @@
+"""The command `podwright`: serve, check, config, pull, status, version.
+
+Everything heavy is imported by the command that needs it, so that `--help` and mistakes are quick.
+Exit status: 0 done, 1 failed (for `check`: something is missing), 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, ParamSpec
+
+import click
+
+from sandbox.host.errors import InvalidArgument, PodwrightError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cri.config import Config
+
+# Before anything imports grpc: its fork handlers stop threads around every fork, and nothing here
+# forks; programs are started by vfork and exec (grpc/grpc#37259 is what they cost).
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+#: What an uninstalled tree calls itself.
+SOURCE_VERSION: Final = "0.1.0+source"
+
+P = ParamSpec("P")
+
+
+def package_version() -> str:
+    """The installed version."""
+    try:
+        return installed_version("podwright")
+    except PackageNotFoundError:
+        return SOURCE_VERSION
+
+
+class _Commands(click.Group):
+    """A group whose commands may fail in our own classes."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a failure is one message on standard error and exit status 1."""
+        try:
+            return super().invoke(ctx)
+        except PodwrightError as error:
+            for problem in getattr(error, "problems", (error,))[:-1]:
+                click.echo(f"Error: {problem}", err=True)
+            last = getattr(error, "problems", (error,))[-1]
+            raise click.ClickException(str(last)) from error
+
+
+def _overrides(values: tuple[str, ...], **named: object) -> dict[str, object]:
+    from cri.config import flag_value
+
+    result: dict[str, object] = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not equals or "." not in key:
+            raise click.BadParameter(f"{text!r} is not SECTION.KEY=VALUE", param_hint="--set")
+        result[key.strip()] = flag_value(value.strip())
+    result.update({f"daemon.{key}": value for key, value in named.items() if value is not None})
+    return result
+
+
+def _load(config: Path | None, values: tuple[str, ...], **named: object) -> Config:
+    from cri.config import load
+
+    return load(config, _overrides(values, **named))
+
+
+def configured(command: Callable[P, None]) -> Callable[P, None]:
+    """The options of every command that needs the configuration."""
+    for option in (
+        click.option(
+            "--set",
+            "values",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Override one setting, as in --set cni.ip_pref=ipv6; may be repeated.",
+        ),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Configuration file.  [default: /etc/podwright/config.toml]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """A Kubernetes CRI container runtime service."""
+
+
+@main.command()
+@configured
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--run-root", metavar="DIR", help="What must not outlive a boot.")
+@click.option("--state-root", metavar="DIR", help="What must outlive a boot.")
+@click.option("--socket", metavar="FILE", help="Where gRPC is served.")
+def serve(
+    config: Path | None,
+    values: tuple[str, ...],
+    log_level: str | None,
+    run_root: str | None,
+    state_root: str | None,
+    socket: str | None,
+) -> None:
+    """Run the daemon until SIGTERM; pods outlive it."""
+    chosen = _load(
+        config,
+        values,
+        log_level=log_level,
+        run_root=run_root,
+        state_root=state_root,
+        socket=socket,
+    )
+    import asyncio
+
+    from cri import settings_table as table
+    from cri.daemon import Daemon
+    from cri.server import planned_failure
+    from sandbox.host import journal
+
+    journal.configure(chosen.get(table.LOG_LEVEL), json=chosen.get(table.LOG_FORMAT) == "json")
+    try:
+        asyncio.run(Daemon(chosen, version=package_version()).run())
+    except BaseExceptionGroup as group:
+        # Whatever ends the daemon comes out of its task group.
+        if (failure := planned_failure(group)) is None:
+            raise
+        raise failure from group
+
+
+@main.command()
+@configured
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@click.option("--strict", is_flag=True, help="Exit status 1 for warnings too.")
+def check(config: Path | None, values: tuple[str, ...], as_json: bool, strict: bool) -> None:
+    """Tell what this node has and lacks for the configuration, and the remedy.
+
+    Exit status: 0 when pods can run (there may be warnings), 1 when something needed is missing.
+    """
+    chosen = _load(config, values)
+    import asyncio
+
+    from cri.check.examine import examine
+    from cri.check.finding import Level
+    from cri.render import findings_json, show_findings
+    from sandbox.host import journal
+
+    journal.configure("error")
+    findings = asyncio.run(examine(chosen))
+    if as_json:
+        click.echo(findings_json(findings))
+    else:
+        show_findings(findings)
+    bad = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
+    sys.exit(any(finding.level in bad for finding in findings))
+
+
+@main.command("config")
+@configured
+@click.option("--validate", is_flag=True, help="Print nothing but problems.")
+@click.option("--help-settings", is_flag=True, help="Print every setting with what it means.")
+def show_config(
+    config: Path | None, values: tuple[str, ...], validate: bool, help_settings: bool
+) -> None:
+    """Print the effective configuration as TOML, each line with its origin."""
+    chosen = _load(config, values)
+    if not validate:
+        from cri.render import config_text
+
+        click.echo(config_text(chosen, explain=help_settings))
+
+
+@main.command()
+@configured
+@click.option("--socket", metavar="FILE", help="Socket of the daemon.")
+@click.option("--username", default="", help="User name to show the registry.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.argument("image")
+def pull(
+    config: Path | None,
+    values: tuple[str, ...],
+    socket: str | None,
+    username: str,
+    password_stdin: bool,
+    image: str,
+) -> None:
+    """Have the daemon pull IMAGE, with a bar for each layer; prints the image's id."""
+    if bool(username) != password_stdin:
+        raise InvalidArgument("--username and --password-stdin belong together")
+    password = sys.stdin.readline().rstrip("\n") if password_stdin else ""
+    chosen = _load(config, values, socket=socket)
+    from cri.render import show_pull
+    from cri.rpc.client import DaemonClient
+
+    with DaemonClient(chosen.socket) as daemon:
+        click.echo(show_pull(daemon.pull(image, username, password)))
+
+
+@main.command()
+@configured
+@click.option("--socket", metavar="FILE", help="Socket of the daemon.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+def status(config: Path | None, values: tuple[str, ...], socket: str | None, as_json: bool) -> None:
+    """Ask the daemon how it is. Exit status 1 when it does not answer or is not ready."""
+    chosen = _load(config, values, socket=socket)
+    from cri.render import gather_status, show_status, status_json
+    from cri.rpc.client import DaemonClient
+
+    with DaemonClient(chosen.socket) as daemon:
+        report = gather_status(daemon)
+    if as_json:
+        click.echo(status_json(report))
+    else:
+        show_status(report)
+    sys.exit(not report.ready)
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"podwright {package_version()}")

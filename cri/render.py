@@ -1,0 +1,193 @@
+"""What the command line shows: findings, configuration, status and the progress of a pull."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from cri import settings_table as table
+from cri.check.finding import Level
+from cri.config import toml_text
+from cri.config_files import HANDLERS
+from sandbox.host.errors import Internal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.progress import TaskID
+
+    from cri.check.finding import Finding
+    from cri.config import Config
+    from cri.rpc.client import DaemonClient
+    from cri.rpc.progress import PullUpdate
+
+_MARKS: Final = {
+    Level.OK: "[green]ok[/green]",
+    Level.WARNING: "[yellow]warning[/yellow]",
+    Level.ERROR: "[red]missing[/red]",
+}
+#: A digest as people recognise it.
+_SHORT: Final = 12
+
+
+# check
+
+
+def findings_json(findings: Sequence[Finding]) -> str:
+    """Findings as a JSON list."""
+    return msgspec.json.format(msgspec.json.encode(findings)).decode()
+
+
+def show_findings(findings: Sequence[Finding], console: Console | None = None) -> None:
+    """Findings as a table, then a line of sums."""
+    console = console or Console()
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("")
+    grid.add_column("what", no_wrap=True)
+    grid.add_column("found, and what to do", overflow="fold")
+    group = ""
+    for finding in findings:
+        if finding.group != group:
+            group = finding.group
+            grid.add_row("", Text(group, style="bold"), "")
+        found = Text(finding.detail)
+        if finding.level is not Level.OK and finding.remedy:
+            found.append(f"\n→ {finding.remedy}", style="cyan")
+        grid.add_row(_MARKS[finding.level], Text(f"  {finding.name}"), found)
+    console.print(grid)
+    sums = Counter(finding.level for finding in findings)
+    console.print(
+        f"{sums[Level.OK]} ok, {sums[Level.WARNING]} warnings, {sums[Level.ERROR]} missing"
+    )
+
+
+# config
+
+
+def config_text(config: Config, *, explain: bool = False) -> str:
+    """The effective configuration as TOML, with the origin of every value as a comment."""
+    lines = [f"# read: {file}" for file in config.files] or ["# no file read"]
+    section = ""
+    for setting in table.TABLE:
+        if setting.section != section:
+            section = setting.section
+            lines += ["", f"[{section}]"]
+        if explain:
+            again = "; may be reloaded" if setting.reloadable else ""
+            lines.append(f"# {setting.help}{again}")
+        value = toml_text(config.get(setting))
+        lines.append(f"{setting.name} = {value}  # {config.origins[setting.key]}")
+    for handler in config.handlers:
+        lines += ["", f"[{HANDLERS}.{handler.name}]"]
+        for setting in table.HANDLER_TABLE:
+            if explain:
+                lines.append(f"# {setting.help}")
+            key = f"{HANDLERS}.{handler.name}.{setting.name}"
+            value = toml_text(getattr(handler, setting.name))
+            lines.append(f"{setting.name} = {value}  # {config.origins.get(key, 'default')}")
+    return "\n".join(lines)
+
+
+# status
+
+
+class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `podwright status` tells."""
+
+    runtime: str
+    version: str
+    conditions: dict[str, bool]
+    problems: dict[str, str]
+    handlers: list[str]
+    pods: dict[str, int]
+    containers: dict[str, int]
+    images: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether every condition holds."""
+        return all(self.conditions.values())
+
+
+def gather_status(daemon: DaemonClient) -> StatusReport:
+    """Ask the daemon. Raises Unavailable when nobody answers."""
+    version = daemon.version()
+    status = daemon.status()
+    conditions = status.status.conditions
+    return StatusReport(
+        runtime=version.runtime_name,
+        version=version.runtime_version,
+        conditions={c.type: c.status for c in conditions},
+        problems={c.type: f"{c.reason}: {c.message}" for c in conditions if not c.status},
+        handlers=[handler.name for handler in status.runtime_handlers if handler.name],
+        pods=_counted(daemon.pods_by_state()),
+        containers=_counted(daemon.containers_by_state()),
+        images=len(daemon.images().images),
+    )
+
+
+def _counted(states: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(states).items()))
+
+
+def status_json(report: StatusReport) -> str:
+    """The report as JSON."""
+    document = {**msgspec.to_builtins(report), "ready": report.ready}
+    return msgspec.json.format(msgspec.json.encode(document)).decode()
+
+
+def show_status(report: StatusReport, console: Console | None = None) -> None:
+    """The report as a few lines."""
+    console = console or Console()
+    console.print(f"{report.runtime} {report.version}", highlight=False)
+    for name, holds in report.conditions.items():
+        mark = "[green]yes[/green]" if holds else "[red]no[/red]"
+        console.print(f"{name}: {mark} {report.problems.get(name, '')}", highlight=False)
+    console.print(f"handlers: {', '.join(report.handlers)}", highlight=False)
+    for name, states in (("pods", report.pods), ("containers", report.containers)):
+        text = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
+        console.print(f"{name}: {text}", highlight=False)
+    console.print(f"images: {report.images}", highlight=False)
+
+
+# pull
+
+
+def show_pull(updates: Iterable[PullUpdate], console: Console | None = None) -> str:
+    """Draw one bar per layer on standard error until the pull has ended; the image's id."""
+    console = console or Console(stderr=True)
+    bars: dict[str, TaskID] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[stage]:<10}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=console,
+    ) as progress:
+        for update in updates:
+            for layer in update.layers:
+                if layer.id not in bars:
+                    short = layer.id.partition(":")[2][:_SHORT]
+                    bars[layer.id] = progress.add_task(short, total=None, stage=layer.stage)
+                progress.update(
+                    bars[layer.id],
+                    stage=layer.stage,
+                    completed=layer.done_bytes,
+                    total=layer.total_bytes or None,
+                )
+            if update.image_ref:
+                return update.image_ref
+    raise Internal("the daemon ended the pull without a result", hint="see the daemon's log")

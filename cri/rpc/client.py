@@ -1,0 +1,120 @@
+"""The command line's side of the socket: a few calls, with failures in our own words.
+
+Blocking, because a command does one thing; no generated stubs, because four methods need none.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+import grpc
+import msgspec
+from google.protobuf.message import Message
+
+from cri.rpc.progress import METHOD, SERVICE, PullRequest, PullUpdate
+from cri.status import CODES
+from protos import api_pb2 as pb
+from sandbox.host.errors import Denied, PodwrightError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+_LIMIT_BYTES: Final = 16 * 1024 * 1024
+#: Everything asked here is answered from memory.
+CALL_TIMEOUT_S: Final = 10.0
+RUNTIME: Final = "runtime.v1.RuntimeService"
+IMAGE: Final = "runtime.v1.ImageService"
+
+M = TypeVar("M", bound=Message)
+
+
+class DaemonClient:
+    """A connection to the daemon; a context manager."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._channel = grpc.insecure_channel(
+            f"unix:{socket}", options=(("grpc.max_receive_message_length", _LIMIT_BYTES),)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._channel.close()
+
+    def version(self) -> pb.VersionResponse:
+        """Who answers. Raises Unavailable when nobody does."""
+        return self._call(RUNTIME, "Version", pb.VersionRequest(), pb.VersionResponse)
+
+    def status(self) -> pb.StatusResponse:
+        """Conditions and handlers."""
+        return self._call(RUNTIME, "Status", pb.StatusRequest(), pb.StatusResponse)
+
+    def pods(self) -> pb.ListPodSandboxResponse:
+        """All pods."""
+        return self._call(
+            RUNTIME, "ListPodSandbox", pb.ListPodSandboxRequest(), pb.ListPodSandboxResponse
+        )
+
+    def containers(self) -> pb.ListContainersResponse:
+        """All containers."""
+        return self._call(
+            RUNTIME, "ListContainers", pb.ListContainersRequest(), pb.ListContainersResponse
+        )
+
+    def pods_by_state(self) -> Iterator[str]:
+        """State of every pod, in words."""
+        for pod in self.pods().items:
+            yield pb.PodSandboxState.Name(pod.state).removeprefix("SANDBOX_").lower()
+
+    def containers_by_state(self) -> Iterator[str]:
+        """State of every container, in words."""
+        for container in self.containers().containers:
+            yield pb.ContainerState.Name(container.state).removeprefix("CONTAINER_").lower()
+
+    def images(self) -> pb.ListImagesResponse:
+        """All images."""
+        return self._call(IMAGE, "ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
+
+    def pull(self, image: str, username: str = "", password: str = "") -> Iterator[PullUpdate]:
+        """Pull an image; updates until the last one, which has the id. Leaving the client ends it."""
+        request = msgspec.json.encode(PullRequest(image, username, password))
+        stream = self._channel.unary_stream(f"/{SERVICE}/{METHOD}", None, None)(request)
+        try:
+            for data in stream:
+                yield msgspec.json.decode(data, type=PullUpdate)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    def _call(self, service: str, method: str, request: Message, response: type[M]) -> M:
+        call = self._channel.unary_unary(f"/{service}/{method}", None, None)
+        try:
+            data: bytes = call(request.SerializeToString(), timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        answer = response()
+        answer.ParseFromString(data)
+        return answer
+
+    def _failure(self, error: grpc.RpcError) -> PodwrightError:
+        code = error.code()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            path = str(self._socket)
+            if self._socket.exists() and not os.access(self._socket, os.R_OK | os.W_OK):
+                return Denied("the daemon's socket is not ours to use", path=path, hint="use root")
+            return Unavailable(
+                "no daemon answers on the socket",
+                path=path,
+                hint="start it with podwright serve, or name its --socket",
+            )
+        kinds = {number: kind for kind, number in CODES.items()}
+        return kinds.get(code, PodwrightError)(error.details() or code.name)
