@@ -207,7 +207,7 @@ _RULES: Final = (
         "check the container's command and the PATH of its image",
     ),
     _rule(
-        r"not in .?(created|running).? state|cannot start an already running"
+        r"not in .?(created|running|stopped).? .*state|cannot start an already running"
         r"|container .*is not running|is (already )?paused|container not running"
         r"|cannot exec (in )?a (stopped|paused) container|exec\.fifo.*no such file"
         r"|already exists|is not stopped|cannot delete container .* that is not stopped",
