@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,8 @@ async def examine(config: Config) -> list[Finding]:
     host = await asyncio.to_thread(HostFacts.detect)
     uses_crun = any("crun" in handler.path.name for handler in sandbox.handlers)
 
+    privileged = os.geteuid() == 0
+
     def blocking() -> tuple[list[Finding], list[Finding]]:
         before = [*rights(host), *kernel(host, syscalls, PROC)]
         after = [
@@ -40,8 +43,15 @@ async def examine(config: Config) -> list[Finding]:
                 sandbox.cgroup_driver,
                 systemd_runs=SYSTEMD.is_dir(),
                 uses_crun=uses_crun,
+                privileged=privileged,
             ),
-            *storage(sandbox.state_root, sandbox.run_root, image_root, syscalls),
+            *storage(
+                sandbox.state_root,
+                sandbox.run_root,
+                image_root,
+                syscalls,
+                privileged=privileged,
+            ),
             *network(cni, PROC),
             *python(),
         ]

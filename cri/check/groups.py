@@ -21,7 +21,12 @@ USEFUL: Final = ("cpuset", "hugetlb")
 
 
 def control_groups(
-    layout: CgroupLayout | None, driver: CgroupDriver, *, systemd_runs: bool, uses_crun: bool
+    layout: CgroupLayout | None,
+    driver: CgroupDriver,
+    *,
+    systemd_runs: bool,
+    uses_crun: bool,
+    privileged: bool,
 ) -> list[Finding]:
     """What the control groups of this node can do for the chosen driver."""
     if layout is None:
@@ -32,7 +37,7 @@ def control_groups(
         *_controllers(layout),
         *_hugetlb(layout, uses_crun=uses_crun),
         _driver(driver, systemd_runs=systemd_runs),
-        _writable(layout),
+        _writable(layout, privileged=privileged),
     ]
 
 
@@ -102,10 +107,10 @@ def _driver(driver: CgroupDriver, *, systemd_runs: bool) -> Finding:
     return Finding(GROUP, name, Level.OK, driver)
 
 
-def _writable(layout: CgroupLayout) -> Finding:
+def _writable(layout: CgroupLayout, *, privileged: bool) -> Finding:
     """Make a control group in every hierarchy and remove it."""
     name = "new groups"
-    if os.geteuid() != 0:
+    if not privileged:
         return Finding(GROUP, name, Level.WARNING, "not tried", "run the check as root")
     path = f"/podwright-check-{os.getpid()}"
     try:

@@ -161,15 +161,20 @@ def _number(path: Path) -> int:
 
 
 def storage(
-    state_root: Path, run_root: Path, image_root: Path, syscalls: Syscalls
+    state_root: Path,
+    run_root: Path,
+    image_root: Path,
+    syscalls: Syscalls,
+    *,
+    privileged: bool,
 ) -> list[Finding]:
     """Where state, images and run files lie."""
     return [
-        _space("state", state_root, syscalls),
-        _space("images", image_root, syscalls),
+        _space("state", state_root),
+        _space("images", image_root),
         _run_root(run_root),
         _executable(state_root),
-        _overlay(image_root, syscalls),
+        _overlay(image_root, syscalls, privileged=privileged),
     ]
 
 
@@ -180,7 +185,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _space(name: str, path: Path, syscalls: Syscalls) -> Finding:
+def _space(name: str, path: Path) -> Finding:
     facts = os.statvfs(_existing(path))
     free_bytes = facts.f_bavail * facts.f_frsize
     # Some file systems (btrfs) have no number of inodes at all.
@@ -217,8 +222,8 @@ def _executable(path: Path) -> Finding:
     )
 
 
-def _overlay(image_root: Path, syscalls: Syscalls) -> Finding:
-    if os.geteuid() != 0:
+def _overlay(image_root: Path, syscalls: Syscalls, *, privileged: bool) -> Finding:
+    if not privileged:
         return Finding(STORAGE, "overlayfs", Level.WARNING, "not tried", "run the check as root")
     at = _existing(image_root)
     try:

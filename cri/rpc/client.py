@@ -86,7 +86,7 @@ class DaemonClient:
         return self._call(IMAGE, "ListImages", pb.ListImagesRequest(), pb.ListImagesResponse)
 
     def pull(self, image: str, username: str = "", password: str = "") -> Iterator[PullUpdate]:
-        """Pull an image; updates until the last one, which has the id. Leaving the client ends it."""
+        """Pull an image; the last update has its id. Leaving the client ends the wait."""
         request = msgspec.json.encode(PullRequest(image, username, password))
         stream = self._channel.unary_stream(f"/{SERVICE}/{METHOD}", None, None)(request)
         try:
