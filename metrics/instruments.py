@@ -22,6 +22,7 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily
@@ -69,6 +70,8 @@ class Instruments:
     """All instruments; methods may be called from any thread."""
 
     def __init__(self, version: str) -> None:
+        # A second series per counter that says when it began: no dashboard of ours needs it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(namespace="podwright", registry=self.registry)
         GCCollector(registry=self.registry)

@@ -26,7 +26,7 @@ from protos import api_pb2 as pb
 from sandbox.host.errors import InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from google.protobuf.descriptor import MethodDescriptor
 
@@ -124,12 +124,17 @@ def _opener(
 ) -> Callable[[bytes], UnaryCall | StreamCall]:
     def open_call(data: bytes) -> UnaryCall:
         request = parse(request_class, data, name)
+        about = subject(request)
 
         async def answer() -> bytes:
             response = await handler(request)
-            return response if isinstance(response, bytes) else response.SerializeToString()
+            if isinstance(response, bytes):
+                return response
+            # What was made is known only now; the log line is written after the answer.
+            about.update(subject(response))
+            return response.SerializeToString()
 
-        return UnaryCall(subject(request), answer)
+        return UnaryCall(about, answer)
 
     return open_call
 
@@ -163,17 +168,19 @@ def parse(request_class: type[Message], data: bytes, method: str) -> Message:
     return request
 
 
-def subject(request: Message) -> Mapping[str, str]:
-    """Which objects a request names, for the log: ids, image and metadata, nothing else of it."""
+def subject(message: Message) -> dict[str, str]:
+    """Which objects a message names, for the log: ids, image and metadata, nothing else of it."""
     found: dict[str, str] = {}
-    pod = getattr(request, "pod_sandbox_id", "")
-    container = getattr(request, "container_id", "")
-    image = getattr(request, "image", None)
-    config = getattr(request, "config", None)
+    pod = getattr(message, "pod_sandbox_id", "")
+    container = getattr(message, "container_id", "")
+    image = getattr(message, "image", None)
+    config = getattr(message, "config", None)
     if pod:
         found["pod"] = pod
     if container:
         found["container"] = container
+    if isinstance(message, pb.PullImageResponse):
+        found["id"] = message.image_ref
     if isinstance(image, pb.ImageSpec) and image.image:
         found["image"] = image.image
     if isinstance(config, pb.PodSandboxConfig):

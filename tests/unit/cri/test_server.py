@@ -105,6 +105,21 @@ async def test_a_call_is_answered_counted_and_logged(daemon, caplog):
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG] == ["Version"]
 
 
+async def test_the_log_names_what_a_call_is_about_and_what_it_made(daemon, caplog):
+    caplog.set_level(logging.INFO, logger="rpc")
+    config = pb.PodSandboxConfig(
+        metadata=pb.PodSandboxMetadata(name="web", uid="u", namespace="ns"),
+        annotations={"token": "hunter2"},
+    )
+    async with daemon.serving() as channel:
+        request = pb.RunPodSandboxRequest(config=config)
+        answer = await call(channel, "RunPodSandbox", request, pb.RunPodSandboxResponse)
+    [record] = [r for r in caplog.records if r.getMessage() == "RunPodSandbox"]
+    fields = record.podwright_fields
+    assert fields.pop("took_ms") >= 0
+    assert fields == {"name": "ns/web", "attempt": "0", "pod": answer.pod_sandbox_id}
+
+
 async def test_bytes_that_are_no_message(daemon):
     async with daemon.serving() as channel:
         for data in (b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"\x0a" * 100_000):

@@ -59,6 +59,7 @@ async def test_what_was_measured_is_served():
         head, _, body = (await ask(endpoint, get("/metrics?x=1"))).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4")
     assert f"Content-Length: {len(body)}".encode() in head
+    assert b"_created" not in body
     values = parsed(body.decode())
     method = ("method", "Version")
     assert values["podwright_rpc_duration_seconds_count", method] == 2
