@@ -145,9 +145,7 @@ class Execs:
         finally:
             if self._observer is not None:
                 seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
-                self._observer.runtime_operation(
-                    "exec", request.runtime.handler.name, seconds, ok
-                )
+                self._observer.runtime_operation("exec", request.runtime.handler.name, seconds, ok)
             await asyncio.to_thread(files.remove_tree, directory)
         return result
 

@@ -68,9 +68,7 @@ class RuntimeHandler:
 def default_handlers(run_root: Path = Path("/run/podwright")) -> tuple[RuntimeHandler, ...]:
     """The handlers crun and runc, where distributions put them."""
     return tuple(
-        RuntimeHandler(
-            name=name, path=Path("/usr/bin") / name, root=run_root / "runtime" / name
-        )
+        RuntimeHandler(name=name, path=Path("/usr/bin") / name, root=run_root / "runtime" / name)
         for name in ("crun", "runc")
     )
 

@@ -238,9 +238,7 @@ class Conmon:
     def _observe(self, request: MonitorRequest, began_ns: int, *, ok: bool) -> None:
         if self._observer is not None:
             seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
-            self._observer.runtime_operation(
-                "create", request.runtime.handler.name, seconds, ok
-            )
+            self._observer.runtime_operation("create", request.runtime.handler.name, seconds, ok)
 
     async def _clear(self, request: MonitorRequest) -> None:
         """After a failure: end conmon, the runtime, hooks and the container; forget them.
@@ -307,9 +305,7 @@ class Conmon:
             if found is not None and found[1] == inode:
                 return
             if self._clock.monotonic_ns() >= deadline_ns:
-                raise MonitorGone(
-                    "the container's monitor did not open the new log", path=str(log)
-                )
+                raise MonitorGone("the container's monitor did not open the new log", path=str(log))
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.05)
 

@@ -60,9 +60,7 @@ def send(fifo: Path, message: bytes) -> None:
             os.close(fd)
     except OSError as error:
         if error.errno in {errno.ENXIO, errno.ENOENT, errno.EPIPE}:
-            raise MonitorGone(
-                "the container's monitor is dead", fifo=str(fifo)
-            ) from error
+            raise MonitorGone("the container's monitor is dead", fifo=str(fifo)) from error
         if error.errno == errno.EAGAIN:
             raise MonitorGone(
                 "the container's monitor does not read its control messages", fifo=str(fifo)

@@ -190,8 +190,9 @@ class ExitWatch:
             exited = await self._until_exited(watch)
         except Exception as error:
             # Must not end the daemon, and must not leave the container running for ever either.
-            _log.error("watching a container failed", exc_info=True,
-                       container=watch.target.container_id)
+            _log.error(
+                "watching a container failed", exc_info=True, container=watch.target.container_id
+            )
             exited = self._unknown(watch.target, f"{type(error).__name__}: {error}")
         await self._deliver(watch, exited)
 
@@ -238,7 +239,10 @@ class ExitWatch:
     async def _until_dead(
         self, target: WatchTarget, process: Process, monitor: Process | None
     ) -> None:
-        if monitor is None or self._on_monitor_lost is None:
+        if monitor is None and target.monitor is not None and process.alive():
+            # conmon died while nobody watched.
+            self._group.create_task(self._tell_monitor_lost(target.container_id))
+        if monitor is None:
             await process.wait()
             return
         async with asyncio.TaskGroup() as both:
@@ -246,9 +250,7 @@ class ExitWatch:
             await process.wait()
             watching.cancel()
 
-    async def _until_alone(
-        self, target: WatchTarget, process: Process, monitor: Process
-    ) -> None:
+    async def _until_alone(self, target: WatchTarget, process: Process, monitor: Process) -> None:
         await monitor.wait()
         # conmon reaps its container before it leaves, so this order tells the two ends apart.
         if process.alive():
@@ -256,13 +258,15 @@ class ExitWatch:
             self._group.create_task(self._tell_monitor_lost(target.container_id))
 
     async def _tell_monitor_lost(self, container_id: str) -> None:
-        assert self._on_monitor_lost is not None
         _log.warning("monitor died before its container", container=container_id)
+        if self._on_monitor_lost is None:
+            return
         try:
             await self._on_monitor_lost(container_id)
         except PodwrightError as error:
-            _log.error("loss of a monitor was not handled", container=container_id,
-                       error=str(error))
+            _log.error(
+                "loss of a monitor was not handled", container=container_id, error=str(error)
+            )
 
     # How it ended.
 
@@ -317,8 +321,9 @@ class ExitWatch:
         try:
             return bool(await self._oom_kills(target.cgroup_path))
         except PodwrightError as error:
-            _log.warning("memory kills cannot be read", container=target.container_id,
-                         error=str(error))
+            _log.warning(
+                "memory kills cannot be read", container=target.container_id, error=str(error)
+            )
             return False
 
     # Telling.
@@ -329,11 +334,17 @@ class ExitWatch:
             try:
                 await self._on_exit(exited)
             except Exception as error:
-                failure = error if isinstance(error, PodwrightError) else Internal(
-                    f"{type(error).__name__}: {error}"
+                failure = (
+                    error
+                    if isinstance(error, PodwrightError)
+                    else Internal(f"{type(error).__name__}: {error}")
                 )
-                _log.error("exit was not recorded", container=exited.container_id,
-                           error=str(failure), retry_s=pause_s)
+                _log.error(
+                    "exit was not recorded",
+                    container=exited.container_id,
+                    error=str(failure),
+                    retry_s=pause_s,
+                )
                 await self._clock.sleep(pause_s)
                 pause_s = min(pause_s * 2, _RETRY_LAST_S)
             else:

@@ -60,9 +60,7 @@ class CommandLine:
     def _argv(self, *words: str, log_file: Path | None = None) -> tuple[str, ...]:
         return (str(self.handler.path), *self.global_options(log_file), *words)
 
-    def create(
-        self, cid: str, *, bundle: Path, pid_file: Path, log_file: Path
-    ) -> tuple[str, ...]:
+    def create(self, cid: str, *, bundle: Path, pid_file: Path, log_file: Path) -> tuple[str, ...]:
         """`create`: leaves the first process waiting."""
         return self._argv(
             "create",
@@ -177,8 +175,10 @@ def has_error(log: bytes) -> bool:
 
 
 def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-                   for char in text)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for char in text
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,7 @@ class CommandRuntime:
         self, cid: str, *, process_file: Path, pid_file: Path, log_file: Path
     ) -> tuple[str, ...]:
         """See the protocol."""
-        return self._line.exec(
-            cid, process_file=process_file, pid_file=pid_file, log_file=log_file
-        )
+        return self._line.exec(cid, process_file=process_file, pid_file=pid_file, log_file=log_file)
 
     # Life cycle.
 

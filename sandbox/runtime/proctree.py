@@ -87,11 +87,7 @@ def family(processes: Collection[ProcessInfo], roots: Collection[int]) -> list[P
         for process in processes:
             if process.pid in members:
                 continue
-            if (
-                process.pid in sessions
-                or process.session in sessions
-                or process.parent in members
-            ):
+            if process.pid in sessions or process.session in sessions or process.parent in members:
                 members[process.pid] = process
                 sessions.add(process.session)
                 grew = True

@@ -56,9 +56,7 @@ class Bench:
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture(
-    params=["fake", pytest.param("crun", marks=REAL), pytest.param("runc", marks=REAL)]
-)
+@pytest.fixture(params=["fake", pytest.param("crun", marks=REAL), pytest.param("runc", marks=REAL)])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     if request.param == "fake":
         yield Bench(FakeRuntime(missing={"/bin/nope"}), tmp_path, None)

@@ -169,8 +169,11 @@ class RuntimeNode:
             "cwd": "/",
             "env": ["PATH=/bin"],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"],
-                             "permitted": ["CAP_KILL"]},
+            "capabilities": {
+                "bounding": ["CAP_KILL"],
+                "effective": ["CAP_KILL"],
+                "permitted": ["CAP_KILL"],
+            },
         }
 
     def request(self, cid: str, **changes: object) -> MonitorRequest:

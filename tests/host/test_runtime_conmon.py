@@ -120,9 +120,7 @@ async def test_conmon_is_protected_from_memory_kills_and_owns_nothing_of_ours(ma
     proc = Path(f"/proc/{created.monitor_pid}")
     assert (proc / "oom_score_adj").read_text().strip() == lowest_oom_score_adj()
     assert os.getsid(created.monitor_pid) == created.monitor_pid
-    variables = {
-        word.split("=")[0] for word in (proc / "environ").read_text().split("\0") if word
-    }
+    variables = {word.split("=")[0] for word in (proc / "environ").read_text().split("\0") if word}
     assert variables <= {"PATH", "LANG", "_OCI_SYNCPIPE", "_OCI_STARTPIPE"}
     shared = descriptors(created.monitor_pid) & descriptors(os.getpid())
     assert not {name for name in shared if name.startswith(("pipe:", "socket:"))}

@@ -151,9 +151,7 @@ async def test_a_timeout_kills_the_command_and_all_it_started(make: Make, script
     node = make()
     cid, created = await node.run("/bin/sleep", "1000")
     with pytest.raises(ExecTimeout):
-        await node.execs.exec_sync(
-            node.shell(cid, created, "/bin/sh", "-c", script, timeout_s=0.5)
-        )
+        await node.execs.exec_sync(node.shell(cid, created, "/bin/sh", "-c", script, timeout_s=0.5))
     assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
     assert alive(created.init)
     assert leftovers(node, cid) == []

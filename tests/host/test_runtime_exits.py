@@ -53,9 +53,7 @@ class LooseGroup:
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137)])
-async def test_the_exit_code_is_told(
-    node: RuntimeNode, ends: Ends, script: str, code: int
-) -> None:
+async def test_the_exit_code_is_told(node: RuntimeNode, ends: Ends, script: str, code: int) -> None:
     # The first process of a pid namespace is immune to its own SIGKILL, so a child of it is run.
     cid, created = await node.run("/bin/sh", "-c", f"/bin/sh -c '{script}'; exit $?")
     before_ns = node.clock.wall_ns() - 1_000_000_000
@@ -122,6 +120,19 @@ async def test_a_killed_monitor_is_told_while_the_container_lives(
     kill(created.init)
     assert (await ends.watch.wait(cid)).exit_code == UNKNOWN_EXIT_CODE
     assert ends.lost == [cid]
+
+
+async def test_a_monitor_killed_while_nobody_watched_is_told_as_well(
+    node: RuntimeNode, ends: Ends
+) -> None:
+    cid, created = await node.run("/bin/sleep", "1000")
+    monitor = created.monitor
+    assert monitor is not None
+    kill(monitor)
+    await until(lambda: not alive(monitor))
+    ends.watch.watch(node.target(cid, created))
+    await until(lambda: ends.lost == [cid])
+    assert ends.told == []
 
 
 @pytest.mark.parametrize("content", ["", "zero", "-1", "256", "9" * 1000, "1\n2"])
@@ -196,7 +207,9 @@ async def test_without_a_recorded_process_the_runtime_is_asked(
 
 async def test_memory_kills_are_told(node: RuntimeNode, ends: Ends) -> None:
     cid, created = await node.run(
-        "/bin/sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=64M count=1",
+        "/bin/sh",
+        "-c",
+        "exec dd if=/dev/zero of=/dev/null bs=64M count=1",
         memory_bytes=16 * 1024 * 1024,
     )
     ends.watch.watch(node.target(cid, created))

@@ -148,9 +148,7 @@ async def test_a_frozen_process_is_busy_until_thawed(make: Make) -> None:
     assert await node.runtime.containers() == frozenset()
 
 
-async def test_a_runtime_that_hangs_is_killed_with_its_children(
-    make: Make, tmp_path: Path
-) -> None:
+async def test_a_runtime_that_hangs_is_killed_with_its_children(make: Make, tmp_path: Path) -> None:
     node = make(
         program=wrapper(tmp_path, "sleep 1236 & sleep 1236"),
         timeouts=SandboxTimeouts(operation_s=0.3),

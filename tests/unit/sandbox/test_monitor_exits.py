@@ -51,7 +51,10 @@ def watching(clock: FakeClock, told: list[Exited], exits_dir: Path) -> Callable[
         async with asyncio.TaskGroup() as group:
             values = {"on_exit": on_exit, "oom_kills": no_oom, **changes}
             watch = ExitWatch(
-                group=group, clock=clock, exit_dir=exits_dir, **values  # type: ignore[arg-type]
+                group=group,
+                clock=clock,
+                exit_dir=exits_dir,
+                **values,  # type: ignore[arg-type]
             )
             await body(watch)
             watch.close()
@@ -149,9 +152,7 @@ async def test_memory_kills_by_counter_and_by_conmon_s_file(
     async def body(watch: ExitWatch) -> None:
         watch.watch(target(exits_dir, cgroup_path="/x"))
         watch.watch(
-            target(
-                exits_dir, container_id=other, exit_file=exits_dir / other, bundle=tmp_path
-            )
+            target(exits_dir, container_id=other, exit_file=exits_dir / other, bundle=tmp_path)
         )
         await watch.wait(CID)
         await watch.wait(other)

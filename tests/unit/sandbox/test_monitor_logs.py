@@ -43,9 +43,7 @@ def test_an_empty_line_and_tags_of_the_future() -> None:
 
 
 @given(
-    st.builds(
-        LogEntry, time_ns=TIMES, stream=STREAMS, partial=st.booleans(), text=TEXTS, tags=TAGS
-    )
+    st.builds(LogEntry, time_ns=TIMES, stream=STREAMS, partial=st.booleans(), text=TEXTS, tags=TAGS)
 )
 def test_what_is_written_is_read(entry: LogEntry) -> None:
     assert parse_line(format_line(entry)) == entry
