@@ -44,3 +44,18 @@ class MetricsSettings:
                 hint="write it like 127.0.0.1:9190, or leave it empty to serve no metrics",
             )
         return host, number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerSettings:
+    """How often pods and containers are looked at.
+
+    Attributes:
+        interval_s: in the background, so that rates exist when somebody asks; 0 only when asked.
+        min_age_s: an answer may be as old as this; clients that ask more often get the same one.
+        layer_age_s: how old the size of a writable layer may be before it is walked again.
+    """
+
+    interval_s: float = 10.0
+    min_age_s: float = 0.5
+    layer_age_s: float = 10.0

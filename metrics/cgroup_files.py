@@ -1,0 +1,162 @@
+"""The files of one control group, kept open between samples.
+
+Opening a cgroup file costs several times what reading it does, and a node has thousands that are
+read every few seconds. A descriptor kept open does not keep a group from being removed; reading it
+then says ENODEV, also when a group of the same name has been made meanwhile. So ENODEV means: close
+all that is open of this group and open by name, once.
+
+How many descriptors may stay open is bounded; beyond that a file is opened and closed each time,
+slower and otherwise the same.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.host.cgroupfs import CgroupLayout
+
+#: memory.stat has 1 to 2 KiB, nothing read here has more than this but lists of processes.
+_READ_BYTES: Final = 16 * 1024
+#: A list of processes fills a page but for less than one line (fs/seq_file.c).
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_LINE_BYTES: Final = 16
+#: Hierarchies of version 1 in which every process of a container is, in order of preference.
+_MEMBERSHIP: Final = ("pids", "memory", "cpu", "name=systemd")
+#: Controller name for what cgroup2 itself tells; on a hybrid machine that tree is beside.
+UNIFIED: Final = "unified"
+
+
+class DescriptorBudget:
+    """How many descriptors may be kept open, all groups together."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        """`limit` None: half of what this process may open (RLIMIT_NOFILE)."""
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._left = soft // 2 if limit is None else limit
+
+    def take(self) -> bool:
+        """Whether one more may be kept open."""
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        """One was closed."""
+        self._left += 1
+
+
+class CgroupFiles:
+    """Reads the files of the group at `path`; for one thread. Close it."""
+
+    def __init__(self, layout: CgroupLayout, path: str, budget: DescriptorBudget) -> None:
+        self._layout = layout
+        self._path = path
+        self._budget = budget
+        self._open: dict[tuple[str, str], int] = {}
+
+    @property
+    def path(self) -> str:
+        """The group, as a path below every hierarchy's root."""
+        return self._path
+
+    def read(self, controller: str, name: str) -> bytes | None:
+        """The text of a file; None when it does not exist or cannot be read."""
+        key = (controller, name)
+        fd = self._open.get(key)
+        if fd is not None:
+            try:
+                return _text(fd)
+            except OSError:
+                self.close()  # the group was removed; perhaps it was made again
+        file = self._file(controller, name)
+        if file is None:
+            return None
+        try:
+            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            text = _text(fd)
+        except OSError:
+            os.close(fd)
+            return None
+        if self._budget.take():
+            self._open[key] = fd
+        else:
+            os.close(fd)
+        return text
+
+    def processes(self) -> list[int]:
+        """Process ids in the group and in those that the container made below it."""
+        directory = self._membership()
+        if directory is None:
+            return []
+        pids = _pids(self.read(*self._membership_file()))
+        try:
+            # Two links and one more for each sub-directory (kernfs).
+            nested = directory.stat().st_nlink > 2
+        except OSError:
+            return pids
+        if nested:
+            for at, names, _ in os.walk(directory):
+                for name in names:
+                    pids += _pids(_whole(f"{at}/{name}/cgroup.procs"))
+        return pids
+
+    def close(self) -> None:
+        """Close everything; reading opens anew. Idempotent."""
+        held, self._open = self._open, {}
+        for fd in held.values():
+            os.close(fd)
+            self._budget.give_back()
+
+    def _file(self, controller: str, name: str) -> Path | None:
+        if controller == UNIFIED:
+            root = self._layout.root
+            return None if root is None else root / self._path.lstrip("/") / name
+        return self._layout.file(self._path, controller, name)
+
+    def _membership(self) -> Path | None:
+        file = self._file(*self._membership_file())
+        return None if file is None else file.parent
+
+    def _membership_file(self) -> tuple[str, str]:
+        controllers = self._layout.controllers
+        name = next((n for n in _MEMBERSHIP if n in controllers), UNIFIED)
+        return (name if self._layout.version == 1 else UNIFIED, "cgroup.procs")
+
+
+def _text(fd: int) -> bytes:
+    text = os.pread(fd, _READ_BYTES, 0)
+    # Lists of processes come a page at a time, whatever is asked for; everything else in one piece.
+    if len(text) < _PAGE_BYTES - _LINE_BYTES:
+        return text
+    parts = [text]
+    at = len(text)
+    while more := os.pread(fd, _READ_BYTES, at):
+        parts.append(more)
+        at += len(more)
+    return b"".join(parts)
+
+
+def _whole(path: str) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _text(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _pids(text: bytes | None) -> list[int]:
+    return [pid for pid in map(int, (text or b"").split()) if pid > 0]

@@ -1,0 +1,71 @@
+"""What a container's processes hold open, from /proc; for a scrape of all metrics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PROC: Final = Path("/proc")
+#: Descriptors of one container that are looked at for being sockets: a link is read for each, and
+#: a proxy with a million connections must not hold up a scrape. All are counted.
+LOOKED_AT_LIMIT: Final = 65_536
+_OPEN_FILES: Final = b"Max open files"
+
+
+class ProcessStats(msgspec.Struct, frozen=True):
+    """Of all processes of a container. `open_files_soft` is its first process's limit, or None."""
+
+    file_descriptors: int
+    sockets: int
+    open_files_soft: int | None
+
+
+def read_processes(pids: Iterable[int], first_pid: int, *, proc: Path = _PROC) -> ProcessStats:
+    """Count what `pids` hold; one that has ended counts nothing. Blocking."""
+    descriptors = sockets = 0
+    for pid in pids:
+        left = LOOKED_AT_LIMIT - descriptors
+        held, of_sockets = _descriptors(f"{proc}/{pid}/fd", left)
+        descriptors, sockets = descriptors + held, sockets + of_sockets
+    return ProcessStats(descriptors, sockets, open_files_limit(first_pid, proc=proc))
+
+
+def open_files_limit(pid: int, *, proc: Path = _PROC) -> int | None:
+    """The soft limit of open files (proc(5), /proc/PID/limits); None: unlimited or unknown."""
+    if pid <= 0:
+        return None
+    try:
+        text = (proc / str(pid) / "limits").read_bytes()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith(_OPEN_FILES):
+            word = line.removeprefix(_OPEN_FILES).split()[0]
+            return int(word) if word.isdigit() else None
+    return None
+
+
+def _descriptors(directory: str, look_at: int) -> tuple[int, int]:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return 0, 0
+    sockets = 0
+    try:
+        names = os.listdir(fd)  # noqa: PTH208 - by descriptor, so that links are read without a path
+        for name in names[: max(0, look_at)]:
+            try:
+                sockets += os.readlink(name, dir_fd=fd).startswith("socket:")
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        return 0, 0
+    finally:
+        os.close(fd)
+    return len(names), sockets

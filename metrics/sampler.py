@@ -1,0 +1,264 @@
+"""Samples of control groups and pod networks: one thread, files kept open, rates from two samples.
+
+    sampler = Sampler(layout, SamplerSettings(), clock=clock)
+    group.create_task(sampler.run(targets))          # in the background, at an interval
+    samples = await sampler.sample(targets())        # on demand, when older than the least age
+    samples[container.id].stats.memory.working_set_bytes
+
+Everything that reads happens in the sampler's one thread, so the event loop never waits for the
+kernel, callers that come together share what is read, and nothing here needs a lock. What is handed
+out are frozen values.
+
+The rate (usage_nano_cores) is over at least `RATE_WINDOW_NS`: shorter spans say more about the
+clock than about the load. It is None until there are two samples so far apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from metrics.cgroup_files import CgroupFiles, DescriptorBudget
+from metrics.cgroup_stats import (
+    CgroupDetail,
+    CgroupStats,
+    HugetlbUsage,
+    hugepage_sizes,
+    read_detail,
+    read_stats,
+)
+from metrics.network_stats import NetworkPlace, NetworkUsage, read_network
+from metrics.process_stats import ProcessStats, read_processes
+from sandbox.host.journal import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from metrics.settings import SamplerSettings
+    from sandbox.host.cgroupfs import CgroupLayout
+    from sandbox.host.clock import Clock
+
+#: Least time between the two samples of a rate.
+RATE_WINDOW_NS: Final = 1_000_000_000
+#: How often targets that are gone are let go of when there is no sampling in the background (s).
+_PRUNE_PAUSE_S: Final = 60.0
+_HUGEPAGES: Final = Path("/sys/kernel/mm/hugepages")
+
+_log = get_logger("sampler")
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What is sampled.
+
+    Attributes:
+        id: of the pod or container.
+        cgroup: its path below every hierarchy's root.
+        first_pid: its first process, for limits that a process has; 0 for none.
+        network: whose network is counted with it, or None.
+        members: whether its processes are counted (a pod's are the sum of its containers').
+    """
+
+    id: str
+    cgroup: str
+    first_pid: int = 0
+    network: NetworkPlace | None = None
+    members: bool = True
+
+
+class Detail(msgspec.Struct, frozen=True):
+    """What only a scrape of all metrics asks for."""
+
+    cgroup: CgroupDetail
+    processes: ProcessStats
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One look at one target. `usage_nano_cores` is None until there is a second one."""
+
+    taken_at_ns: int
+    stats: CgroupStats
+    usage_nano_cores: int | None
+    processes: int | None
+    network: NetworkUsage | None
+    detail: Detail | None = None
+
+
+class Sampler:
+    """See the module text."""
+
+    def __init__(
+        self,
+        layout: CgroupLayout,
+        settings: SamplerSettings,
+        *,
+        clock: Clock,
+        descriptor_limit: int | None = None,
+    ) -> None:
+        """Nothing is opened before the first sample."""
+        self._layout = layout
+        self._settings = settings
+        self._clock = clock
+        self._budget = DescriptorBudget(descriptor_limit)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
+        self._followed: dict[str, _Followed] = {}
+        self._page_sizes = _page_sizes()
+
+    async def sample(
+        self, targets: Collection[Target], *, detail: bool = False
+    ) -> dict[str, Sample]:
+        """Samples by id, none older than the least age; a target whose group is gone has none."""
+        found = self._fresh(targets, detail=detail)
+        if found is not None:
+            return found
+        loop = asyncio.get_running_loop()
+        least_age_ns = int(self._settings.min_age_s * 1e9)
+        return await loop.run_in_executor(
+            self._thread, self._sample, list(targets), detail, least_age_ns
+        )
+
+    async def run(self, targets: Callable[[], Collection[Target]]) -> None:
+        """Sample at the interval, so that rates exist when they are asked for; let go of others."""
+        loop = asyncio.get_running_loop()
+        interval_s = self._settings.interval_s
+        while True:
+            now = list(targets())
+            try:
+                if interval_s > 0:
+                    await self.sample(now)
+                await loop.run_in_executor(self._thread, self._keep, {t.id for t in now})
+            except Exception as error:
+                # Numbers are no reason to end the daemon; the next round tries again.
+                _log.error("sampling failed", exc_info=True, error=error)
+            await self._clock.sleep(interval_s or _PRUNE_PAUSE_S)
+
+    def close(self) -> None:
+        """End the thread after what it is doing and close all files. Idempotent."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._keep(set())
+
+    def _fresh(self, targets: Collection[Target], *, detail: bool) -> dict[str, Sample] | None:
+        """All samples when each is new enough: then no thread is needed."""
+        newest_ns = self._clock.monotonic_ns() - int(self._settings.min_age_s * 1e9)
+        found = {}
+        for target in targets:
+            followed = self._followed.get(target.id)
+            if followed is None or not followed.serves(target, newest_ns, detail=detail):
+                return None
+            if followed.sample is not None:
+                found[target.id] = followed.sample
+        return found
+
+    # In the thread.
+
+    def _sample(self, targets: list[Target], detail: bool, least_age_ns: int) -> dict[str, Sample]:
+        found = {}
+        for target in targets:
+            followed = self._followed.get(target.id)
+            if followed is None or followed.target.cgroup != target.cgroup:
+                if followed is not None:
+                    followed.close()
+                followed = _Followed(CgroupFiles(self._layout, target.cgroup, self._budget), target)
+                self._followed[target.id] = followed
+            newest_ns = self._clock.monotonic_ns() - least_age_ns
+            if not followed.serves(target, newest_ns, detail=detail):
+                followed.take(
+                    target, self._layout.version, self._clock, self._page_sizes, detail=detail
+                )
+            if followed.sample is not None:
+                found[target.id] = followed.sample
+        return found
+
+    def _keep(self, ids: set[str]) -> None:
+        for gone in self._followed.keys() - ids:
+            self._followed.pop(gone).close()
+
+
+class _Followed:
+    """A target, its open files and what was seen of it last; for the sampler's thread."""
+
+    def __init__(self, files: CgroupFiles, target: Target) -> None:
+        self.target = target
+        self.sample: Sample | None = None
+        self._files = files
+        self._taken_ns: int | None = None
+        #: Where the next rate begins: (monotonic, usage).
+        self._base: tuple[int, int] | None = None
+        self._rate: int | None = None
+        self._peaks: dict[str, int] = {}
+
+    def serves(self, target: Target, newest_ns: int, *, detail: bool) -> bool:
+        """Whether the last look was at the same thing, not before `newest_ns`, and enough."""
+        if self._taken_ns is None or self._taken_ns < newest_ns or self.target != target:
+            return False
+        return not detail or self.sample is None or self.sample.detail is not None
+
+    def take(
+        self,
+        target: Target,
+        version: int,
+        clock: Clock,
+        page_sizes: tuple[str, ...],
+        *,
+        detail: bool,
+    ) -> None:
+        """Look now."""
+        files = self._files
+        self.target = target
+        self._taken_ns = clock.monotonic_ns()
+        wall_ns = clock.wall_ns()
+        stats = read_stats(version, files.read)
+        if stats.cpu is None and stats.memory is None:
+            self.sample = None
+            self._base = self._rate = None
+            return
+        if stats.cpu is not None:
+            self._measure(self._taken_ns, stats.cpu.usage_ns)
+        pids: list[int] | None = None
+        if target.members and (detail or stats.tasks != 1):
+            pids = files.processes()
+        more = None
+        if detail:
+            found = read_detail(version, files.read, page_sizes)
+            more = Detail(
+                msgspec.structs.replace(found, hugetlb=tuple(map(self._peak, found.hugetlb))),
+                read_processes(pids or (), target.first_pid),
+            )
+        self.sample = Sample(
+            taken_at_ns=wall_ns,
+            stats=stats,
+            usage_nano_cores=self._rate,
+            processes=None if not target.members else 1 if pids is None else len(pids),
+            network=None if target.network is None else read_network(target.network),
+            detail=more,
+        )
+
+    def _measure(self, now_ns: int, usage_ns: int) -> None:
+        base = self._base
+        if base is None or usage_ns < base[1]:  # the group was made anew
+            self._base, self._rate = (now_ns, usage_ns), None
+        elif now_ns - base[0] >= RATE_WINDOW_NS:
+            self._rate = (usage_ns - base[1]) * 1_000_000_000 // (now_ns - base[0])
+            self._base = (now_ns, usage_ns)
+
+    def _peak(self, pages: HugetlbUsage) -> HugetlbUsage:
+        """Where the kernel keeps no highest usage (version 2), the highest that was sampled."""
+        if pages.max_usage_bytes is not None:
+            return pages
+        highest = max(self._peaks.get(pages.page_size, 0), pages.usage_bytes)
+        self._peaks[pages.page_size] = highest
+        return msgspec.structs.replace(pages, max_usage_bytes=highest)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._files.close()
+
+
+def _page_sizes() -> tuple[str, ...]:
+    try:
+        return hugepage_sizes(entry.name for entry in _HUGEPAGES.iterdir())
+    except OSError:
+        return ()
