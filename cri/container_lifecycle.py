@@ -31,14 +31,9 @@ from sandbox.host.errors import (
     Unsupported,
 )
 from sandbox.host.journal import get_logger
-from sandbox.model import (
-    Container,
-    ContainerState,
-    ImageDefaults,
-    PodState,
-    container_name_key,
-)
+from sandbox.model import Container, ImageDefaults, container_name_key
 from sandbox.spec.resources import merge_resources
+from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence

@@ -14,12 +14,12 @@ from sandbox.model import (
     Container,
     ContainerConfig,
     ContainerSecurity,
-    ContainerState,
     CriDevice,
     CriMount,
     MountPropagation,
     SupplementalGroupsPolicy,
 )
+from sandbox.states import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

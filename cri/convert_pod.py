@@ -15,11 +15,11 @@ from sandbox.model import (
     PodMetadata,
     PodSandbox,
     PodSecurity,
-    PodState,
     PortMapping,
     Protocol,
     SupplementalGroupsPolicy,
 )
+from sandbox.states import PodState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

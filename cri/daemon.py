@@ -157,7 +157,11 @@ class Daemon:
             store=store,
             namespaces=namespaces,
             facts={name: spec_facts(host, cgroups.layout, infos.get(name)) for name in runtimes},
+            pids_limit=config.get(table.PIDS_LIMIT) or None,
             annotation_patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
+            devices_withheld=frozenset(
+                h.name for h in sandbox.handlers if h.privileged_without_host_devices
+            ),
         )
         conmon = Conmon(sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments)
         exits = ExitWatch(

@@ -33,8 +33,9 @@ from sandbox.host.errors import (
     PodwrightError,
 )
 from sandbox.host.journal import get_logger
-from sandbox.model import NamespaceMode, PodSandbox, PodState, pod_name_key
+from sandbox.model import NamespaceMode, PodSandbox, pod_name_key
 from sandbox.spec.sysctls import pod_sysctls
+from sandbox.states import PodState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping

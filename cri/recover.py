@@ -17,17 +17,16 @@ import msgspec
 from sandbox.host.errors import DeadlineExceeded, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id
-from sandbox.model import ContainerState
 from sandbox.recovery import Action, Observed, plan
 from sandbox.runtime.driver import RuntimeStatus
+from sandbox.states import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from imageservice.service import ImageService
-
     from cri.container_lifecycle import ContainerLifecycle
     from cri.pod_lifecycle import PodLifecycle
+    from imageservice.service import ImageService
     from sandbox.containers import ContainerEngine
     from sandbox.endings import Endings
     from sandbox.model import ProcessRef
@@ -135,6 +134,7 @@ class Recovery:
             case Action.UNDO | Action.FINISH:
                 await self.containers.finish(container)
             case Action.WATCH:
+                await self.container_engine.end_commands(container)
                 self.container_engine.watch(container)
             case Action.ADOPT_RUNNING:
                 running = msgspec.structs.replace(

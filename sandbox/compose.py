@@ -19,12 +19,13 @@ from sandbox import lookup, oci
 from sandbox.errors import ContainerNotRunning
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
-from sandbox.model import ContainerState, ContainerUser, NamespaceMode
+from sandbox.model import ContainerUser, NamespaceMode
 from sandbox.security.seccomp import localhost_path
 from sandbox.spec.build import container_spec, pause_spec
 from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
 from sandbox.spec.mounts import image_volume_paths
 from sandbox.spec.resources import to_oci
+from sandbox.states import ContainerState
 from sandbox.users import resolve_user
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Composer:
         rlimits: tuple[oci.Rlimit, ...] = (),
         pids_limit: int | None = None,
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
+        devices_withheld: frozenset[str] = frozenset(),
     ) -> None:
         """Prepare.
 
@@ -75,6 +77,7 @@ class Composer:
             rlimits: limits for every container; what is not named is inherited from the daemon.
             pids_limit: of every container; None leaves it to the pod's cgroup.
             annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
+            devices_withheld: names of runtimes whose privileged containers get no host devices.
         """
         self._paths = paths
         self._store = store
@@ -83,6 +86,7 @@ class Composer:
         self._rlimits = rlimits
         self._pids_limit = pids_limit
         self._patterns = annotation_patterns or {}
+        self._devices_withheld = devices_withheld
 
     def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
         """The document of a pod's pause process.
@@ -169,6 +173,7 @@ class Composer:
     ) -> Composed:
         config, security = container.config, container.config.security
         host = self._facts[container.runtime]
+        all_devices = security.privileged and container.runtime not in self._devices_withheld
         user = resolve_user(
             image.user,
             security,
@@ -198,7 +203,7 @@ class Composer:
                 ),
                 image_volumes=volumes,
                 devices=lookup.resolve_devices(config.devices),
-                host_devices=lookup.host_devices() if security.privileged else (),
+                host_devices=lookup.host_devices() if all_devices else (),
                 cgroups_path=container.cgroup_path,
                 host=host,
                 rlimits=self._rlimits,
@@ -227,7 +232,7 @@ class Composer:
         directory = self._paths.pod(pod.id)
         host_ipc = pod.config.security.namespaces.ipc is NamespaceMode.NODE
         return PodFiles(
-            shm=Path("/dev/shm") if host_ipc else self._paths.shm(pod.id),  # noqa: S108
+            shm=Path("/dev/shm") if host_ipc else self._paths.shm(pod.id),
             resolv_conf=directory / "resolv.conf",
             hostname=directory / "hostname",
             hosts=directory / "hosts",

@@ -18,12 +18,14 @@ import msgspec
 
 from sandbox.endings import UNKNOWN_EXIT_CODE
 from sandbox.errors import ContainerNotRunning
+from sandbox.execs import sweep_execs
 from sandbox.host import files, mounts
 from sandbox.host.errors import FailedPrecondition, Internal, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.model import Container, ContainerState, Event, next_state
+from sandbox.model import Container
 from sandbox.monitor.exits import WatchTarget
 from sandbox.monitor.request import MonitorRequest
+from sandbox.states import ContainerState, Event, next_state
 from sandbox.stopping import Stop
 
 if TYPE_CHECKING:
@@ -287,6 +289,12 @@ class ContainerEngine:
         updated = msgspec.structs.replace(current, resources=merged)
         await self._store.note(updated)
         return updated
+
+    async def end_commands(self, container: Container) -> None:
+        """End what a former life of the daemon was running in the container by ExecSync."""
+        await sweep_execs(
+            self._paths.container(container.id), container.cgroup_path, self._cgroups, self._clock
+        )
 
     async def reopen_log(self, container: Container) -> None:
         """Have conmon open the log path anew; on failure no new file is left.

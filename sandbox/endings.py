@@ -18,7 +18,7 @@ from sandbox.host import mounts
 from sandbox.host.errors import PodwrightError
 from sandbox.host.pidfd import Process
 from sandbox.host.trees import remove_tree
-from sandbox.model import Container, ContainerState, Event, next_state
+from sandbox.states import ContainerState, Event, next_state
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.host.clock import Clock
     from sandbox.host.syscalls import Syscalls
     from sandbox.leavings import Leavings
+    from sandbox.model import Container
     from sandbox.monitor.exits import Exited, ExitWatch
     from sandbox.paths import Paths
     from sandbox.runtime.driver import OciRuntime
@@ -256,4 +257,4 @@ class Endings:
     async def _delete_runtime_state(self, container: Container) -> None:
         runtime = self._runtimes.get(container.runtime)
         if runtime is not None:
-            await runtime.delete(container.id, force=True)
+            await runtime.delete(container.id, force=True, init=container.init)

@@ -1,28 +1,20 @@
-"""The vocabulary of pods and containers: frozen values, their states, and the table of transitions.
+"""The vocabulary of pods and containers: frozen values; `sandbox.states` has their states.
 
 `*Config` values are what the client asked for (one to one with CRI runtime.v1, units in the names);
 `PodSandbox` and `Container` are what is known about an object, stored as one JSON document each.
 A changed object is a new value (`msgspec.structs.replace`), so whoever holds an old one can tell by
 identity (`is`) that something changed; list answers are cached on that.
 
-Container states (CRI ContainerState):
-
-    CREATED ──start──► RUNNING ──process exited──► EXITED ──remove──► (gone)
-       │                  └──lost track (recovery)──► UNKNOWN ──stop──► EXITED
-       └──start failed / process exited / stop──► EXITED
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sandbox.host.errors import FailedPrecondition
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+# At run time, because msgspec reads the annotations of the structs.
+from sandbox.states import ContainerState, PodState  # noqa: TC001
 
 
 class NamespaceMode(enum.IntEnum):
@@ -63,69 +55,6 @@ class Protocol(enum.IntEnum):
     TCP = 0
     UDP = 1
     SCTP = 2
-
-
-class PodState(enum.IntEnum):
-    """CRI PodSandboxState as stored; CREATING and REMOVING objects are ours to finish or undo.
-
-    Shown to clients: READY as READY, every other as NOTREADY; CREATING is not listed.
-    """
-
-    READY = 0
-    NOT_READY = 1
-    CREATING = 2
-    REMOVING = 3
-
-
-class ContainerState(enum.IntEnum):
-    """CRI ContainerState; CREATING and REMOVING are ours (CREATING is not listed)."""
-
-    CREATED = 0
-    RUNNING = 1
-    EXITED = 2
-    UNKNOWN = 3
-    CREATING = 4
-    REMOVING = 5
-
-
-class Event(enum.Enum):
-    """What can happen to a container."""
-
-    CREATE_COMPLETED = "create completed"
-    STARTED = "started"
-    START_FAILED = "start failed"
-    PROCESS_EXITED = "process exited"
-    TRACK_LOST = "track lost"
-    REMOVE_BEGUN = "remove begun"
-
-
-#: (state, event) -> state; a pair that is not here is refused. The picture is in the module text.
-TRANSITIONS: Final[Mapping[tuple[ContainerState, Event], ContainerState]] = {
-    (ContainerState.CREATING, Event.CREATE_COMPLETED): ContainerState.CREATED,
-    (ContainerState.CREATING, Event.REMOVE_BEGUN): ContainerState.REMOVING,
-    (ContainerState.CREATED, Event.STARTED): ContainerState.RUNNING,
-    (ContainerState.CREATED, Event.START_FAILED): ContainerState.EXITED,
-    (ContainerState.CREATED, Event.PROCESS_EXITED): ContainerState.EXITED,
-    (ContainerState.CREATED, Event.TRACK_LOST): ContainerState.UNKNOWN,
-    (ContainerState.CREATED, Event.REMOVE_BEGUN): ContainerState.REMOVING,
-    (ContainerState.RUNNING, Event.PROCESS_EXITED): ContainerState.EXITED,
-    (ContainerState.RUNNING, Event.TRACK_LOST): ContainerState.UNKNOWN,
-    (ContainerState.UNKNOWN, Event.PROCESS_EXITED): ContainerState.EXITED,
-    (ContainerState.UNKNOWN, Event.REMOVE_BEGUN): ContainerState.REMOVING,
-    (ContainerState.EXITED, Event.REMOVE_BEGUN): ContainerState.REMOVING,
-    (ContainerState.REMOVING, Event.REMOVE_BEGUN): ContainerState.REMOVING,
-}
-
-
-def next_state(state: ContainerState, event: Event, *, container: str) -> ContainerState:
-    """The state after `event`; raises FailedPrecondition where the table has no such pair."""
-    try:
-        return TRANSITIONS[(state, event)]
-    except KeyError:
-        raise FailedPrecondition(
-            f"container is in state {state.name}: {event.value} is not possible",
-            container=container,
-        ) from None
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -29,7 +29,8 @@ from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.host.trees import remove_tree
-from sandbox.model import NamespaceMode, PodSandbox, PodState, ProcessRef
+from sandbox.model import NamespaceMode, PodSandbox, ProcessRef
+from sandbox.states import PodState
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ class PodEngine:
                 "runtime of a pod is no longer configured", pod=pod.id, runtime=pod.runtime
             )
             return
-        await runtime.delete(pod.id, force=True)
+        await runtime.delete(pod.id, force=True, init=pod.pause)
 
     async def _unmount_below(self, directory: Path) -> None:
         await asyncio.to_thread(mounts.unmount_tree, directory, syscalls=self._syscalls)

@@ -26,7 +26,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sandbox.model import ContainerState, PodState
+from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -22,14 +22,8 @@ import msgspec
 from sandbox.host.database import Database
 from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.model import (
-    Container,
-    ContainerState,
-    PodSandbox,
-    PodState,
-    container_name_key,
-    pod_name_key,
-)
+from sandbox.model import Container, PodSandbox, container_name_key, pod_name_key
+from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

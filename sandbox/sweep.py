@@ -1,7 +1,7 @@
 """Traces on the machine: which ids have left something behind, and how to take it away.
 
 Works from names alone, without any record: every directory, pin, mount, exit file, runtime state
-and cgroup of ours carries the id of its object. Only names of 64 hex digits in places of ours
+and cgroup of ours carries the id of its object. Only names of 64 hex digits in directories of ours
 count.
 """
 
@@ -53,11 +53,14 @@ class Sweeper:
         self._syscalls = syscalls
 
     async def traces(self) -> set[str]:
-        """Every id that names something of ours on this machine."""
+        """Every id that names something in a place of ours.
+
+        Cgroups are not such a place: another runtime's are named by 64 hex digits too, under the
+        same parents. They are only looked up for an id that was found elsewhere.
+        """
         found = await asyncio.to_thread(self._directory_traces)
         for runtime in self._runtimes.values():
             found |= {cid for cid in await runtime.containers() if _ID.fullmatch(cid)}
-        found |= set(await asyncio.to_thread(self._cgroup_traces))
         return found
 
     def _directory_traces(self) -> set[str]:

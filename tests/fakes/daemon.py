@@ -11,7 +11,8 @@ import msgspec
 
 from cri.node_facts import Condition, Handler, NodeFacts
 from sandbox.host.errors import NotFound
-from sandbox.model import Container, ContainerState, PodSandbox, PodState
+from sandbox.model import Container, PodSandbox
+from sandbox.states import ContainerState, PodState
 
 
 @dataclass(frozen=True)

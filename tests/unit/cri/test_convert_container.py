@@ -10,7 +10,6 @@ from sandbox.model import (
     Container,
     ContainerConfig,
     ContainerSecurity,
-    ContainerState,
     ContainerUser,
     CriDevice,
     CriMount,
@@ -24,6 +23,7 @@ from sandbox.model import (
     SecurityProfile,
     SupplementalGroupsPolicy,
 )
+from sandbox.states import ContainerState
 from tests.unit.cri.messages import messages
 
 ID = "a" * 64

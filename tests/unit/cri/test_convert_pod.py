@@ -15,13 +15,13 @@ from sandbox.model import (
     PodMetadata,
     PodSandbox,
     PodSecurity,
-    PodState,
     PortMapping,
     ProfileType,
     Protocol,
     SecurityProfile,
     UserNamespace,
 )
+from sandbox.states import PodState
 from tests.unit.cri.messages import messages
 
 ID = "a" * 64

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.model import (
-    Container,
-    ContainerConfig,
-    ContainerState,
-    PodConfig,
-    PodMetadata,
-    PodSandbox,
-    PodState,
-    ProcessRef,
-)
+from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox, ProcessRef
 from sandbox.recovery import Action, Observed, plan
+from sandbox.states import ContainerState, PodState
 
 BOOT = "boot-1"
 ALIVE = ProcessRef(pid=42, start_ticks=7, boot_id=BOOT)
@@ -30,25 +22,33 @@ def pod(state: PodState, pause: ProcessRef | None = ALIVE) -> PodSandbox:
 
 def container(state: ContainerState, init: ProcessRef | None = ALIVE) -> Container:
     return Container(
-        id="c1", pod_id="p1", config=ContainerConfig(name="c"), state=state, created_at_ns=1,
+        id="c1",
+        pod_id="p1",
+        config=ContainerConfig(name="c"),
+        state=state,
+        created_at_ns=1,
         init=init,
     )
 
 
-def seen(living: set[str] = frozenset(), running: set[str] = frozenset(),
-         traces: set[str] = frozenset()) -> Observed:
+def seen(
+    living: set[str] = frozenset(), running: set[str] = frozenset(), traces: set[str] = frozenset()
+) -> Observed:
     return Observed(boot_id=BOOT, living=living, running=running, traces=traces)
 
 
-@pytest.mark.parametrize(("state", "pause", "living", "action"), [
-    (PodState.CREATING, None, set(), Action.UNDO),
-    (PodState.CREATING, ALIVE, {"p1"}, Action.UNDO),
-    (PodState.REMOVING, ALIVE, {"p1"}, Action.FINISH),
-    (PodState.READY, ALIVE, {"p1"}, Action.WATCH),
-    (PodState.READY, ALIVE, set(), Action.MARK_STOPPED),
-    (PodState.READY, OTHER_BOOT, set(), Action.MARK_STOPPED),
-    (PodState.NOT_READY, ALIVE, set(), Action.KEEP),
-])
+@pytest.mark.parametrize(
+    ("state", "pause", "living", "action"),
+    [
+        (PodState.CREATING, None, set(), Action.UNDO),
+        (PodState.CREATING, ALIVE, {"p1"}, Action.UNDO),
+        (PodState.REMOVING, ALIVE, {"p1"}, Action.FINISH),
+        (PodState.READY, ALIVE, {"p1"}, Action.WATCH),
+        (PodState.READY, ALIVE, set(), Action.MARK_STOPPED),
+        (PodState.READY, OTHER_BOOT, set(), Action.MARK_STOPPED),
+        (PodState.NOT_READY, ALIVE, set(), Action.KEEP),
+    ],
+)
 def test_pods(state, pause, living, action):
     (decision,) = plan([pod(state, pause)], [], seen(living))
     assert decision.action is action
@@ -61,19 +61,22 @@ def test_the_reason_tells_a_reboot_from_a_dead_pause():
     assert dead.reason == "its pause process is gone"
 
 
-@pytest.mark.parametrize(("state", "init", "living", "running", "action"), [
-    (ContainerState.CREATING, None, set(), set(), Action.UNDO),
-    (ContainerState.REMOVING, ALIVE, set(), set(), Action.FINISH),
-    (ContainerState.EXITED, ALIVE, set(), set(), Action.KEEP),
-    (ContainerState.CREATED, ALIVE, {"c1"}, set(), Action.WATCH),
-    (ContainerState.CREATED, ALIVE, {"c1"}, {"c1"}, Action.ADOPT_RUNNING),
-    (ContainerState.RUNNING, ALIVE, {"c1"}, set(), Action.WATCH),
-    (ContainerState.RUNNING, ALIVE, set(), set(), Action.WATCH),
-    (ContainerState.RUNNING, OTHER_BOOT, set(), set(), Action.MARK_LOST),
-    (ContainerState.CREATED, OTHER_BOOT, set(), set(), Action.MARK_LOST),
-    (ContainerState.RUNNING, None, set(), set(), Action.MARK_LOST),
-    (ContainerState.UNKNOWN, ALIVE, {"c1"}, set(), Action.WATCH),
-])
+@pytest.mark.parametrize(
+    ("state", "init", "living", "running", "action"),
+    [
+        (ContainerState.CREATING, None, set(), set(), Action.UNDO),
+        (ContainerState.REMOVING, ALIVE, set(), set(), Action.FINISH),
+        (ContainerState.EXITED, ALIVE, set(), set(), Action.KEEP),
+        (ContainerState.CREATED, ALIVE, {"c1"}, set(), Action.WATCH),
+        (ContainerState.CREATED, ALIVE, {"c1"}, {"c1"}, Action.ADOPT_RUNNING),
+        (ContainerState.RUNNING, ALIVE, {"c1"}, set(), Action.WATCH),
+        (ContainerState.RUNNING, ALIVE, set(), set(), Action.WATCH),
+        (ContainerState.RUNNING, OTHER_BOOT, set(), set(), Action.MARK_LOST),
+        (ContainerState.CREATED, OTHER_BOOT, set(), set(), Action.MARK_LOST),
+        (ContainerState.RUNNING, None, set(), set(), Action.MARK_LOST),
+        (ContainerState.UNKNOWN, ALIVE, {"c1"}, set(), Action.WATCH),
+    ],
+)
 def test_containers(state, init, living, running, action):
     (decision,) = plan([], [container(state, init)], seen(living, running))
     assert decision.action is action

@@ -7,15 +7,8 @@ import pytest
 
 from sandbox.host.database import Database
 from sandbox.host.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from sandbox.model import (
-    Container,
-    ContainerConfig,
-    ContainerState,
-    PodConfig,
-    PodMetadata,
-    PodSandbox,
-    PodState,
-)
+from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox
+from sandbox.states import ContainerState, PodState
 from sandbox.store import APPLICATION_ID, StateStore, migrations
 
 

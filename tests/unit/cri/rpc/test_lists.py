@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from cri.convert_pod import pod_item
 from cri.rpc.lists import ListCache, has_labels
 from protos import api_pb2 as pb
-from sandbox.model import PodConfig, PodMetadata, PodSandbox, PodState
+from sandbox.model import PodConfig, PodMetadata, PodSandbox
+from sandbox.states import PodState
 
 
 def pod(number, name="a", **labels):
