@@ -122,8 +122,7 @@ class TreeBuilder:
             PodwrightError: what the kernel said.
         """
         self._seen += 1
-        if self._seen + self._directories.made > self._max_entries:
-            raise ResourceExhausted("layer has too many entries", limit=self._max_entries)
+        self._check_count()
         try:
             if entry.kind is Kind.ROOT:
                 self._described[b""] = entry
@@ -140,7 +139,13 @@ class TreeBuilder:
             raise _failure(error, entry.path) from error
 
     def finish(self) -> TreeFacts:
-        """Give directories their owners, modes, attributes and times; what was made."""
+        """Give directories their owners, modes, attributes and times; what was made.
+
+        Raises:
+            ResourceExhausted: more entries than allowed, implied directories counted.
+            PodwrightError: what the kernel said.
+        """
+        self._check_count()
         for path, entry in self._described.items():
             try:
                 self._finish_directory(path, entry)
@@ -151,6 +156,10 @@ class TreeBuilder:
         if self._recount:
             entries, size_bytes = count_below(self._root_fd)
         return TreeFacts(entries, size_bytes, self._opaque_root)
+
+    def _check_count(self) -> None:
+        if self._seen + self._directories.made > self._max_entries:
+            raise ResourceExhausted("layer has too many entries", limit=self._max_entries)
 
     def _file(self, entry: Entry, dir_fd: int, stream: ChunkStream) -> None:
         member = entry.member

@@ -112,6 +112,7 @@ class _Producer:
         self._hasher = expected.hasher()
         self._chunks: queue.Queue[bytes | Exception] = queue.Queue(_QUEUE_CHUNKS)
         self._stopping = False
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="decompress", daemon=True)
         self.blob_bytes = 0
 
@@ -120,9 +121,13 @@ class _Producer:
 
     def next_chunk(self) -> bytes:
         """The next chunk, b"" at the end; raises what decompression raised."""
+        if self._ended:
+            return b""  # the thread is gone: nothing would ever come
         chunk = self._chunks.get()
         if isinstance(chunk, Exception):
+            self._ended = True
             raise chunk
+        self._ended = not chunk
         return chunk
 
     def hexdigest(self) -> str:
