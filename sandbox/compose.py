@@ -232,7 +232,7 @@ class Composer:
         directory = self._paths.pod(pod.id)
         host_ipc = pod.config.security.namespaces.ipc is NamespaceMode.NODE
         return PodFiles(
-            shm=Path("/dev/shm") if host_ipc else self._paths.shm(pod.id),
+            shm=Path("/dev/shm") if host_ipc else self._paths.shm(pod.id),  # noqa: S108
             resolv_conf=directory / "resolv.conf",
             hostname=directory / "hostname",
             hosts=directory / "hosts",

@@ -1,4 +1,4 @@
-"""Container calls."""
+"""The container calls: check, convert, call the lifecycle, convert back; lists from the cache."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ def _start_child(
     spare = -1
     try:
         spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - arguments are a list, no shell reads them
             list(argv),
             stdin=stdin,
             stdout=stdout,

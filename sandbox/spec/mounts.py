@@ -208,7 +208,7 @@ def _file_mounts(files: PodFiles, *, readonly: bool) -> list[oci.Mount]:
         ("/etc/hosts", files.hosts, access),
         ("/etc/hostname", files.hostname, access),
         ("/etc/resolv.conf", files.resolv_conf, access),
-        ("/dev/shm", files.shm, ("rprivate", "nosuid", "noexec", "nodev")),
+        ("/dev/shm", files.shm, ("rprivate", "nosuid", "noexec", "nodev")),  # noqa: S108
     )
     return [_bind(path, source, options) for path, source, options in named if source is not None]
 
