@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from imageservice.trees import count_tree
 from imageservice.unpack.layer import unpack_layer
 from imageservice.unpack.protocol import Done, Job
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
+from sandbox.host.files import remove_tree
 from tests.kit.tars import EPOCH_S, Tar, diff_id, pax_member, with_xattrs
 
 pytestmark = pytest.mark.root
@@ -97,6 +99,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield made
     finally:
         os.umask(old)
+        remove_tree(made.tree)  # pytest's own clean-up is recursive, and some trees are deep
 
 
 def escapes() -> Iterator[tuple[str, Tar]]:
@@ -176,10 +179,8 @@ def test_nothing_outside_is_touched(bench: Bench, name: str) -> None:
     for marker in (b"OUT/canary", b"OUT/dir", b"OUT"):
         plain = _replaced(plain, marker, os.fsencode(bench.outside) + marker[3:])
     before = bench.seen()
-    try:
+    with suppress(Corrupt):
         bench.unpack(plain)
-    except Corrupt:
-        pass
     assert bench.seen() == before
 
 

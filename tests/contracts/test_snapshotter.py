@@ -1,0 +1,190 @@
+"""The contract of `Snapshotter`, held by every driver and by the fake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from imageservice.catalog import APPLICATION_ID, MIGRATIONS
+from imageservice.snapshots.overlay import OverlaySnapshotter
+from imageservice.snapshots.snapshotter import LayerFacts, Snapshotter
+from sandbox.host.database import Database
+from sandbox.host.errors import NotFound
+from sandbox.host.libc import LibcSyscalls
+from tests.fakes.snapshotter import MemorySnapshotter
+
+A, B = ("sha256:" + letter * 64 for letter in "ab")
+FACTS = LayerFacts(entries=1, size_bytes=4)
+
+
+@pytest.fixture(params=["memory", pytest.param("overlay", marks=pytest.mark.root)])
+async def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Snapshotter]:
+    if request.param == "memory":
+        memory = MemorySnapshotter(tmp_path / "images")
+        await memory.open()
+        yield memory
+        return
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    overlay = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
+    await overlay.open()
+    yield overlay
+    await overlay.close()
+    await database.close()
+
+
+async def commit(snapshots: Snapshotter, diff_id: str, text: str = "text") -> None:
+    staging = await snapshots.stage(diff_id)
+    (staging.path / "file").write_text(text)
+    await snapshots.commit(staging, FACTS)
+
+
+async def prepare(snapshots: Snapshotter, tmp_path: Path, key: str, *chain: str) -> Path:
+    """Prepare, and the first lower directory of the mount."""
+    (mount,) = await snapshots.prepare(
+        key, chain, upper_dir=tmp_path / key / "upper", work_dir=tmp_path / key / "work"
+    )
+    lower = next(word for word in mount.options if word.startswith("lowerdir="))
+    return Path(lower.removeprefix("lowerdir=").split(":")[0])
+
+
+async def test_a_staged_layer_is_invisible_until_committed(snapshots: Snapshotter) -> None:
+    staging = await snapshots.stage(A)
+    assert staging.path.is_dir()
+    assert list(staging.path.iterdir()) == []
+    assert not snapshots.has(A)
+    await snapshots.commit(staging, FACTS)
+    assert snapshots.has(A)
+    assert list(snapshots.layers()) == [A]
+
+
+async def test_a_discarded_staging_leaves_nothing(snapshots: Snapshotter) -> None:
+    staging = await snapshots.stage(A)
+    (staging.path / "file").write_text("text")
+    await snapshots.discard(staging)
+    assert not staging.path.exists()
+    await snapshots.discard(staging)
+    with pytest.raises(NotFound):
+        await snapshots.commit(staging, FACTS)
+    assert not snapshots.has(A)
+
+
+async def test_of_two_stagings_the_first_commit_stays(
+    snapshots: Snapshotter, tmp_path: Path
+) -> None:
+    first, second = await snapshots.stage(A), await snapshots.stage(A)
+    assert first.path != second.path
+    (first.path / "file").write_text("first")
+    (second.path / "file").write_text("second")
+    await snapshots.commit(first, FACTS)
+    await snapshots.commit(second, FACTS)
+    assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "first"
+    assert not second.path.exists()
+
+
+async def test_discarding_after_commit_keeps_the_layer(
+    snapshots: Snapshotter, tmp_path: Path
+) -> None:
+    staging = await snapshots.stage(A)
+    (staging.path / "file").write_text("kept")
+    await snapshots.commit(staging, FACTS)
+    await snapshots.discard(staging)
+    assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "kept"
+
+
+async def test_the_topmost_layer_comes_first(snapshots: Snapshotter, tmp_path: Path) -> None:
+    await commit(snapshots, A, "lower")
+    await commit(snapshots, B, "upper")
+    assert (await prepare(snapshots, tmp_path, "k", A, B) / "file").read_text() == "upper"
+
+
+async def test_prepare_makes_the_directories_and_the_lease(
+    snapshots: Snapshotter, tmp_path: Path
+) -> None:
+    await commit(snapshots, A)
+    await prepare(snapshots, tmp_path, "k", A)
+    assert (tmp_path / "k/upper").is_dir()
+    assert (tmp_path / "k/work").is_dir()
+    assert dict(snapshots.leases()) == {"k": (A,)}
+
+
+async def test_prepare_again_keeps_what_was_written(snapshots: Snapshotter, tmp_path: Path) -> None:
+    await commit(snapshots, A)
+    await prepare(snapshots, tmp_path, "k", A)
+    (tmp_path / "k/upper/new").write_text("x")
+    await prepare(snapshots, tmp_path, "k", A)
+    assert (tmp_path / "k/upper/new").exists()
+    assert dict(snapshots.leases()) == {"k": (A,)}
+
+
+async def test_prepare_of_a_missing_layer_takes_no_lease(
+    snapshots: Snapshotter, tmp_path: Path
+) -> None:
+    await commit(snapshots, A)
+    with pytest.raises(NotFound):
+        await prepare(snapshots, tmp_path, "k", A, B)
+    assert not snapshots.leases()
+
+
+async def test_an_image_without_layers(snapshots: Snapshotter, tmp_path: Path) -> None:
+    await prepare(snapshots, tmp_path, "k")
+    assert dict(snapshots.leases()) == {"k": ()}
+
+
+async def test_read_only_has_no_upper_directory(snapshots: Snapshotter, tmp_path: Path) -> None:
+    await commit(snapshots, A)
+    (mount,) = await snapshots.prepare(
+        "k", (A,), upper_dir=tmp_path / "u", work_dir=tmp_path / "w", read_only=True
+    )
+    assert not any(word.startswith(("upperdir", "workdir")) for word in mount.options)
+    assert "ro" in mount.options
+    assert not (tmp_path / "u").exists()
+
+
+async def test_a_leased_layer_is_not_removed(snapshots: Snapshotter, tmp_path: Path) -> None:
+    await commit(snapshots, A)
+    lower = await prepare(snapshots, tmp_path, "k", A)
+    await snapshots.remove({A})
+    assert snapshots.has(A)
+    assert (lower / "file").exists()
+    await snapshots.release("k")
+    await snapshots.release("k")
+    await snapshots.remove({A, B})
+    assert not snapshots.has(A)
+    assert not lower.exists()
+
+
+async def test_two_leases_need_two_releases(snapshots: Snapshotter, tmp_path: Path) -> None:
+    await commit(snapshots, A)
+    await prepare(snapshots, tmp_path, "k1", A)
+    await prepare(snapshots, tmp_path, "k2", A)
+    await snapshots.release("k1")
+    await snapshots.remove({A})
+    assert snapshots.has(A)
+
+
+async def test_a_removed_layer_can_be_committed_again(
+    snapshots: Snapshotter, tmp_path: Path
+) -> None:
+    await commit(snapshots, A, "old")
+    removing = asyncio.gather(snapshots.remove({A}))
+    await asyncio.sleep(0)
+    assert not snapshots.has(A)  # from the first suspension on
+    await commit(snapshots, A, "new")
+    await removing
+    assert snapshots.has(A)
+    assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "new"
+
+
+async def test_usage_follows(snapshots: Snapshotter) -> None:
+    empty = await snapshots.usage()
+    await commit(snapshots, A)
+    full = await snapshots.usage()
+    assert full.used_bytes > empty.used_bytes
+    assert full.inodes > empty.inodes
+    await snapshots.remove({A})
+    assert await snapshots.usage() == empty
