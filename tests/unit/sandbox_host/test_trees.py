@@ -64,11 +64,15 @@ def make_deep(base: Path, depth: int) -> None:
 
 @pytest.mark.slow
 def test_5000_levels_with_a_handful_of_descriptors(tmp_path):
-    make_deep(tmp_path / "deep", 5000)
-    usage = filesystem_usage(tmp_path / "deep")
-    assert usage.inodes == 5002
-    remove_tree(tmp_path / "deep")
-    assert list(tmp_path.iterdir()) == []
+    try:
+        make_deep(tmp_path / "deep", 5000)
+        usage = filesystem_usage(tmp_path / "deep")
+        assert usage.inodes == 5002
+        remove_tree(tmp_path / "deep")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        # pytest clears old directories by recursion: what is left here would stop its next runs.
+        subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
 
 
 def test_directories_without_permission_bits(tmp_path):
