@@ -20,6 +20,7 @@ from sandbox.errors import ContainerNotRunning
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
 from sandbox.model import ContainerUser, NamespaceMode
+from sandbox.precompile import with_compiled_filter
 from sandbox.security.seccomp import localhost_path
 from sandbox.spec.build import container_spec, pause_spec
 from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
@@ -66,6 +67,7 @@ class Composer:
         pids_limit: int | None = None,
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
         devices_withheld: frozenset[str] = frozenset(),
+        precompiled: frozenset[str] = frozenset(),
     ) -> None:
         """Prepare.
 
@@ -78,6 +80,7 @@ class Composer:
             pids_limit: of every container; None leaves it to the pod's cgroup.
             annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
             devices_withheld: names of runtimes whose privileged containers get no host devices.
+            precompiled: names of runtimes that take a compiled seccomp filter.
         """
         self._paths = paths
         self._store = store
@@ -87,6 +90,7 @@ class Composer:
         self._pids_limit = pids_limit
         self._patterns = annotation_patterns or {}
         self._devices_withheld = devices_withheld
+        self._precompiled = precompiled
 
     def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
         """The document of a pod's pause process.
@@ -110,7 +114,7 @@ class Composer:
                 annotation_patterns=self._patterns.get(pod.runtime, ()),
             )
         )
-        return oci.encode(spec)
+        return self._encode(spec, pod.runtime)
 
     async def container(
         self, pod: PodSandbox, container: Container, image: ImageDefaults, rootfs: Path
@@ -212,7 +216,10 @@ class Composer:
                 annotation_patterns=self._patterns.get(container.runtime, ()),
             )
         )
-        return Composed(document=oci.encode(spec), user=_stored_user(user))
+        return Composed(document=self._encode(spec, container.runtime), user=_stored_user(user))
+
+    def _encode(self, spec: oci.Spec, runtime: str) -> bytes:
+        return oci.encode(with_compiled_filter(spec) if runtime in self._precompiled else spec)
 
     def pins(self, pod: PodSandbox) -> dict[PinKind, Path]:
         """The namespaces that are pinned for a pod."""

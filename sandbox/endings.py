@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandbox.monitor.exits import Exited, ExitWatch
     from sandbox.paths import Paths
     from sandbox.runtime.driver import OciRuntime
+    from sandbox.steps import Step
     from sandbox.store import StateStore
 
 #: Exit code of a container whose start failed, and of one whose end nobody saw (as in the field).
@@ -66,6 +67,7 @@ class Endings:
         self._clock = clock
         self._group = group
         self._cleanups: dict[str, asyncio.Task[None]] = {}
+        self._cleaned: set[str] = set()
         self._listeners: list[Callable[[Container], None]] = []
 
     def on_exited(self, call: Callable[[Container], None]) -> None:
@@ -200,35 +202,24 @@ class Endings:
 
     async def dismantle(self, container: Container) -> None:
         """Everything of the container but its record; also undoes a creation stopped anywhere."""
-        half_made = container.init is None
         self._exits.forget(container.id)
         running = self._cleanups.get(container.id)
         if running is not None:
             await asyncio.wait({running})
-        await run_steps(
-            "container",
-            container.id,
-            [
-                *(
-                    [("helpers", lambda: self._leavings.kill_helpers(container.id))]
-                    if half_made
-                    else []
-                ),
-                ("processes", lambda: self.kill_everything(container)),
-                ("leftovers", lambda: self._clean_up(container)),
-                ("run directory", lambda: self._remove(self._paths.container(container.id))),
-                ("writable layer", lambda: self._remove(self._paths.layer(container.id))),
-                (
-                    "exit file",
-                    lambda: asyncio.to_thread(
-                        self._paths.exit_file(container.id).unlink, missing_ok=True
-                    ),
-                ),
-            ],
-        )
+        steps: list[Step] = []
+        if container.init is None:  # half-made: what was making it may still be at it
+            steps.append(("helpers", lambda: self._leavings.kill_helpers(container.id)))
+        if container.id not in self._cleaned:
+            steps.append(("leftovers", lambda: self._clean_up(container)))
+        steps.append(("directories", lambda: self._remove_directories(container.id)))
+        await run_steps("container", container.id, steps)
+        self._cleaned.discard(container.id)
 
     async def _clean_up(self, container: Container) -> None:
-        """After the exit: what the dead container still holds."""
+        """After the exit: what the dead container still holds.
+
+        Done once; that it was is remembered in memory only, a restart simply does it again.
+        """
         await run_steps(
             "container",
             container.id,
@@ -236,21 +227,25 @@ class Endings:
                 ("processes", lambda: self.kill_everything(container)),
                 ("runtime state", lambda: self._delete_runtime_state(container)),
                 ("cgroup", lambda: self._cgroups.remove(container.cgroup_path)),
-                (
-                    "root file system",
-                    lambda: asyncio.to_thread(
-                        mounts.unmount_tree,
-                        self._paths.container(container.id),
-                        syscalls=self._syscalls,
-                    ),
-                ),
+                ("root file system", lambda: self._unmount(self._paths.container(container.id))),
             ],
         )
+        self._cleaned.add(container.id)
 
-    async def _remove(self, directory: Path) -> None:
+    async def _unmount(self, directory: Path) -> None:
+        await asyncio.to_thread(mounts.unmount_tree, directory, syscalls=self._syscalls)
+
+    async def _remove_directories(self, container_id: str) -> None:
+        """The run directory, the writable layer and the exit file, in one thread call."""
+
         def work() -> None:
-            mounts.unmount_tree(directory, syscalls=self._syscalls)
-            remove_tree(directory)
+            for directory in (
+                self._paths.container(container_id),
+                self._paths.layer(container_id),
+            ):
+                mounts.unmount_tree(directory, syscalls=self._syscalls)
+                remove_tree(directory)
+            self._paths.exit_file(container_id).unlink(missing_ok=True)
 
         await asyncio.to_thread(work)
 

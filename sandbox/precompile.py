@@ -1,0 +1,66 @@
+"""Hand a container's seccomp filter to the runtime as a compiled program, where it takes one.
+
+crun takes it in the annotation `run.oci.seccomp_bpf_data` (crun(1), base64 of struct sock_filter).
+The rules stay in the document as well: for people who read it, and for a runtime that ignores the
+annotation. Whatever cannot be compiled ahead is left to the runtime, so nothing can be lost by it.
+
+Measured on the reference machine with crun 1.8.1: creating a container with the default profile
+takes 54 ms without this and 28 ms with it (`performance` in the README has the present figures).
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandbox.host.errors import Unsupported
+from sandbox.host.libseccomp import Filter, FilterArgument, FilterRule, compile_filter
+
+if TYPE_CHECKING:
+    from sandbox import oci
+
+ANNOTATION: Final = "run.oci.seccomp_bpf_data"
+
+
+def with_compiled_filter(spec: oci.Spec) -> oci.Spec:
+    """The same document with its filter compiled; unchanged where there is none to compile.
+
+    Filters with a notification listener or flags of their own are left to the runtime.
+    """
+    seccomp = spec.linux.seccomp
+    if seccomp is None or seccomp.listener_path or seccomp.flags:
+        return spec
+    try:
+        program = compile_filter(to_filter(seccomp))
+    except Unsupported:
+        return spec
+    annotations = {**spec.annotations, ANNOTATION: base64.b64encode(program).decode("ascii")}
+    return msgspec.structs.replace(spec, annotations=annotations)
+
+
+def to_filter(seccomp: oci.Seccomp) -> Filter:
+    """The OCI rules as the host layer's value, which is hashable and so can be cached by."""
+    return Filter(
+        default_action=seccomp.default_action,
+        default_error=seccomp.default_errno_ret,
+        architectures=seccomp.architectures,
+        rules=tuple(
+            FilterRule(
+                names=rule.names,
+                action=rule.action,
+                error=rule.errno_ret,
+                arguments=tuple(
+                    FilterArgument(
+                        index=argument.index,
+                        operator=argument.op,
+                        value=argument.value,
+                        value_two=argument.value_two,
+                    )
+                    for argument in rule.args
+                ),
+            )
+            for rule in seccomp.syscalls
+        ),
+    )
