@@ -129,13 +129,13 @@ async def test_a_group_can_be_asked_to_end(layout, group, child):
 
 async def test_a_group_that_forks_all_the_time_dies(layout, group):
     # Both numbers change with every step, so signalling what was listed is always too late.
-    script = "f() { while :; do sh -c : & sh -c :; done; }; f & f & f"
-    child = await HostProcessRunner().spawn(
-        ["sh", "-c", f"echo $$ > {layout.dirs(group)[0]}/cgroup.procs; kill -STOP $$; {script}"]
-    )
-    await until(lambda: layout.procs(group))
+    script = "read go; f() { while :; do sh -c : & sh -c :; done; }; f & f & f"
+    read, write = os.pipe()
+    child = await HostProcessRunner().spawn(["sh", "-c", script], stdin_fd=read)
+    os.close(read)
     put(layout, group, child.pid)
-    os.kill(child.pid, signal.SIGCONT)
+    os.write(write, b"go\n")
+    os.close(write)
     await until(lambda: len(layout.procs(group)) >= 5)
     await asyncio.to_thread(layout.kill_all, group)
     await until(lambda: not layout.procs(group, recursive=True))
