@@ -213,7 +213,7 @@ class Catalog:
             connection.executemany("DELETE FROM image_layers WHERE image_id = ?", gone)
             connection.executemany("DELETE FROM images WHERE id = ?", gone)
 
-        await self._database.write(work)
+        await self._database.write(work, cleanup=True)
 
     def _rename(self, image_id: str) -> None:
         """Bring the names inside the record up to date."""

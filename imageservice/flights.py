@@ -83,7 +83,7 @@ class Flights(Generic[T, E]):
         self, key: Hashable, work: Callable[[Callable[[E], None]], Coroutine[None, None, T]]
     ) -> Flight[T, E]:
         flight = Flight[T, E]()
-        outcome = _outcome(work(flight.emit))
+        outcome = _outcome(work, flight.emit)
         try:
             flight.task = self._group.create_task(outcome, name=f"{self._name} {key}")
         except RuntimeError as error:
@@ -124,9 +124,11 @@ class Flights(Generic[T, E]):
             del self._flights[key]
 
 
-async def _outcome(work: Coroutine[None, None, T]) -> tuple[T] | Exception:
+async def _outcome(
+    work: Callable[[Callable[[E], None]], Coroutine[None, None, T]], emit: Callable[[E], None]
+) -> tuple[T] | Exception:
     """A failure as a value: what escapes a task would end the whole task group."""
     try:
-        return (await work,)
+        return (await work(emit),)
     except Exception as error:
         return error

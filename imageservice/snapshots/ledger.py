@@ -119,7 +119,7 @@ class Ledger:
         def work(connection: Connection) -> None:
             connection.executemany("DELETE FROM layers WHERE diff_id = ? AND directory = ?", gone)
 
-        await self._database.write(work)
+        await self._database.write(work, cleanup=True)
 
     async def lease(self, key: str, chain: tuple[str, ...]) -> None:
         """Hold the layers under `key`, instead of what it held before."""
@@ -154,7 +154,7 @@ class Ledger:
         if before is None:
             return
         try:
-            await self._database.write(work)
+            await self._database.write(work, cleanup=True)
         except BaseException:
             self._leases.setdefault(key, before)
             raise

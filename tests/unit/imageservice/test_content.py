@@ -1,0 +1,142 @@
+"""Documents by digest, downloads that resume, and bytes that are not what they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imageservice.content import ContentStore
+from imageservice.digest import Digest
+from imageservice.errors import DigestMismatch, SizeMismatch
+from imageservice.verified import Verifier
+from sandbox.host.errors import NotFound
+
+BLOB = bytes(range(256)) * 20_000  # 5 MB: several batches
+DIGEST = Digest.of(BLOB)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> ContentStore:
+    made = ContentStore(tmp_path)
+    await made.open()
+    return made
+
+
+async def feed(store: ContentStore, data: bytes, *, step: int = 300_000) -> Path:
+    ingest = await store.begin(DIGEST, len(BLOB))
+    try:
+        for at in range(0, len(data), step):
+            await ingest.write(data[at : at + step])
+        return await ingest.finish()
+    except BaseException:
+        await ingest.release()
+        raise
+
+
+async def test_documents(store: ContentStore) -> None:
+    digest = Digest.of(b"{}")
+    with pytest.raises(NotFound):
+        await store.get(digest)
+    await store.put(digest, b"{}")
+    await store.put(digest, b"{}")
+    assert await store.get(digest) == b"{}"
+    await store.delete([digest, digest])
+    with pytest.raises(NotFound):
+        await store.get(digest)
+
+
+async def test_a_document_must_have_its_digest(store: ContentStore) -> None:
+    with pytest.raises(DigestMismatch):
+        await store.put(Digest.of(b"a"), b"b")
+
+
+async def test_rot_is_found_and_can_be_mended(store: ContentStore, tmp_path: Path) -> None:
+    digest = Digest.of(b"{}")
+    await store.put(digest, b"{}")
+    (tmp_path / "content/sha256" / digest.hex).write_bytes(b"[]")
+    with pytest.raises(DigestMismatch):
+        await store.get(digest)
+    await store.put(digest, b"{}")
+    assert await store.get(digest) == b"{}"
+
+
+async def test_keep_only(store: ContentStore, tmp_path: Path) -> None:
+    kept, gone = Digest.of(b"1"), Digest.of(b"2")
+    await store.put(kept, b"1")
+    await store.put(gone, b"2")
+    (tmp_path / "content/sha256/.half.tmp").write_bytes(b"")
+    await store.keep_only([kept])
+    assert [path.name for path in (tmp_path / "content/sha256").iterdir()] == [kept.hex]
+
+
+async def test_a_whole_blob(store: ContentStore) -> None:
+    assert (await feed(store, BLOB)).read_bytes() == BLOB
+
+
+async def test_an_interrupted_download_goes_on_where_it_was(store: ContentStore) -> None:
+    ingest = await store.begin(DIGEST, len(BLOB))
+    await ingest.write(BLOB[:3_000_000])
+    await ingest.release()
+    again = await store.begin(DIGEST, len(BLOB))
+    assert 0 < again.received_bytes <= 3_000_000
+    await again.write(BLOB[again.received_bytes :])
+    assert (await again.finish()).read_bytes() == BLOB
+    await again.discard()
+    assert not again.path.exists()
+
+
+async def test_two_downloads_of_one_blob_do_not_share_a_file(store: ContentStore) -> None:
+    first = await store.begin(DIGEST, len(BLOB))
+    second = await store.begin(DIGEST, len(BLOB))
+    assert first.path != second.path
+    await first.discard()
+    await second.discard()
+
+
+async def test_a_rotten_rest_of_an_earlier_download_is_found(store: ContentStore) -> None:
+    ingest = await store.begin(DIGEST, len(BLOB))
+    await ingest.write(bytes(2_000_000))
+    await ingest.release()
+    again = await store.begin(DIGEST, len(BLOB))
+    await again.write(BLOB[again.received_bytes :])
+    with pytest.raises(DigestMismatch):
+        await again.finish()
+    await again.discard()
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (BLOB[:-1], SizeMismatch),
+        (BLOB + b"x", SizeMismatch),
+        (BLOB[:-1] + b"x", DigestMismatch),
+        (b"", SizeMismatch),
+    ],
+)
+async def test_wrong_bytes(store: ContentStore, data: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await feed(store, data)
+
+
+async def test_old_idle_downloads_are_swept(store: ContentStore) -> None:
+    idle = await store.begin(DIGEST, len(BLOB))
+    await idle.release()
+    active = await store.begin(Digest.of(b"other"), 5)
+    now_ns = idle.path.stat().st_mtime_ns
+    await store.sweep(now_ns=now_ns + 10**9, older_than_s=5)
+    assert idle.path.exists()
+    await store.sweep(now_ns=now_ns + 6 * 10**9, older_than_s=5)
+    assert not idle.path.exists()
+    assert active.path.exists()
+    await active.discard()
+
+
+def test_one_byte_too_many_is_refused_before_it_counts() -> None:
+    verifier = Verifier(Digest.of(b"abc"), 3)
+    verifier.update(b"ab")
+    with pytest.raises(SizeMismatch):
+        verifier.update(b"cd")
+    assert verifier.received_bytes == 2
+    verifier.update(b"c")
+    verifier.finish()
