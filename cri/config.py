@@ -20,7 +20,7 @@ from cni.settings import CniSettings
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
 from imageservice.settings import ImageSettings
-from metrics.settings import MetricsSettings
+from metrics.settings import MetricsSettings, SamplerSettings
 from sandbox.settings import SandboxSettings, SandboxTimeouts
 
 if TYPE_CHECKING:
@@ -124,6 +124,14 @@ class Config:
             max_expansion_ratio=self.get(table.MAX_EXPANSION),
             max_layer_entries=self.get(table.MAX_LAYER_ENTRIES),
             keep_partial_s=self.get(table.KEEP_PARTIAL),
+        )
+
+    def sampler(self) -> SamplerSettings:
+        """What is told to who measures pods and containers."""
+        return SamplerSettings(
+            interval_s=self.get(table.SAMPLE_INTERVAL),
+            min_age_s=self.get(table.SAMPLE_AGE),
+            layer_age_s=self.get(table.LAYER_AGE),
         )
 
     def metrics(self) -> MetricsSettings:

@@ -38,6 +38,7 @@ from sandbox.states import ContainerState, PodState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from cri.events import Events
     from imageservice.service import Image, ImageService
     from sandbox.compose import Composer
     from sandbox.containers import ContainerEngine
@@ -66,6 +67,7 @@ class ContainerLifecycle:
         images: ImageService,
         store: StateStore,
         paths: Paths,
+        events: Events,
         group: asyncio.TaskGroup,
     ) -> None:
         self._engine = engine
@@ -75,6 +77,8 @@ class ContainerLifecycle:
         self._images = images
         self._store = store
         self._paths = paths
+        self._events = events
+        endings.on_exited(events.container_stopped)
         self._creating: Inflight[str] = Inflight(group, "CreateContainer")
         self._starting: Inflight[None] = Inflight(group, "StartContainer")
         self._removing: Inflight[None] = Inflight(group, "RemoveContainer")
@@ -163,6 +167,7 @@ class ContainerLifecycle:
         current = self._store.pods.get(pod.id)
         if current is None or current.state is not PodState.READY:
             raise PodNotReady("pod sandbox was stopped meanwhile", pod=pod.id)
+        self._events.container_created(created)
         return created.id
 
     def _image_of(self, config: ContainerConfig) -> Image:
@@ -218,7 +223,7 @@ class ContainerLifecycle:
         await self._starting.join(container.id, lambda: self._start(container.id))
 
     async def _start(self, container_id: str) -> None:
-        await self._engine.start(container_id)
+        self._events.container_started(await self._engine.start(container_id))
 
     async def stop(self, container_id: str, timeout_s: int) -> None:
         """Stop a container; unknown or already stopped is success."""
@@ -250,6 +255,7 @@ class ContainerLifecycle:
         await self._endings.dismantle(container)
         await self._images.release_rootfs(container.id)
         await self._store.delete_container(container.id)
+        self._events.container_deleted(container)
 
     async def finish(self, container: Container) -> None:
         """Finish what a former life of the daemon left half-done."""

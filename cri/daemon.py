@@ -20,11 +20,13 @@ from cni.network import PodNetwork
 from cri import settings_table as table
 from cri.config import toml_text
 from cri.container_lifecycle import ContainerLifecycle
+from cri.events import Events
 from cri.node import NodeStatus, probe_runtimes, spec_facts
 from cri.pod_lifecycle import PodLifecycle
 from cri.recover import Recovery
 from cri.rpc.service import build_methods
 from cri.server import RpcServer, claim_run_root
+from cri.stats import Stats
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
@@ -159,6 +161,11 @@ class Daemon:
             facts={name: spec_facts(host, cgroups.layout, infos.get(name)) for name in runtimes},
             pids_limit=config.get(table.PIDS_LIMIT) or None,
             annotation_patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
+            precompiled=frozenset(
+                name
+                for name, info in infos.items()
+                if info.compiled_seccomp and config.get(table.COMPILED_SECCOMP)
+            ),
             devices_withheld=frozenset(
                 h.name for h in sandbox.handlers if h.privileged_without_host_devices
             ),
@@ -210,6 +217,7 @@ class Daemon:
             composer=composer,
         )
         execs = Execs(sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments)
+        events = Events(store, clock=clock, observer=instruments)
         containers = ContainerLifecycle(
             engine=container_engine,
             endings=endings,
@@ -218,10 +226,16 @@ class Daemon:
             images=images,
             store=store,
             paths=self._paths,
+            events=events,
             group=group,
         )
         pods = PodLifecycle(
-            engine=pod_engine, network=network, store=store, containers=containers, group=group
+            engine=pod_engine,
+            network=network,
+            store=store,
+            containers=containers,
+            events=events,
+            group=group,
         )
         sweeper = Sweeper(
             paths=self._paths,
@@ -242,6 +256,11 @@ class Daemon:
             sweeper=sweeper,
         ).run()
 
+        events.adopt()
+        stats = Stats(
+            config.sampler(), store=store, cgroups=cgroups, paths=self._paths, clock=clock
+        )
+        stack.callback(stats.close)
         instruments.watch_pods(lambda: Counter(p.state.name.lower() for p in pods.list()))
         instruments.watch_containers(
             lambda: Counter(c.state.name.lower() for c in containers.list())
@@ -264,6 +283,8 @@ class Daemon:
                 containers=containers,
                 images=images,
                 node=node,
+                usages=stats,
+                events=events,
                 clock=clock,
                 version=self._version,
             ),
@@ -273,6 +294,8 @@ class Daemon:
         )
         await server.start()
         stack.push_async_callback(server.stop, config.get(table.STOP_GRACE))
+        stack.callback(events.close)
+        group.create_task(stats.run(), name="sampler")
         _notify("READY=1")
         _log.info(
             "serving",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cni.attachment import Attachment
     from cni.network import PodNetwork
     from cri.container_lifecycle import ContainerLifecycle
+    from cri.events import Events
     from sandbox.model import PodConfig
     from sandbox.pods import PodEngine
     from sandbox.store import StateStore
@@ -60,12 +61,15 @@ class PodLifecycle:
         network: PodNetwork,
         store: StateStore,
         containers: ContainerLifecycle,
+        events: Events,
         group: asyncio.TaskGroup,
     ) -> None:
         self._engine = engine
         self._network = network
         self._store = store
         self._containers = containers
+        self._events = events
+        engine.on_stopped(events.pod_stopped)
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
         self._ending: Inflight[None] = Inflight(group, "pod teardown")
         #: Pods whose network is to be detached in the background.
@@ -170,7 +174,8 @@ class PodLifecycle:
         if adding is not None:
             attached = adding.result()
             ips, result = attached.ips, attached.result_json
-        await self._engine.mark_ready(pod, pausing.result(), ips=ips, cni_result=result)
+        ready = await self._engine.mark_ready(pod, pausing.result(), ips=ips, cni_result=result)
+        self._events.pod_started(ready)
         return pod.id
 
     async def _undo(self, pod: PodSandbox, error: BaseException) -> None:
@@ -215,6 +220,7 @@ class PodLifecycle:
         outcomes = await asyncio.gather(
             self._containers.kill_all_of(pod_id), self._detach(pod), return_exceptions=True
         )
+        self._events.pod_stopped(pod)  # after its containers'
         failures = [o for o in outcomes if isinstance(o, BaseException)]
         # The pin is kept while the network is still attached: DEL needs the namespace.
         if not isinstance(outcomes[1], BaseException):
@@ -242,6 +248,7 @@ class PodLifecycle:
         await self._store.save(pod)
         await self._engine.dismantle(pod)
         await self._store.delete_pod(pod_id)
+        self._events.pod_deleted(pod)
 
     async def finish(self, pod: PodSandbox) -> None:
         """Finish what a former life of the daemon left half-done, a creation or a removal."""

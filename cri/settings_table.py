@@ -25,7 +25,7 @@ from cri.setting import (
     words,
 )
 from imageservice.settings import ImageSettings
-from metrics.settings import MetricsSettings
+from metrics.settings import MetricsSettings, SamplerSettings
 from sandbox.settings import SandboxSettings
 
 CgroupDriverChoice = Literal["auto", "cgroupfs", "systemd"]
@@ -35,6 +35,7 @@ _TIMES = _SANDBOX.timeouts
 _CNI = CniSettings()
 _IMAGES = ImageSettings()
 _METRICS = MetricsSettings()
+_SAMPLER = SamplerSettings()
 
 RUN_ROOT = Setting(
     "daemon", "run_root", path, _SANDBOX.run_root, "what must not outlive a boot; on a tmpfs"
@@ -85,6 +86,13 @@ PIDS_LIMIT = Setting(
     integer(0, 4_194_304),
     0,
     "processes of each container; 0: only the pod's own limit",
+)
+COMPILED_SECCOMP = Setting(
+    "runtime",
+    "compiled_seccomp",
+    boolean,
+    True,
+    "compile seccomp filters once and hand them to runtimes that take them",
 )
 EXEC_OUTPUT = Setting(
     "runtime",
@@ -257,6 +265,23 @@ METRICS_ADDRESS = Setting(
 )
 METRICS_TIMEOUT = Setting(
     "metrics", "request_timeout_s", seconds, _METRICS.request_timeout_s, "for one scrape"
+)
+SAMPLE_INTERVAL = Setting(
+    "metrics",
+    "sample_interval_s",
+    seconds,
+    _SAMPLER.interval_s,
+    "how often usage of pods and containers is measured unasked; 0: only when asked for",
+)
+SAMPLE_AGE = Setting(
+    "metrics", "sample_min_age_s", seconds, _SAMPLER.min_age_s, "usage younger is not measured anew"
+)
+LAYER_AGE = Setting(
+    "metrics",
+    "layer_age_s",
+    seconds,
+    _SAMPLER.layer_age_s,
+    "writable layers measured later than this ago are not measured anew",
 )
 
 #: In the order of `podwright config`.

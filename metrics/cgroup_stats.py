@@ -129,6 +129,10 @@ class CgroupStats(msgspec.Struct, frozen=True):
     pressure: PressureUsage | None
 
 
+#: Of what is in no group of its own.
+NO_STATS: Final = CgroupStats(None, None, None, None)
+
+
 class CgroupDetail(msgspec.Struct, frozen=True):
     """What a scrape needs beyond that. `tasks_limit` None: none is set."""
 

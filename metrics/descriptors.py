@@ -53,6 +53,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Measured(msgspec.Struct, frozen=True):
     """Everything that a container's metrics come from; `sample` has its detail."""
 
+    cgroup: str
     sample: Sample
     started_at_ns: int
     limits: Limits

@@ -128,6 +128,11 @@ class Instruments:
             "Bytes of blobs received from registries",
             registry=self.registry,
         )
+        self._events_dropped = Counter(
+            "podwright_events_dropped_total",
+            "Container events that clients were too slow to read",
+            registry=self.registry,
+        )
         # A series that appears with its first event hides that event from rate(): begin at 0.
         for result in PULL_RESULTS:
             self._pulls.labels(result)
@@ -162,6 +167,10 @@ class Instruments:
         if isinstance(error, CancelledError):
             result = "cancelled"
         self._pulls.labels(result).observe(duration_s)
+
+    def events_dropped(self, count: int) -> None:
+        """A client that listens to events was too slow for some of them."""
+        self._events_dropped.inc(count)
 
     # What is.
 

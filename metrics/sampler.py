@@ -24,6 +24,7 @@ import msgspec
 
 from metrics.cgroup_files import CgroupFiles, DescriptorBudget
 from metrics.cgroup_stats import (
+    NO_STATS,
     CgroupDetail,
     CgroupStats,
     HugetlbUsage,
@@ -33,6 +34,7 @@ from metrics.cgroup_stats import (
 )
 from metrics.network_stats import NetworkPlace, NetworkUsage, read_network
 from metrics.process_stats import ProcessStats, read_processes
+from sandbox.host.errors import Unavailable
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Target(msgspec.Struct, frozen=True):
 
     Attributes:
         id: of the pod or container.
-        cgroup: its path below every hierarchy's root.
+        cgroup: its path below every hierarchy's root; empty for none, only the network counts.
         first_pid: its first process, for limits that a process has; 0 for none.
         network: whose network is counted with it, or None.
         members: whether its processes are counted (a pod's are the sum of its containers').
@@ -106,6 +108,7 @@ class Sampler:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
         self._followed: dict[str, _Followed] = {}
         self._page_sizes = _page_sizes()
+        self._closed = False
 
     async def sample(
         self, targets: Collection[Target], *, detail: bool = False
@@ -114,6 +117,8 @@ class Sampler:
         found = self._fresh(targets, detail=detail)
         if found is not None:
             return found
+        if self._closed:
+            raise Unavailable("usage is not measured any more, the daemon is stopping")
         loop = asyncio.get_running_loop()
         least_age_ns = int(self._settings.min_age_s * 1e9)
         return await loop.run_in_executor(
@@ -124,7 +129,7 @@ class Sampler:
         """Sample at the interval, so that rates exist when they are asked for; let go of others."""
         loop = asyncio.get_running_loop()
         interval_s = self._settings.interval_s
-        while True:
+        while not self._is_closed():
             now = list(targets())
             try:
                 if interval_s > 0:
@@ -132,13 +137,18 @@ class Sampler:
                 await loop.run_in_executor(self._thread, self._keep, {t.id for t in now})
             except Exception as error:
                 # Numbers are no reason to end the daemon; the next round tries again.
-                _log.error("sampling failed", exc_info=True, error=error)
+                if not self._is_closed():
+                    _log.error("sampling failed", exc_info=True, error=error)
             await self._clock.sleep(interval_s or _PRUNE_PAUSE_S)
 
     def close(self) -> None:
         """End the thread after what it is doing and close all files. Idempotent."""
+        self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._keep(set())
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def _fresh(self, targets: Collection[Target], *, detail: bool) -> dict[str, Sample] | None:
         """All samples when each is new enough: then no thread is needed."""
@@ -210,8 +220,8 @@ class _Followed:
         self.target = target
         self._taken_ns = clock.monotonic_ns()
         wall_ns = clock.wall_ns()
-        stats = read_stats(version, files.read)
-        if stats.cpu is None and stats.memory is None:
+        stats = read_stats(version, files.read) if target.cgroup else NO_STATS
+        if target.cgroup and stats.cpu is None and stats.memory is None:
             self.sample = None
             self._base = self._rate = None
             return

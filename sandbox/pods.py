@@ -85,12 +85,12 @@ class PodEngine:
         self._clock = clock
         self._group = group
         self._composer = composer
-        self._on_change: Callable[[PodSandbox], None] = lambda _pod: None
+        self._on_stopped: Callable[[PodSandbox], None] = lambda _pod: None
         self._watched: set[str] = set()
 
     def on_stopped(self, call: Callable[[PodSandbox], None]) -> None:
         """Have `call` told of every pod whose pause process ended by itself."""
-        self._on_change = call
+        self._on_stopped = call
 
     def runtime(self, handler: str) -> tuple[str, OciRuntime]:
         """The runtime a handler name stands for; empty is the default.
@@ -177,9 +177,9 @@ class PodEngine:
         """
         _, runtime = self.runtime(pod.runtime)
         bundle = self._paths.pod(pod.id) / "bundle"
-        spec = self._composer.pause(pod, pins)
 
         def write_bundle() -> None:
+            spec = self._composer.pause(pod, pins)  # may read and compile a profile
             files.make_private_dir(bundle, mode=0o700)
             files.write_atomic(bundle / "config.json", spec, mode=0o600, durable=False)
 
@@ -235,15 +235,16 @@ class PodEngine:
                     process.close()
         finally:
             self._watched.discard(pod.id)
-        await self.note_stopped(pod.id)
+        if await self.note_stopped(pod.id):
+            self._on_stopped(pod)
 
-    async def note_stopped(self, pod_id: str) -> None:
-        """Record that a ready pod is ready no more."""
+    async def note_stopped(self, pod_id: str) -> bool:
+        """Record that a ready pod is ready no more; False when it was not ready before."""
         pod = self._store.pods.get(pod_id)
         if pod is not None and pod.state is PodState.READY:
-            stopped = msgspec.structs.replace(pod, state=PodState.NOT_READY)
-            await self._store.note(stopped)
-            self._on_change(stopped)
+            await self._store.note(msgspec.structs.replace(pod, state=PodState.NOT_READY))
+            return True
+        return False
 
     # Teardown.
 

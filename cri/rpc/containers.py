@@ -14,7 +14,6 @@ from cri.convert_container import (
 )
 from cri.convert_pod import pod_config
 from cri.convert_shared import resources
-from cri.rpc.later import later
 from cri.rpc.limits import check_container
 from cri.rpc.lists import ListCache, has_labels, id_prefix
 from cri.rpc.pods import info_json
@@ -83,27 +82,28 @@ class ContainerCalls:
 
     async def list_containers(self, request: pb.ListContainersRequest) -> bytes:
         """Containers that pass the filter, newest first."""
-        wanted = request.filter
+        return self._items.join(self._chosen(request.filter), len(self._containers.list()))
+
+    async def stream_containers(self, request: pb.StreamContainersRequest) -> AsyncIterator[bytes]:
+        """The same in several messages."""
+        chosen = self._chosen(request.filter)
+        for message in self._items.stream(chosen, len(self._containers.list())):
+            yield message
+
+    def _chosen(self, wanted: pb.ContainerFilter) -> list[Container]:
         prefix = id_prefix(wanted.id, "filter.id")
         pod_prefix = id_prefix(wanted.pod_sandbox_id, "filter.pod_sandbox_id")
         by_state = wanted.HasField("state")
-        containers = self._containers.list()
         found = [
             container
-            for container in containers
+            for container in self._containers.list()
             if container.id.startswith(prefix)
             and container.pod_id.startswith(pod_prefix)
             and (not by_state or container_state(container) == wanted.state.state)
             and has_labels(container.config.labels, wanted.label_selector)
         ]
         found.sort(key=lambda container: (-container.created_at_ns, container.id))
-        return self._items.join(found, len(containers))
-
-    def stream_containers(
-        self, request: pb.StreamContainersRequest
-    ) -> AsyncIterator[pb.StreamContainersResponse]:
-        """Not in this version; clients fall back to the list."""
-        later("StreamContainers")
+        return found
 
     async def update_container_resources(
         self, request: pb.UpdateContainerResourcesRequest

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from cri import validate
 from cri.convert_image import credential, filesystem_usage, image_message, image_reference
-from cri.rpc.later import later
 from cri.rpc.lists import ListCache
 from cri.rpc.pods import info_json
 from protos import api_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from cri.rpc.ports import Images
     from imageservice.service import Image
@@ -27,16 +26,19 @@ class ImageCalls:
 
     async def list_images(self, request: pb.ListImagesRequest) -> bytes:
         """All images, or those that the filter names."""
-        wanted = validate.text(request.filter.image.image, "filter.image.image")
-        found = self._images.list(wanted)
-        total = len(found) if not wanted else len(self._images.list())
+        found, total = self._chosen(request.filter)
         return self._items.join(found, total)
 
-    def stream_images(
-        self, request: pb.StreamImagesRequest
-    ) -> AsyncIterator[pb.StreamImagesResponse]:
-        """Not in this version; clients fall back to the list."""
-        later("StreamImages")
+    async def stream_images(self, request: pb.StreamImagesRequest) -> AsyncIterator[bytes]:
+        """The same in several messages."""
+        found, total = self._chosen(request.filter)
+        for message in self._items.stream(found, total):
+            yield message
+
+    def _chosen(self, wanted: pb.ImageFilter) -> tuple[Sequence[Image], int]:
+        name = validate.text(wanted.image.image, "filter.image.image")
+        found = self._images.list(name)
+        return found, len(found) if not name else len(self._images.list())
 
     async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         """An image, or an empty answer when there is none of that name."""

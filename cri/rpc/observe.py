@@ -1,74 +1,156 @@
-"""Statistics, metrics and events: none in this version; each call says so."""
+"""Statistics, metrics and events.
+
+Lists of usage are measured anew for each call, so nothing of them is kept; what is large is turned
+into bytes in a thread, for the event loop has other callers.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from cri.rpc.later import later
+from cri import validate
+from cri.convert_stats import (
+    container_stats,
+    event_message,
+    metric_descriptors,
+    pod_metrics,
+    pod_stats,
+)
+from cri.rpc.lists import chunks, entry, has_labels, id_prefix
+from protos import api_pb2 as pb
+from sandbox.errors import PodNotReady
+from sandbox.states import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from protos import api_pb2 as pb
+    from google.protobuf.message import Message
+
+    from cri.events import ContainerEvent
+    from cri.rpc.ports import Containers, EventSource, Pods, Usages
+    from sandbox.model import Container, PodSandbox
+
+V = TypeVar("V")
+
+#: Exited containers use nothing, and there may be very many.
+_WITH_PROCESSES: Final = (ContainerState.CREATED, ContainerState.RUNNING)
 
 
 class ObserveCalls:
     """The methods that tell how pods and containers are doing."""
 
+    def __init__(
+        self, pods: Pods, containers: Containers, usages: Usages, events: EventSource
+    ) -> None:
+        self._pods = pods
+        self._containers = containers
+        self._usages = usages
+        self._events = events
+        self._descriptors = metric_descriptors()
+        self._last: tuple[ContainerEvent, pb.ContainerEventResponse] | None = None
+
     async def container_stats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
-        """Not in this version."""
-        later("ContainerStats")
+        """Usage of one container; of one that has exited, what it left on disk."""
+        container = self._containers.status(
+            validate.object_id(request.container_id, "container_id")
+        )
+        [usage] = await self._usages.containers([container])
+        return pb.ContainerStatsResponse(stats=container_stats(usage))
 
-    async def list_container_stats(
-        self, request: pb.ListContainerStatsRequest
-    ) -> pb.ListContainerStatsResponse:
-        """Not in this version."""
-        later("ListContainerStats")
+    async def list_container_stats(self, request: pb.ListContainerStatsRequest) -> bytes:
+        """Usage of the containers that have processes and pass the filter."""
+        return b"".join(await self._container_entries(request.filter))
 
-    def stream_container_stats(
+    async def stream_container_stats(
         self, request: pb.StreamContainerStatsRequest
-    ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
-        """Not in this version."""
-        later("StreamContainerStats")
+    ) -> AsyncIterator[bytes]:
+        """The same in several messages."""
+        for message in chunks(await self._container_entries(request.filter)):
+            yield message
 
     async def pod_sandbox_stats(
         self, request: pb.PodSandboxStatsRequest
     ) -> pb.PodSandboxStatsResponse:
-        """Not in this version."""
-        later("PodSandboxStats")
+        """Usage of one pod; PodNotReady when it was stopped, for it has none then."""
+        pod = self._pods.status(validate.object_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        usages = await self._usages.pods([pod])
+        if not usages:
+            raise PodNotReady("pod sandbox is not ready, it uses nothing", pod=pod.id)
+        return pb.PodSandboxStatsResponse(stats=pod_stats(usages[0]))
 
-    async def list_pod_sandbox_stats(
-        self, request: pb.ListPodSandboxStatsRequest
-    ) -> pb.ListPodSandboxStatsResponse:
-        """Not in this version."""
-        later("ListPodSandboxStats")
+    async def list_pod_sandbox_stats(self, request: pb.ListPodSandboxStatsRequest) -> bytes:
+        """Usage of the ready pods that pass the filter."""
+        return b"".join(await self._pod_entries(request.filter))
 
-    def stream_pod_sandbox_stats(
+    async def stream_pod_sandbox_stats(
         self, request: pb.StreamPodSandboxStatsRequest
-    ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
-        """Not in this version."""
-        later("StreamPodSandboxStats")
+    ) -> AsyncIterator[bytes]:
+        """The same in several messages."""
+        for message in chunks(await self._pod_entries(request.filter)):
+            yield message
 
     async def list_metric_descriptors(
         self, request: pb.ListMetricDescriptorsRequest
     ) -> pb.ListMetricDescriptorsResponse:
-        """Not in this version."""
-        later("ListMetricDescriptors")
+        """Which metrics there are."""
+        return self._descriptors
 
-    async def list_pod_sandbox_metrics(
-        self, request: pb.ListPodSandboxMetricsRequest
-    ) -> pb.ListPodSandboxMetricsResponse:
-        """Not in this version."""
-        later("ListPodSandboxMetrics")
+    async def list_pod_sandbox_metrics(self, request: pb.ListPodSandboxMetricsRequest) -> bytes:
+        """All metrics of all ready pods."""
+        return b"".join(await _entries(await self._usages.scrape(), pod_metrics))
 
-    def stream_pod_sandbox_metrics(
+    async def stream_pod_sandbox_metrics(
         self, request: pb.StreamPodSandboxMetricsRequest
-    ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
-        """Not in this version."""
-        later("StreamPodSandboxMetrics")
+    ) -> AsyncIterator[bytes]:
+        """The same in several messages."""
+        for message in chunks(await _entries(await self._usages.scrape(), pod_metrics)):
+            yield message
 
-    def get_container_events(
+    async def get_container_events(
         self, request: pb.GetEventsRequest
     ) -> AsyncIterator[pb.ContainerEventResponse]:
-        """Not in this version; the kubelet goes on listing."""
-        later("GetContainerEvents")
+        """Events from now on, until the client goes away or the daemon stops."""
+        with self._events.subscribe() as events:
+            async for event in events:
+                yield self._message(event)
+
+    def _message(self, event: ContainerEvent) -> pb.ContainerEventResponse:
+        """Converted once for all subscribers: they come to an event one after the other."""
+        if self._last is None or self._last[0] is not event:
+            self._last = (event, event_message(event))
+        return self._last[1]
+
+    # Filters.
+
+    async def _container_entries(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
+        prefix = id_prefix(wanted.id, "filter.id")
+        pod_prefix = id_prefix(wanted.pod_sandbox_id, "filter.pod_sandbox_id")
+        chosen: list[Container] = [
+            container
+            for container in self._containers.list()
+            if container.state in _WITH_PROCESSES
+            and container.id.startswith(prefix)
+            and container.pod_id.startswith(pod_prefix)
+            and has_labels(container.config.labels, wanted.label_selector)
+        ]
+        usages = await self._usages.containers(chosen)
+        return await _entries([u for u in usages if u.sample is not None], container_stats)
+
+    async def _pod_entries(self, wanted: pb.PodSandboxStatsFilter) -> list[bytes]:
+        prefix = id_prefix(wanted.id, "filter.id")
+        chosen: list[PodSandbox] = [
+            pod
+            for pod in self._pods.list()
+            if pod.id.startswith(prefix) and has_labels(pod.config.labels, wanted.label_selector)
+        ]
+        return await _entries(await self._usages.pods(chosen), pod_stats)
+
+
+async def _entries(values: Sequence[V], encode: Callable[[V], Message]) -> list[bytes]:
+    """Each value as an entry of the response, made in a thread."""
+
+    def work(values: Iterable[V]) -> list[bytes]:
+        return [entry(encode(value)) for value in values]
+
+    return await asyncio.to_thread(work, values)

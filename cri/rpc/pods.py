@@ -83,25 +83,28 @@ class PodCalls:
 
     async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
         """Pods that pass the filter, newest first."""
-        wanted = request.filter
+        return self._items.join(self._chosen(request.filter), len(self._pods.list()))
+
+    async def stream_pod_sandboxes(
+        self, request: pb.StreamPodSandboxesRequest
+    ) -> AsyncIterator[bytes]:
+        """The same in several messages."""
+        chosen = self._chosen(request.filter)
+        for message in self._items.stream(chosen, len(self._pods.list())):
+            yield message
+
+    def _chosen(self, wanted: pb.PodSandboxFilter) -> list[PodSandbox]:
         prefix = id_prefix(wanted.id, "filter.id")
         by_state = wanted.HasField("state")
-        pods = self._pods.list()
         found = [
             pod
-            for pod in pods
+            for pod in self._pods.list()
             if pod.id.startswith(prefix)
             and (not by_state or pod_state(pod) == wanted.state.state)
             and has_labels(pod.config.labels, wanted.label_selector)
         ]
         found.sort(key=lambda pod: (-pod.created_at_ns, pod.id))
-        return self._items.join(found, len(pods))
-
-    def stream_pod_sandboxes(
-        self, request: pb.StreamPodSandboxesRequest
-    ) -> AsyncIterator[pb.StreamPodSandboxesResponse]:
-        """Not in this version; clients fall back to the list."""
-        later("StreamPodSandboxes")
+        return found
 
     async def update_pod_sandbox_resources(
         self, request: pb.UpdatePodSandboxResourcesRequest

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from cri.events import Subscription
     from cri.node_facts import NodeFacts
+    from cri.usage import ContainerUsage, PodScrape, PodUsage
     from imageservice.credentials import Credential
     from imageservice.service import FsInfo, Image, Progress
     from sandbox.model import (
@@ -150,6 +152,30 @@ class Images(Protocol):
 
     async def fs_info(self) -> FsInfo:
         """What images and containers take on disk."""
+        ...
+
+
+class Usages(Protocol):
+    """What pods and containers use."""
+
+    async def containers(self, chosen: Collection[Container]) -> Sequence[ContainerUsage]:
+        """One for each, in their order; of an exited container what it left on disk."""
+        ...
+
+    async def pods(self, chosen: Collection[PodSandbox]) -> Sequence[PodUsage]:
+        """One for each that is ready, in their order."""
+        ...
+
+    async def scrape(self) -> Sequence[PodScrape]:
+        """All metrics of all ready pods."""
+        ...
+
+
+class EventSource(Protocol):
+    """What happens to pods and containers."""
+
+    def subscribe(self) -> Subscription:
+        """Everything that happens from when the result is entered as a context."""
         ...
 
 

@@ -7,6 +7,7 @@ forgotten; a test compares the annotations of every method with the contract's t
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.internal import api_implementation
@@ -26,11 +27,11 @@ from protos import api_pb2 as pb
 from sandbox.host.errors import InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from google.protobuf.descriptor import MethodDescriptor
 
-    from cri.rpc.ports import Containers, Images, Node, Pods
+    from cri.rpc.ports import Containers, EventSource, Images, Node, Pods, Usages
     from sandbox.host.clock import Clock
 
 #: Asked for every second or on every probe by kubelets and their tools.
@@ -68,6 +69,8 @@ def build_methods(
     containers: Containers,
     images: Images,
     node: Node,
+    usages: Usages,
+    events: EventSource,
     clock: Clock,
     version: str,
 ) -> tuple[Method, ...]:
@@ -85,7 +88,7 @@ def build_methods(
         PodCalls(pods, containers, clock),
         ContainerCalls(containers),
         SessionCalls(containers),
-        ObserveCalls(),
+        ObserveCalls(pods, containers, usages, events),
         CheckpointCalls(),
         NodeCalls(node, version),
     )
@@ -142,14 +145,16 @@ def _opener(
 def _opener_of_stream(
     name: str,
     request_class: type[Message],
-    handler: Callable[[Message], AsyncIterator[Message]],
+    handler: Callable[[Message], AsyncGenerator[Message | bytes, None]],
 ) -> Callable[[bytes], UnaryCall | StreamCall]:
     def open_call(data: bytes) -> StreamCall:
         request = parse(request_class, data, name)
 
         async def answers() -> AsyncGenerator[bytes, None]:
-            async for response in handler(request):
-                yield response.SerializeToString()
+            # Closed with us and not by the garbage collector: a subscription ends with its client.
+            async with aclosing(handler(request)) as responses:
+                async for response in responses:
+                    yield response if isinstance(response, bytes) else response.SerializeToString()
 
         return StreamCall(subject(request), answers)
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cri.events import Events
 from cri.node_facts import Condition, Handler, NodeFacts
+from cri.usage import ContainerUsage, PodUsage
 from sandbox.host.errors import NotFound
 from sandbox.model import Container, PodSandbox
 from sandbox.states import ContainerState, PodState
+from tests.fakes.clock import FakeClock
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,49 @@ class FakeImages(Recording):
 
     async def fs_info(self):
         raise NotImplementedError
+
+
+class FakeUsages:
+    """Usage by id of the object; what is not in `samples` has none."""
+
+    def __init__(self):
+        self.samples = {}
+        self.layers = {}
+        self.scrapes = []
+
+    async def containers(self, chosen):
+        return [
+            ContainerUsage(c, self.samples.get(c.id), self.layers.get(c.id), "/layers")
+            for c in chosen
+        ]
+
+    async def pods(self, chosen):
+        return [
+            PodUsage(p, self.samples.get(p.id), ()) for p in chosen if p.state is PodState.READY
+        ]
+
+    async def scrape(self):
+        return self.scrapes
+
+
+class FakeEvents:
+    """The real broker over objects that a test puts here."""
+
+    def __init__(self, queue_limit=4096):
+        self.pods = {}
+        self.containers = {}
+        self.dropped = 0
+        self.clock = FakeClock()
+        self.broker = Events(self, clock=self.clock, observer=self, queue_limit=queue_limit)
+
+    def containers_of(self, pod_id):
+        return [c for c in self.containers.values() if c.pod_id == pod_id]
+
+    def events_dropped(self, count):
+        self.dropped += count
+
+    def subscribe(self):
+        return self.broker.subscribe()
 
 
 class FakeNode:

@@ -12,7 +12,14 @@ from cri.rpc.progress import SERVICE
 from cri.rpc.service import LARGER, QUIET, build_methods, python_name
 from protos import api_pb2 as pb
 from sandbox.host.clock import SystemClock
-from tests.fakes.daemon import FakeContainers, FakeImages, FakeNode, FakePods
+from tests.fakes.daemon import (
+    FakeContainers,
+    FakeEvents,
+    FakeImages,
+    FakeNode,
+    FakePods,
+    FakeUsages,
+)
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden/cri-v1-0.37.json").read_text())
 CLASSES = (
@@ -33,6 +40,8 @@ def answered():
         containers=FakeContainers(),
         images=FakeImages(),
         node=FakeNode(),
+        usages=FakeUsages(),
+        events=FakeEvents(),
         clock=SystemClock(),
         version="0",
     )
@@ -57,10 +66,11 @@ def test_handlers_take_and_give_what_the_contract_says(
     returned = hints.pop("return")
     streams = response_type.startswith("stream ")
     response = getattr(pb, response_type.removeprefix("stream "))
-    if returned is bytes:
+    if returned in (bytes, AsyncIterator[bytes]):
         # Joined by hand: the response must have one repeated field, number 1, and nothing else.
         [field] = response.DESCRIPTOR.fields
         assert (field.number, field.is_repeated) == (1, True)
+        assert streams == (returned is not bytes)
     else:
         assert returned == (AsyncIterator[response] if streams else response)
     assert list(hints.values()) == [getattr(pb, request_type)]

@@ -17,10 +17,12 @@ from sandbox.host.errors import NotFound
 from sandbox.model import PodConfig, PodMetadata
 from tests.fakes.daemon import (
     FakeContainers,
+    FakeEvents,
     FakeImage,
     FakeImages,
     FakeNode,
     FakePods,
+    FakeUsages,
     RecordingObserver,
 )
 
@@ -70,6 +72,8 @@ class Served:
             containers=self.containers,
             images=self.images,
             node=self.node,
+            usages=FakeUsages(),
+            events=FakeEvents(),
             clock=SystemClock(),
             version="1.2.3",
         )

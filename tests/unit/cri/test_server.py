@@ -18,9 +18,11 @@ from sandbox.host.errors import FailedPrecondition, Internal, InvalidArgument, N
 from tests.fakes.daemon import (
     ExecOutput,
     FakeContainers,
+    FakeEvents,
     FakeImages,
     FakeNode,
     FakePods,
+    FakeUsages,
     RecordingObserver,
 )
 
@@ -45,6 +47,8 @@ class Daemon:
             containers=self.containers,
             images=self.images,
             node=self.node,
+            usages=FakeUsages(),
+            events=FakeEvents(),
             clock=SystemClock(),
             version="1.2.3",
         )
@@ -244,12 +248,8 @@ async def test_a_client_that_gives_up_is_counted_and_others_go_on(daemon):
 
 async def test_every_later_method_says_its_own_name(daemon):
     later = {
-        "Exec", "Attach", "PortForward", "ContainerStats", "ListContainerStats",
-        "StreamContainerStats", "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
-        "UpdateRuntimeConfig", "CheckpointContainer", "CheckpointPod", "RestorePod",
-        "GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics",
-        "StreamPodSandboxMetrics", "UpdatePodSandboxResources", "StreamPodSandboxes",
-        "StreamContainers", "StreamImages",
+        "Exec", "Attach", "PortForward", "UpdateRuntimeConfig", "CheckpointContainer",
+        "CheckpointPod", "RestorePod", "UpdatePodSandboxResources",
     }  # fmt: skip
     async with daemon.serving() as channel:
         for service in pb.DESCRIPTOR.services_by_name.values():

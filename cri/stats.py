@@ -1,0 +1,277 @@
+"""Joins what exists (pods, containers) with what was measured (groups, networks, layers).
+
+Who is looked at: containers that have a process, and ready pods. A pod's numbers are those of the
+control group above its containers, which is the pod's own with every kubelet; where several pods
+share a parent, or it is the root, that group says nothing of the pod, and its containers' numbers
+are added up instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cri.usage import ContainerUsage, PodScrape, PodUsage
+from metrics.descriptors import Filesystem, Limits, Measured
+from metrics.disk_usage import LayerMeter
+from metrics.network_stats import NetworkPlace
+from metrics.sampler import Sampler, Target
+from metrics.sums import add_up
+from sandbox.cgroups import real_path
+from sandbox.host.errors import PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.host.mounts import mount_of
+from sandbox.model import LinuxResources, NamespaceMode
+from sandbox.states import ContainerState, PodState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from metrics.disk_usage import LayerUsage
+    from metrics.sampler import Sample
+    from metrics.settings import SamplerSettings
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.clock import Clock
+    from sandbox.model import Container, PodSandbox
+    from sandbox.paths import Paths
+    from sandbox.store import StateStore
+
+_BLOCK_DEVICES: Final = Path("/sys/dev/block")
+_ALIVE: Final = (ContainerState.CREATED, ContainerState.RUNNING)
+_DEFAULTS: Final = Limits()
+
+_log = get_logger("stats")
+
+
+class Stats:
+    """Answers for usage; see the module text."""
+
+    def __init__(
+        self,
+        settings: SamplerSettings,
+        *,
+        store: StateStore,
+        cgroups: Cgroups,
+        paths: Paths,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._cgroups = cgroups
+        self._sampler = Sampler(cgroups.layout, settings, clock=clock)
+        self._layers = LayerMeter(clock=clock, max_age_s=settings.layer_age_s)
+        self._paths = paths
+        self._mountpoint = str(paths.layers)
+        self._device: str | None = None
+
+    async def run(self) -> None:
+        """Measure in the background, until cancelled or closed."""
+        await self._sampler.run(self._targets)
+
+    def close(self) -> None:
+        """End the threads. Idempotent."""
+        self._sampler.close()
+        self._layers.close()
+
+    def _targets(self) -> list[Target]:
+        """Everything that is to be sampled in the background; also forgets layers that are gone."""
+        self._layers.keep(set(self._store.containers))
+        return [
+            *(_target(c) for c in self._store.containers.values() if _alive(c)),
+            *self._pod_targets(p for p in self._store.pods.values() if _ready(p)),
+        ]
+
+    async def containers(self, chosen: Collection[Container]) -> list[ContainerUsage]:
+        """Usage of each of the containers, in their order; exited ones have their layer only."""
+        samples, layers = await asyncio.gather(
+            self._sampler.sample([_target(c) for c in chosen if _alive(c)]),
+            self._read_layers(chosen),
+        )
+        return self._usages(chosen, samples, layers)
+
+    async def pods(self, chosen: Collection[PodSandbox]) -> list[PodUsage]:
+        """Usage of each of the pods that are ready, with their containers."""
+        ready = [pod for pod in chosen if _ready(pod)]
+        inside = {pod.id: self._inside(pod) for pod in ready}
+        everyone = [container for group in inside.values() for container in group]
+        pod_targets = self._pod_targets(ready)
+        samples, layers = await asyncio.gather(
+            self._sampler.sample([*pod_targets, *map(_target, everyone)]),
+            self._read_layers(everyone),
+        )
+        shared = {target.id for target in pod_targets if not target.cgroup}
+        found = []
+        for pod in ready:
+            usages = self._usages(inside[pod.id], samples, layers)
+            sample = samples.get(pod.id)
+            if pod.id in shared:
+                sample = _added_up(sample, usages)
+            found.append(PodUsage(pod, sample, tuple(usages)))
+        return found
+
+    async def scrape(self) -> list[PodScrape]:
+        """All metrics of all ready pods."""
+        ready = [pod for pod in self._store.pods.values() if _ready(pod)]
+        inside = {pod.id: self._inside(pod) for pod in ready}
+        everyone = [container for group in inside.values() for container in group]
+        networks, samples, layers, facts = await asyncio.gather(
+            self._sampler.sample(self._pod_targets(ready)),
+            self._sampler.sample([_target(c) for c in everyone], detail=True),
+            self._read_layers(everyone),
+            asyncio.to_thread(self._machine),
+        )
+        filesystem, devices = facts
+
+        def measured(container: Container) -> Measured | None:
+            sample = samples.get(container.id)
+            if sample is None or sample.detail is None:
+                return None
+            return Measured(
+                sample=sample,
+                started_at_ns=container.started_at_ns or container.created_at_ns,
+                limits=_limits(container),
+                layer=layers.get(container.id),
+                filesystem=filesystem,
+                devices=devices,
+                cgroup=real_path(container.cgroup_path),
+            )
+
+        return [
+            PodScrape(
+                pod=pod,
+                cgroup=self._parent(pod),
+                sample=networks.get(pod.id),
+                containers=tuple(
+                    (container, found)
+                    for container in inside[pod.id]
+                    if (found := measured(container)) is not None
+                ),
+            )
+            for pod in ready
+        ]
+
+    # Inside.
+
+    def _inside(self, pod: PodSandbox) -> list[Container]:
+        return [c for c in self._store.containers_of(pod.id) if _alive(c)]
+
+    def _parent(self, pod: PodSandbox) -> str:
+        return self._cgroups.parent_path(pod.config.cgroup_parent, pod.id)
+
+    def _pod_targets(self, pods: Iterable[PodSandbox]) -> list[Target]:
+        """A pod whose parent is not its own is sampled for its network only: cgroup is empty."""
+        owners = Counter(self._parent(p) for p in self._store.pods.values() if _ready(p))
+        targets = []
+        for pod in pods:
+            parent = self._parent(pod)
+            own = parent != "/" and owners[parent] <= 1
+            targets.append(
+                Target(
+                    id=pod.id,
+                    cgroup=parent if own else "",
+                    network=_network_place(pod),
+                    members=False,
+                )
+            )
+        return targets
+
+    async def _read_layers(self, containers: Iterable[Container]) -> dict[str, LayerUsage]:
+        return await self._layers.read(
+            {c.id: self._paths.layer(c.id) / "upper" for c in containers}
+        )
+
+    def _usages(
+        self,
+        containers: Iterable[Container],
+        samples: Mapping[str, Sample],
+        layers: Mapping[str, LayerUsage],
+    ) -> list[ContainerUsage]:
+        return [
+            ContainerUsage(c, samples.get(c.id), layers.get(c.id), self._mountpoint)
+            for c in containers
+        ]
+
+    def _machine(self) -> tuple[Filesystem | None, dict[tuple[int, int], str]]:
+        """The file system of the layers and the names of block devices; blocking."""
+        return self._filesystem(), _device_names()
+
+    def _filesystem(self) -> Filesystem | None:
+        path = self._paths.layers
+        try:
+            if self._device is None:
+                self._device = mount_of(path).source
+            facts = os.statvfs(path)
+        except (OSError, PodwrightError) as error:
+            _log.warning("file system of layers not measured", path=str(path), error=error)
+            return None
+        return Filesystem(
+            device=self._device,
+            size_bytes=facts.f_blocks * facts.f_frsize,
+            inodes=facts.f_files,
+            inodes_free=facts.f_ffree,
+        )
+
+
+def _device_names(directory: Path = _BLOCK_DEVICES) -> dict[tuple[int, int], str]:
+    """Names such as /dev/sda by (major, minor)."""
+    found = {}
+    try:
+        entries = list(directory.iterdir())
+    except OSError:
+        return {}
+    for entry in entries:
+        major, _, minor = entry.name.partition(":")
+        if major.isdecimal() and minor.isdecimal():
+            with suppress(OSError):
+                found[int(major), int(minor)] = f"/dev/{entry.readlink().name}"
+    return found
+
+
+def _limits(container: Container) -> Limits:
+    asked = container.resources or LinuxResources()
+    return Limits(
+        cpu_period_usec=asked.cpu_period_usec or _DEFAULTS.cpu_period_usec,
+        cpu_quota_usec=max(0, asked.cpu_quota_usec),
+        cpu_shares=asked.cpu_shares or _DEFAULTS.cpu_shares,
+    )
+
+
+def _added_up(sample: Sample | None, usages: Sequence[ContainerUsage]) -> Sample | None:
+    """`sample`, which has the network only, with the sum of the containers'."""
+    parts = [usage.sample for usage in usages if usage.sample is not None]
+    if sample is None or not parts:
+        return sample
+    rates = [part.usage_nano_cores for part in parts]
+    known = [rate for rate in rates if rate is not None]
+    return msgspec.structs.replace(
+        sample,
+        stats=add_up([part.stats for part in parts]),
+        usage_nano_cores=sum(known) if len(known) == len(rates) else None,
+    )
+
+
+def _alive(container: Container) -> bool:
+    return container.state in _ALIVE and container.init is not None
+
+
+def _ready(pod: PodSandbox) -> bool:
+    return pod.state is PodState.READY
+
+
+def _target(container: Container) -> Target:
+    return Target(
+        id=container.id,
+        cgroup=real_path(container.cgroup_path),
+        first_pid=container.init.pid if container.init is not None else 0,
+    )
+
+
+def _network_place(pod: PodSandbox) -> NetworkPlace | None:
+    if pod.pause is None or pod.config.security.namespaces.network is NamespaceMode.NODE:
+        return None
+    return NetworkPlace(pod.pause.pid, pod.pause.start_ticks)
