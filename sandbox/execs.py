@@ -196,6 +196,10 @@ class Execs:
                 raise
         log = await asyncio.to_thread(_read_log, directory / "log")
         if has_error(log) or status < 0:
+            if not init.alive():  # it ended while the runtime was looking at it
+                raise ContainerNotRunning(
+                    "container is not running", container=request.container_id
+                )
             raise self._failure(request, argv, status, runtime_message(log))
         return ExecResult(bytes(stdout.data), bytes(stderr.data), status, budget.exceeded)
 

@@ -230,7 +230,7 @@ class StateStore:
 
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod and free its name; the last step of its removal."""
-        await self._database.write(lambda db: db.execute(_DELETE["pods"], (pod_id,)))
+        await self._database.write(lambda db: db.execute(_DELETE["pods"], (pod_id,)), cleanup=True)
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
         if pod is not None:
@@ -238,7 +238,9 @@ class StateStore:
 
     async def delete_container(self, container_id: str) -> None:
         """Forget a container and free its name; the last step of its removal."""
-        await self._database.write(lambda db: db.execute(_DELETE["containers"], (container_id,)))
+        await self._database.write(
+            lambda db: db.execute(_DELETE["containers"], (container_id,)), cleanup=True
+        )
         container = self._containers.pop(container_id, None)
         self._unwritten.pop(container_id, None)
         if container is not None:
@@ -288,7 +290,8 @@ class StateStore:
             for statement, document, object_id in rows:
                 db.execute(statement, (document, object_id))
 
-        await self._database.write(work)
+        # A change of what exists may use the space that is kept for cleaning up.
+        await self._database.write(work, cleanup=True)
 
     async def _load(self) -> None:
         bad: list[_BadRow] = []
