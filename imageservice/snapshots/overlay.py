@@ -203,9 +203,12 @@ class OverlaySnapshotter:
 
     def _mount(self, lower: Sequence[Path], writable: tuple[str, ...]) -> Mount:
         """`lower` is lowest first; overlayfs wants the topmost first."""
-        directories = [*reversed(lower)] or [self.layers_dir / _EMPTY]
+        empty = self.layers_dir / _EMPTY
+        if not lower and not writable:
+            return Mount("bind", str(empty), Path(), ("bind", "ro"))
+        directories = [*reversed(lower)] or [empty]
         if not writable and len(directories) == 1:
-            directories.append(self.layers_dir / _EMPTY)  # without an upper it wants two
+            directories.append(empty)  # without an upper directory overlayfs wants two
         options = (f"lowerdir={':'.join(map(str, directories))}", *writable)
         kept = self._options if writable else tuple(o for o in self._options if o != "volatile")
         mode = () if writable else ("ro",)
