@@ -20,20 +20,18 @@ exit code by its log, since it may end with any code.
 from __future__ import annotations
 
 import asyncio
-import secrets
-import shlex
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sandbox.errors import ContainerNotRunning, ExecTimeout, RuntimeFailed, RuntimeMissing
+from sandbox.errors import ContainerNotRunning, ExecTimeout, RuntimeMissing
 from sandbox.host import files
 from sandbox.host.errors import NotFound, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.running import EXEC_PREFIX, REAP_S, Running, new_directory, write_process
 from sandbox.runtime import proctree
-from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
 from sandbox.runtime.crun import read_pid_file
 from sandbox.runtime.pipes import Budget, Captured, drain, make_pipe
 
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
     from sandbox.host.files import Fd
-    from sandbox.host.processes import ProcessRunner, Spawned
+    from sandbox.host.processes import ProcessRunner
     from sandbox.model import ProcessRef
     from sandbox.runtime.driver import OciRuntime, RuntimeObserver
     from sandbox.settings import SandboxSettings
@@ -53,15 +51,6 @@ _log = get_logger("execs")
 #: Pauses between looks for the pid file of a command that goes on for longer (seconds).
 _PID_PAUSE_FIRST_S: Final = 0.05
 _PID_PAUSE_LAST_S: Final = 1.0
-
-#: Pause between two rounds of killing (seconds): a process may have forked in between.
-_KILL_PAUSE_S: Final = 0.01
-
-#: How long a runtime may take to end after its command was killed (seconds).
-_REAP_S: Final = 0.5
-
-#: Directories of execs in a container's run directory; a sweep may remove what has this prefix.
-EXEC_PREFIX: Final = "exec-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +124,11 @@ class Execs:
         init = Process.open(request.init.pid, request.init.start_ticks, request.init.boot_id)
         if init is None:
             raise ContainerNotRunning("container is not running", container=request.container_id)
-        directory = request.directory / f"{EXEC_PREFIX}{secrets.token_hex(8)}"
+        directory = new_directory(request.directory)
         ok = False
         try:
             with init:
-                await asyncio.to_thread(_write_process, directory, request.process_json)
+                await asyncio.to_thread(write_process, directory, request.process_json)
                 result = await self._run(request, directory, init)
             ok = True
         finally:
@@ -178,10 +167,19 @@ class Execs:
                         "the container's runtime is not installed",
                         path=str(request.runtime.handler.path),
                     ) from error
+            running = Running(
+                container_id=request.container_id,
+                runtime_name=request.runtime.handler.name,
+                cgroup_path=request.cgroup_path,
+                directory=directory,
+                argv=argv,
+                spawned=spawned,
+                cgroups=self._cgroups,
+                clock=self._clock,
+                timeouts=self._settings.timeouts,
+            )
             try:
-                status = await self._attend(
-                    request, spawned, init, directory / "pid", (out, stdout), (err, stderr)
-                )
+                status = await self._attend(request, running, init, (out, stdout), (err, stderr))
             except _Withheld:
                 spawned.kill_group(signal.SIGKILL)
                 await spawned.wait()
@@ -192,23 +190,18 @@ class Execs:
                     hint="redirect the output of what the command leaves running, or use crun",
                 ) from None
             except BaseException:
-                await self._end(request, spawned, directory / "pid")
+                await running.end()
                 raise
-        log = await asyncio.to_thread(_read_log, directory / "log")
-        if has_error(log) or status < 0:
-            if not init.alive():  # it ended while the runtime was looking at it
-                raise ContainerNotRunning(
-                    "container is not running", container=request.container_id
-                )
-            raise self._failure(request, argv, status, runtime_message(log))
+        failure = await running.failure(status, init)
+        if failure is not None:
+            raise failure
         return ExecResult(bytes(stdout.data), bytes(stderr.data), status, budget.exceeded)
 
     async def _attend(
         self,
         request: ExecRequest,
-        spawned: Spawned,
+        running: Running,
         init: Process,
-        pid_file: Path,
         *streams: tuple[Fd, Captured],
     ) -> int:
         """Read both streams and wait for the end; the runtime's exit status.
@@ -219,9 +212,9 @@ class Execs:
         """
         async with asyncio.TaskGroup() as group:
             readers = [group.create_task(self._read(pipe, sink)) for pipe, sink in streams]
-            guard = group.create_task(self._outlive(request, spawned, init))
-            ended = group.create_task(spawned.wait())
-            withheld = group.create_task(self._until_withheld(pid_file))
+            guard = group.create_task(running.outlive(init))
+            ended = group.create_task(running.spawned.wait())
+            withheld = group.create_task(self._until_withheld(running.pid_file))
             await asyncio.wait(
                 {ended, withheld},
                 timeout=request.timeout_s if request.timeout_s > 0 else None,
@@ -269,74 +262,6 @@ class Execs:
             # The command goes on and its exit code counts; what it writes from now on is lost.
             _log.warning("output of a command cannot be read", error=str(error))
 
-    async def _outlive(self, request: ExecRequest, spawned: Spawned, init: Process) -> None:
-        """See that the command ends with its container, also in a shared pid namespace."""
-        await init.wait()
-        await self._clock.sleep(self._settings.timeouts.exec_drain_s)
-        await self._cgroups.kill(request.cgroup_path)
-        await self._clock.sleep(self._settings.timeouts.exec_drain_s)
-        spawned.kill_group(signal.SIGKILL)
-
-    def _failure(
-        self, request: ExecRequest, argv: tuple[str, ...], status: int, message: str
-    ) -> PodwrightError:
-        name = request.runtime.handler.name
-        if status < 0 and not message:
-            return RuntimeFailed(
-                f"{name} exec was ended by signal {-status}", container=request.container_id
-            )
-        return failure(
-            "exec",
-            name,
-            request.container_id,
-            exit_status=status,
-            message=message,
-            replay=shlex.join(argv),
-        )
-
-    # Killing.
-
-    async def _end(self, request: ExecRequest, spawned: Spawned, pid_file: Path) -> None:
-        """Kill the command and what it started; the runtime that waits for it then ends too.
-
-        The runtime is killed only if it stays: as the parent it reaps the command, and a zombie
-        left to a lazy init would keep the container's pid namespace from ending.
-        """
-        deadline_ns = self._clock.monotonic_ns() + int(self._settings.timeouts.exec_kill_s * 1e9)
-        known: set[int] = set()
-        with suppress(PodwrightError):
-            while await self._kill_once(request, spawned, pid_file, known):
-                if self._clock.monotonic_ns() >= deadline_ns:
-                    cid = request.container_id
-                    _log.warning("command does not end after SIGKILL", container=cid)
-                    break
-                await self._clock.sleep(_KILL_PAUSE_S)
-        for wait_s in (_REAP_S, self._settings.timeouts.exec_kill_s):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await spawned.wait()
-            spawned.kill_group(signal.SIGKILL)
-
-    async def _kill_once(
-        self, request: ExecRequest, spawned: Spawned, pid_file: Path, known: set[int]
-    ) -> bool:
-        """Kill whoever is there now; whether anybody was. `known` keeps sessions seen before."""
-        inside = await self._cgroups.processes(request.cgroup_path)
-        everyone = await asyncio.to_thread(proctree.snapshot)
-        found: dict[int, proctree.ProcessInfo] = {}
-        if spawned.pidfd >= 0:
-            # Not reaped up to here, so the number was the runtime's when /proc was read.
-            found |= {info.pid: info for info in proctree.family(everyone, {spawned.pid})}
-        with suppress(PodwrightError):
-            known.add(await asyncio.to_thread(read_pid_file, pid_file))
-        # By number alone only inside the container: elsewhere it may be a stranger's by now.
-        members = [info for info in everyone if info.pid in inside]
-        found |= {info.pid: info for info in proctree.family(members, known)}
-        found.pop(spawned.pid, None)
-        known |= {info.session for info in found.values() if info.pid in inside}
-        proctree.kill(found.values())
-        return bool(found)
-
 
 class _Withheld(Exception):
     """The command has ended and the runtime has not."""
@@ -367,19 +292,7 @@ async def sweep_execs(directory: Path, cgroup_path: str, cgroups: Cgroups, clock
             members += proctree.family(candidates, {session})
         proctree.kill(info for info in members if info not in runtimes)
         if runtimes:
-            await clock.sleep(_REAP_S)
+            await clock.sleep(REAP_S)
             proctree.kill(runtimes)
         await asyncio.to_thread(files.remove_tree, exec_directory)
     return len(found)
-
-
-def _write_process(directory: Path, process_json: bytes) -> None:
-    files.make_private_dir(directory)
-    files.write_atomic(directory / "process.json", process_json, durable=False)
-
-
-def _read_log(path: Path) -> bytes:
-    try:
-        return files.read_limited(path, LOG_LIMIT_BYTES)
-    except NotFound:
-        return b""

@@ -1,0 +1,162 @@
+"""A command that an OCI runtime runs in a container, and the ways to end it.
+
+The runtime's own process waits for the command and ends with its status. What a command leaves on
+disk is one directory below the container's (`EXEC_PREFIX`), which recovery finds again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sandbox.errors import ContainerNotRunning, RuntimeFailed
+from sandbox.host import files
+from sandbox.host.errors import NotFound, PodwrightError
+from sandbox.host.journal import get_logger
+from sandbox.runtime import proctree
+from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
+from sandbox.runtime.crun import read_pid_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.clock import Clock
+    from sandbox.host.pidfd import Process
+    from sandbox.host.processes import Spawned
+    from sandbox.settings import SandboxTimeouts
+
+#: Directories of execs in a container's run directory; a sweep may remove what has this prefix.
+EXEC_PREFIX: Final = "exec-"
+
+#: Pause between two rounds of killing (seconds): a process may have forked in between.
+_KILL_PAUSE_S: Final = 0.01
+#: How long a runtime may take to end after its command was killed (seconds).
+REAP_S: Final = 0.5
+
+_log = get_logger("execs")
+
+
+def new_directory(container_directory: Path) -> Path:
+    """A name for the files of one more command."""
+    return container_directory / f"{EXEC_PREFIX}{secrets.token_hex(8)}"
+
+
+def write_process(directory: Path, process_json: bytes) -> None:
+    """Make the directory with the OCI `process` document in it. Blocking."""
+    files.make_private_dir(directory)
+    files.write_atomic(directory / "process.json", process_json, durable=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A command that was started.
+
+    Attributes:
+        container_id: ours.
+        runtime_name: the handler's, for messages.
+        cgroup_path: OCI cgroupsPath of the container.
+        directory: of this command.
+        argv: the runtime's, for messages.
+        spawned: the runtime's process.
+    """
+
+    container_id: str
+    runtime_name: str
+    cgroup_path: str
+    directory: Path
+    argv: tuple[str, ...]
+    spawned: Spawned
+    cgroups: Cgroups
+    clock: Clock
+    timeouts: SandboxTimeouts
+
+    @property
+    def pid_file(self) -> Path:
+        """Where the runtime writes the command's process number."""
+        return self.directory / "pid"
+
+    async def failure(self, status: int, init: Process) -> PodwrightError | None:
+        """Why the runtime could not run it; None when `status` is the command's own."""
+        log = await asyncio.to_thread(_read_log, self.directory / "log")
+        if not has_error(log) and status >= 0:
+            return None
+        if not init.alive():  # it ended while the runtime was looking at it
+            return ContainerNotRunning("container is not running", container=self.container_id)
+        message = runtime_message(log)
+        if status < 0 and not message:
+            return RuntimeFailed(
+                f"{self.runtime_name} exec was ended by signal {-status}",
+                container=self.container_id,
+            )
+        return failure(
+            "exec",
+            self.runtime_name,
+            self.container_id,
+            exit_status=status,
+            message=message,
+            replay=shlex.join(self.argv),
+        )
+
+    async def outlive(self, init: Process) -> None:
+        """See that the command ends with its container, also in a shared pid namespace."""
+        await init.wait()
+        await self.clock.sleep(self.timeouts.exec_drain_s)
+        await self.cgroups.kill(self.cgroup_path)
+        await self.clock.sleep(self.timeouts.exec_drain_s)
+        self.spawned.kill_group(signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill the command and what it started; the runtime that waits for it then ends too.
+
+        The runtime is killed only if it stays: as the parent it reaps the command, and a zombie
+        left to a lazy init would keep the container's pid namespace from ending.
+        """
+        deadline_ns = self.clock.monotonic_ns() + int(self.timeouts.exec_kill_s * 1e9)
+        known: set[int] = set()
+        with suppress(PodwrightError):
+            while await self._kill_once(known):
+                if self.clock.monotonic_ns() >= deadline_ns:
+                    cid = self.container_id
+                    _log.warning("command does not end after SIGKILL", container=cid)
+                    break
+                await self.clock.sleep(_KILL_PAUSE_S)
+        await self.end_runtime(REAP_S)
+
+    async def end_runtime(self, grace_s: float) -> None:
+        """Wait for the runtime's own process, and kill it where it stays."""
+        for wait_s in (grace_s, self.timeouts.exec_kill_s):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.spawned.wait()
+            self.spawned.kill_group(signal.SIGKILL)
+
+    async def _kill_once(self, known: set[int]) -> bool:
+        """Kill whoever is there now; whether anybody was. `known` keeps sessions seen before."""
+        inside = await self.cgroups.processes(self.cgroup_path)
+        everyone = await asyncio.to_thread(proctree.snapshot)
+        found: dict[int, proctree.ProcessInfo] = {}
+        if self.spawned.pidfd >= 0:
+            # Not reaped up to here, so the number was the runtime's when /proc was read.
+            found |= {info.pid: info for info in proctree.family(everyone, {self.spawned.pid})}
+        with suppress(PodwrightError):
+            known.add(await asyncio.to_thread(read_pid_file, self.pid_file))
+        # By number alone only inside the container: elsewhere it may be a stranger's by now.
+        members = [info for info in everyone if info.pid in inside]
+        found |= {info.pid: info for info in proctree.family(members, known)}
+        found.pop(self.spawned.pid, None)
+        known |= {info.session for info in found.values() if info.pid in inside}
+        proctree.kill(found.values())
+        return bool(found)
+
+
+def _read_log(path: Path) -> bytes:
+    try:
+        return files.read_limited(path, LOG_LIMIT_BYTES)
+    except NotFound:
+        return b""
