@@ -263,7 +263,7 @@ class ContainerLifecycle:
 
     async def kill_all_of(self, pod_id: str) -> None:
         """Kill every container of a pod; raises the first failure after all were tried."""
-        await self._each_of(pod_id, lambda c: self._engine.stop(c.id, 0))
+        await self._each_of(pod_id, self._kill_any)
 
     async def remove_all_of(self, pod_id: str) -> None:
         """Remove every container of a pod; raises the first failure after all were tried."""
@@ -271,12 +271,32 @@ class ContainerLifecycle:
             pod_id, lambda c: self._removing.join(c.id, lambda: self._remove_any(c.id))
         )
 
+    async def _kill_any(self, container: Container) -> None:
+        if container.state is ContainerState.CREATING:
+            await self._call_off(container)
+        else:
+            await self._engine.stop(container.id, 0)
+
     async def _remove_any(self, container_id: str) -> None:
         container = self._store.containers.get(container_id)
         if container is not None and container.state is ContainerState.CREATING:
-            await self._take_apart(container)
-        else:
+            await self._call_off(container)
+            container = self._store.containers.get(container_id)
+            if container is not None:
+                await self._take_apart(container)
+        elif container is not None:
             await self._remove(container_id)
+
+    async def _call_off(self, container: Container) -> None:
+        """End a creation that is in flight; its own undo has run when this returns."""
+        config = container.config
+        key = container_name_key(container.pod_id, config.name, config.attempt)
+        await self._creating.supersede(key)
+
+    async def close(self, grace_s: float) -> None:
+        """Let what is in flight end within the grace, then call it off and wait for its undo."""
+        for work in (self._creating, self._starting, self._removing):
+            await work.close(grace_s)
 
     # Commands, limits, logs.
 

@@ -293,7 +293,11 @@ class Daemon:
             clock=clock,
         )
         await server.start()
-        stack.push_async_callback(server.stop, config.get(table.STOP_GRACE))
+        grace_s = config.get(table.STOP_GRACE)
+        # In reverse: no new calls, then what detached work is left, while its engines still live.
+        stack.push_async_callback(containers.close, grace_s)
+        stack.push_async_callback(pods.close, grace_s)
+        stack.push_async_callback(server.stop, grace_s)
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
         _notify("READY=1")

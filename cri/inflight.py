@@ -72,6 +72,20 @@ class Inflight(Generic[T]):
             task.cancel()
             await asyncio.wait({task})
 
+    async def close(self, grace_s: float) -> None:
+        """Wait for everything in flight, at most for the grace; then call off and wait on.
+
+        An undo is never cut short: it ends, or the next start of the daemon repeats it.
+        """
+        tasks = set(self._tasks.values())
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
+
     async def _result(self, key: Hashable, task: asyncio.Task[_Outcome[T]]) -> T:
         # asyncio.wait, unlike awaiting the task, neither cancels it with us nor raises for it.
         await asyncio.wait({task})

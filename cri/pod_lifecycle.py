@@ -282,6 +282,11 @@ class PodLifecycle:
     def _stopper(self, pod_id: str) -> Callable[[], Awaitable[None]]:
         return lambda: self._stop(pod_id)
 
+    async def close(self, grace_s: float) -> None:
+        """Let what is in flight end within the grace, then call it off and wait for its undo."""
+        for work in (self._creating, self._ending):
+            await work.close(grace_s)
+
     # Network.
 
     def attachment(self, pod: PodSandbox) -> Attachment:

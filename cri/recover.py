@@ -71,6 +71,9 @@ class Recovery:
         boot = boot_id()
         living = {pod.id for pod in self.store.pods.values() if _lives(pod.pause)}
         living |= {c.id for c in self.store.containers.values() if _lives(c.init)}
+        held: set[str] = set()
+        for runtime in self.sweeper.runtimes.values():
+            held |= await runtime.containers()
         running = set()
         for container in self.store.containers.values():
             if container.state is ContainerState.CREATED and container.id in living:
@@ -78,7 +81,7 @@ class Recovery:
                 if state is not None and state.status is RuntimeStatus.RUNNING:
                     running.add(container.id)
         traces = await self.sweeper.traces() | await self.images.leases()
-        return Observed(boot_id=boot, living=living, running=running, traces=traces)
+        return Observed(boot_id=boot, living=living, running=running, traces=traces, held=held)
 
     async def _all(self, decisions: Iterable[Decision]) -> None:
         width = asyncio.Semaphore(WIDTH)
@@ -144,6 +147,8 @@ class Recovery:
                 )
                 await self.store.note(running)
                 self.container_engine.watch(running)
+            case Action.CLEAN_UP:
+                self.endings.begin_cleanup(container)
             case Action.MARK_LOST:
                 await self.endings.note_lost(container, decision.reason)
             case _:

@@ -117,7 +117,7 @@ class Endings:
         await self._store.note(done)
         for listener in self._listeners:
             listener(done)
-        self._begin_cleanup(done)
+        self.begin_cleanup(done)
 
     async def start_failed(self, container: Container, error: PodwrightError) -> None:
         """Record that the runtime could not start the program: EXITED with StartError."""
@@ -135,9 +135,10 @@ class Endings:
             await self._store.note(failed)
             for listener in self._listeners:
                 listener(failed)
-            self._begin_cleanup(failed)
+            self.begin_cleanup(failed)
 
-    def _begin_cleanup(self, container: Container) -> None:
+    def begin_cleanup(self, container: Container) -> None:
+        """Take away what a dead container holds, in the background."""
         if container.id not in self._cleanups:
             task = self._group.create_task(
                 self._cleanup_quietly(container), name=f"clean up {container.id[:12]}"

@@ -16,6 +16,7 @@ during recovery leaves a state that recovery takes again.
 | container CREATED, RUNNING | init lives                       | keep, watch                   |
 | container CREATED, RUNNING | init gone, same boot             | watch: the exit file tells    |
 | container CREATED, RUNNING | other boot                       | EXITED 255                    |
+| container EXITED           | the runtime still has it         | clean up what it holds        |
 | container REMOVING         | anything                         | finish removing it            |
 | no record                  | directory, pin, cgroup, lease    | sweep it                      |
 """
@@ -44,6 +45,7 @@ class Action(enum.Enum):
     WATCH = "watch"
     ADOPT_RUNNING = "adopt as running"
     MARK_LOST = "mark lost"
+    CLEAN_UP = "clean up"
     SWEEP = "sweep"
 
 
@@ -65,13 +67,15 @@ class Observed:
         boot_id: the kernel's boot id now.
         living: ids of pods and containers whose recorded first process lives.
         running: ids of containers whose runtime says running (asked for CREATED ones only).
-        traces: ids that name a directory, pin, exit file, cgroup or lease of ours.
+        traces: ids that name a directory, pin, exit file or lease of ours.
+        held: ids in the books of the OCI runtimes.
     """
 
     boot_id: str
     living: Collection[str]
     running: Collection[str]
     traces: Collection[str]
+    held: Collection[str] = ()
 
 
 def plan(
@@ -113,6 +117,8 @@ def _decide_container(container: Container, seen: Observed) -> Decision:
         return Decision("container", container.id, Action.UNDO, "its creation was interrupted")
     if state is ContainerState.REMOVING:
         return Decision("container", container.id, Action.FINISH, "its removal was interrupted")
+    if state is ContainerState.EXITED and container.id in seen.held:
+        return Decision("container", container.id, Action.CLEAN_UP, "its cleaning was interrupted")
     if state is ContainerState.EXITED:
         return Decision("container", container.id, Action.KEEP, "exited")
     if container.init is None or container.init.boot_id != seen.boot_id:

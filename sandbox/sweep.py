@@ -46,7 +46,7 @@ class Sweeper:
         syscalls: Syscalls,
     ) -> None:
         self._paths = paths
-        self._runtimes = runtimes
+        self.runtimes = runtimes
         self._namespaces = namespaces
         self._cgroups = cgroups
         self._leavings = leavings
@@ -59,7 +59,7 @@ class Sweeper:
         same parents. They are only looked up for an id that was found elsewhere.
         """
         found = await asyncio.to_thread(self._directory_traces)
-        for runtime in self._runtimes.values():
+        for runtime in self.runtimes.values():
             found |= {cid for cid in await runtime.containers() if _ID.fullmatch(cid)}
         return found
 
@@ -99,7 +99,7 @@ class Sweeper:
             await self._cgroups.remove(path)
 
     async def _sweep_runtimes(self, object_id: str) -> None:
-        for runtime in self._runtimes.values():
+        for runtime in self.runtimes.values():
             if object_id in await runtime.containers():
                 await runtime.delete(object_id, force=True)
 

@@ -83,3 +83,31 @@ async def test_superseded_work_has_undone_itself_before_supersede_returns():
         assert steps == ["undone"]
         with pytest.raises(Cancelled, match="superseded"):
             await caller
+
+
+async def test_closing_waits_for_work_and_calls_off_what_is_too_slow():
+    steps: list[str] = []
+
+    async def quick() -> None:
+        await asyncio.sleep(0)
+        steps.append("quick done")
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("endless undone")
+
+    async with asyncio.TaskGroup() as group:
+        inflight: Inflight[None] = Inflight(group, "create")
+        loop = asyncio.get_running_loop()
+        callers = [
+            loop.create_task(inflight.join(work.__name__, work)) for work in (quick, endless)
+        ]
+        await asyncio.sleep(0)
+        await inflight.close(0.01)
+        assert steps == ["quick done", "endless undone"]
+        outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert outcomes[0] is None
+    assert isinstance(outcomes[1], Cancelled)

@@ -95,3 +95,10 @@ def test_every_state_is_decided():
         assert len(plan([pod(pod_state)], [], seen())) == 1
     for container_state in ContainerState:
         assert len(plan([], [container(container_state)], seen())) == 1
+
+
+def test_a_dead_container_that_the_runtime_still_has_is_cleaned_up():
+    dead = container(ContainerState.EXITED)
+    observed = Observed(boot_id=BOOT, living=(), running=(), traces=(), held={"c1"})
+    (decision,) = plan([], [dead], observed)
+    assert decision.action is Action.CLEAN_UP
