@@ -7,14 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from imageservice.digest import Digest
 from imageservice.errors import ReferenceInvalid
+from imageservice.manifest import parse_config
 from imageservice.reference import parse_reference
+from sandbox.host.errors import Corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from imageservice.catalog import ImageRecord
+    from imageservice.content import ContentStore
     from imageservice.manifest import ImageConfig
+    from imageservice.snapshots.snapshotter import Snapshotter
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +70,18 @@ def _is_pinned(record: ImageRecord, pinned: Iterable[str]) -> bool:
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):
             return True
     return False
+
+
+async def read_whole(
+    record: ImageRecord, content: ContentStore, snapshots: Snapshotter
+) -> ImageConfig:
+    """The config of an image that is wholly on this node.
+
+    Raises:
+        Corrupt: a layer is missing, or the config is not what was written.
+        NotFound: the config is missing.
+    """
+    for diff_id in record.chain:
+        if not snapshots.has(diff_id):
+            raise Corrupt("image layer is missing", layer=diff_id)
+    return parse_config(await content.get(Digest.parse(record.id)))

@@ -27,9 +27,9 @@ from imageservice.content import ContentStore
 from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
 from imageservice.flights import Flights
-from imageservice.images import Image, image_of
+from imageservice.images import Image, image_of, read_whole
 from imageservice.layers import LayerPuller, Progress, PullObserver, SilentObserver, Stage
-from imageservice.manifest import Platform, parse_config
+from imageservice.manifest import Platform
 from imageservice.pull import Pulled, Puller
 from imageservice.reference import parse_reference
 from imageservice.snapshots.overlay import OverlaySnapshotter
@@ -121,13 +121,26 @@ class ImageService:
         await asyncio.to_thread(make_private_dir, root)
         await self._content.open()
         self._database = await self._open_database(root / "catalog.db")
-        self._catalog = Catalog(self._database)
+        try:
+            await self._open_on(self._database, group)
+        except BaseException:
+            await self._database.close()
+            raise
+
+    async def _open_on(self, database: Database, group: asyncio.TaskGroup) -> None:
+        self._catalog = Catalog(database)
         await self._catalog.load()
-        snapshots = OverlaySnapshotter(root, self._database, syscalls=self._syscalls)
+        snapshots = OverlaySnapshotter(
+            self._settings.root, database, syscalls=self._syscalls, clock=self._clock
+        )
         self._snapshots: Snapshotter = snapshots
         await snapshots.open()
         self._usage = UsageMeter(
-            root, self._containers_dir, snapshots, (snapshots.layers_dir,), clock=self._clock
+            self._settings.root,
+            self._containers_dir,
+            snapshots,
+            (snapshots.layers_dir,),
+            clock=self._clock,
         )
         layers = LayerPuller(
             self._source,
@@ -163,11 +176,8 @@ class ImageService:
         """Forget images that are not whole, then what nobody refers to."""
         broken: list[str] = []
         for record in self._catalog.images():
-            missing = [d for d in record.chain if not self._snapshots.has(d)]
             try:
-                if missing:
-                    raise Corrupt("image layer is missing", layer=missing[0])
-                config = parse_config(await self._content.get(Digest.parse(record.id)))
+                config = await read_whole(record, self._content, self._snapshots)
             except PodwrightError as error:
                 _log.warning("image is not whole and is forgotten", image=record.id, error=error)
                 broken.append(record.id)

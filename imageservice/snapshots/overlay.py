@@ -31,7 +31,9 @@ from imageservice.snapshots.snapshotter import LayerFacts, SnapshotUsage, Stagin
 from imageservice.snapshots.syncing import SyncGate
 from imageservice.snapshots.upper import Correction, LowerLayer, find_corrections, make_upper
 from imageservice.trees import count_tree
+from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import (
+    Busy,
     FailedPrecondition,
     NotFound,
     PodwrightError,
@@ -51,18 +53,24 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 _EMPTY: Final = "empty"
+#: A worker of a daemon that was killed may write for a moment longer.
+_CLEAN_TRIES: Final = 50
+_CLEAN_DELAY_S: Final = 0.1
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class OverlaySnapshotter:
     """See `Snapshotter`."""
 
-    def __init__(self, root: Path, database: Database, *, syscalls: Syscalls) -> None:
+    def __init__(
+        self, root: Path, database: Database, *, syscalls: Syscalls, clock: Clock | None = None
+    ) -> None:
         self._root = root
         self.layers_dir = root / "layers"
         self._staging_dir = root / "staging"
         self._ledger = Ledger(database)
         self._syscalls = syscalls
+        self._clock = clock or SystemClock()
         self._sync = SyncGate(self.layers_dir, syscalls)
         self._next = 0
         self._staged: set[Path] = set()
@@ -82,12 +90,13 @@ class OverlaySnapshotter:
                 path=str(self._root),
             )
         await asyncio.to_thread(self._make_directories)
+        await self._empty_staging()
         self._options = await asyncio.to_thread(
             probe_options, self._staging_dir / "probe", self._syscalls
         )
         await self._ledger.load()
         was_orderly = await self._ledger.mark_running(boot_id())
-        present = await asyncio.to_thread(self._clean)
+        present = await asyncio.to_thread(self._list_layers)
         await self._drop_broken(present, was_orderly=was_orderly)
         self._next = 1 + max((_number(name) for name in present), default=0)
 
@@ -272,11 +281,25 @@ class OverlaySnapshotter:
         make_private_dir(self._staging_dir)
         make_private_dir(self.layers_dir / _EMPTY, 0o755)
 
-    def _clean(self) -> set[str]:
-        """Empty `staging`, and say which directories are in `layers`."""
-        with map_os_errors("cannot read image directory", path=str(self._root)):
-            for path in self._staging_dir.iterdir():
-                remove_tree(path)
+    async def _empty_staging(self) -> None:
+        """Remove what an earlier daemon was writing, once its last worker has noticed its end."""
+        for attempt in range(_CLEAN_TRIES):
+            try:
+                await asyncio.to_thread(self._remove_stagings)
+                return
+            except Busy:
+                if attempt == _CLEAN_TRIES - 1:
+                    raise
+            await self._clock.sleep(_CLEAN_DELAY_S)
+
+    def _remove_stagings(self) -> None:
+        with map_os_errors("cannot read staging directory", path=str(self._staging_dir)):
+            paths = list(self._staging_dir.iterdir())
+        for path in paths:
+            remove_tree(path)
+
+    def _list_layers(self) -> set[str]:
+        with map_os_errors("cannot read layers directory", path=str(self.layers_dir)):
             return {path.name for path in self.layers_dir.iterdir()} - {_EMPTY}
 
     async def _drop_broken(self, present: set[str], *, was_orderly: bool) -> None:

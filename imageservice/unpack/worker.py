@@ -3,7 +3,8 @@
 Everything that parses or writes bytes of an image happens here, in a process that holds no state,
 serves nobody else and can be killed at any moment: a layer that hangs, eats memory or crashes a
 decompressor costs one worker and fails one pull. It speaks `protocol` on its standard input, which
-is a socket, and ends when that ends, so it does not outlive the daemon for longer than a moment.
+is a socket. When the other end goes away it exits on the spot, in the middle of a layer too: a new
+daemon that clears the staging directory must not find an old worker still filling it.
 
 Limits: no core dumps (they would hold image contents), `MEMORY_BYTES` of address space, so that a
 crafted layer runs into MemoryError here and not into the node's OOM killer.
@@ -14,9 +15,11 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import select
 import signal
 import socket
 import sys
+import threading
 from typing import Final
 
 import msgspec
@@ -40,6 +43,7 @@ def main() -> int:
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    threading.Thread(target=_end_with_daemon, name="watch", daemon=True).start()
     with socket.socket(fileno=os.dup(0)) as channel:
         channel.settimeout(float(sys.argv[1]))
         lines = channel.makefile("rb")
@@ -49,6 +53,14 @@ def main() -> int:
         except (TimeoutError, BrokenPipeError, ConnectionResetError):
             pass  # idle, or the daemon is gone: either way there is nobody to tell
     return 0
+
+
+def _end_with_daemon() -> None:
+    """Wait for the end of the socket and leave without ceremony."""
+    watch = select.poll()
+    watch.register(0, select.POLLRDHUP)
+    watch.poll()
+    os._exit(0)
 
 
 def _answer(line: bytes, channel: socket.socket) -> protocol.Reply:
