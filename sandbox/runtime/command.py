@@ -91,13 +91,20 @@ class CommandLine:
         return self._argv(*words, check_container_id(cid))
 
     def exec(
-        self, cid: str, *, process_file: Path, pid_file: Path, log_file: Path
+        self,
+        cid: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        log_file: Path,
+        console_socket: str = "",
     ) -> tuple[str, ...]:
         """`exec`: runs a process document and ends with its exit status."""
         return self._argv(
             "exec",
             f"--process={process_file}",
             f"--pid-file={pid_file}",
+            *([f"--console-socket={console_socket}"] if console_socket else []),
             check_container_id(cid),
             log_file=log_file,
         )

@@ -73,15 +73,32 @@ class CommandRuntime:
         """The settings this runtime was made from."""
         return self._handler
 
+    @property
+    def takes_console_socket(self) -> bool:
+        """See the protocol. crun's own ability; runc refuses (exec.go, checkTerminal, v1.1.5)."""
+        return self._handler.path.name == "crun"
+
     def create_arguments(self, log_file: Path) -> tuple[str, ...]:
         """See the protocol."""
         return self._line.global_options(log_file)
 
     def exec_argv(
-        self, cid: str, *, process_file: Path, pid_file: Path, log_file: Path
+        self,
+        cid: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        log_file: Path,
+        console_socket: str = "",
     ) -> tuple[str, ...]:
         """See the protocol."""
-        return self._line.exec(cid, process_file=process_file, pid_file=pid_file, log_file=log_file)
+        return self._line.exec(
+            cid,
+            process_file=process_file,
+            pid_file=pid_file,
+            log_file=log_file,
+            console_socket=console_socket,
+        )
 
     # Life cycle.
 

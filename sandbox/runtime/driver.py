@@ -112,14 +112,29 @@ class OciRuntime(Protocol):
         """The settings this runtime was made from."""
         ...
 
+    @property
+    def takes_console_socket(self) -> bool:
+        """Whether `exec` takes a console socket while it waits for the command."""
+        ...
+
     def create_arguments(self, log_file: Path) -> tuple[str, ...]:
         """Global options that conmon has to pass on to the runtime (`--runtime-arg`)."""
         ...
 
     def exec_argv(
-        self, cid: str, *, process_file: Path, pid_file: Path, log_file: Path
+        self,
+        cid: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        log_file: Path,
+        console_socket: str = "",
     ) -> tuple[str, ...]:
-        """The whole argument list that runs `process_file` (OCI process JSON) in the container."""
+        """The whole argument list that runs `process_file` (OCI process JSON) in the container.
+
+        With `console_socket` the terminal's master side is sent there, not relayed to the standard
+        streams; not every runtime can do that and wait at the same time (`takes_console_socket`).
+        """
         ...
 
     async def create(self, bundle: Path, cid: str, pid_file: Path) -> int:

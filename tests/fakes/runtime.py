@@ -79,11 +79,25 @@ class FakeRuntime:
     def create_arguments(self, log_file: Path) -> tuple[str, ...]:
         return CommandLine(self.handler).global_options(log_file)
 
+    @property
+    def takes_console_socket(self) -> bool:
+        return False
+
     def exec_argv(
-        self, cid: str, *, process_file: Path, pid_file: Path, log_file: Path
+        self,
+        cid: str,
+        *,
+        process_file: Path,
+        pid_file: Path,
+        log_file: Path,
+        console_socket: str = "",
     ) -> tuple[str, ...]:
         return CommandLine(self.handler).exec(
-            cid, process_file=process_file, pid_file=pid_file, log_file=log_file
+            cid,
+            process_file=process_file,
+            pid_file=pid_file,
+            log_file=log_file,
+            console_socket=console_socket,
         )
 
     async def create(self, bundle: Path, cid: str, pid_file: Path) -> int:
