@@ -198,7 +198,7 @@ need_for_pods() {
 
 # What the image of a first pod is made of and served with.
 need_for_first_image() {
-  need_programs docker-registry busybox=busybox-static setpriv=util-linux
+  need_programs docker-registry busybox=busybox-static setpriv=util-linux curl
 }
 
 # The same for all images of the kit.
