@@ -1,4 +1,4 @@
-"""What may go: layers and documents that nothing refers to any more. Pure marking, then a sweep.
+"""What may go: layers and documents that nothing refers to any more. Marking is pure, then a sweep.
 
 Roots are the images, the leases of root file systems, and the chains of pulls in flight (`held`),
 whose layers no image names yet. Marking and taking the layers out of sight happen without a
@@ -8,15 +8,23 @@ before the mark, or finds it gone.
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from imageservice.digest import Digest
+from sandbox.host.errors import PodwrightError
+from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-    from imageservice.catalog import ImageRecord
+    from imageservice.catalog import Catalog, ImageRecord
+    from imageservice.content import ContentStore
     from imageservice.snapshots.snapshotter import Snapshotter
+    from sandbox.host.clock import Clock
+
+_log = get_logger(__name__)
 
 
 def unreferenced_layers(
@@ -43,15 +51,75 @@ def referenced_documents(images: Iterable[ImageRecord]) -> set[Digest]:
     return found
 
 
-async def sweep_layers(
-    snapshots: Snapshotter, images: Iterable[ImageRecord], held: Collection[str]
-) -> int:
-    """Remove what is unreferenced at this moment; how many layers that were.
+class Sweeper:
+    """Removes what nobody refers to: at once when asked, and some time after a pull has failed.
 
-    Raises:
-        ResourceExhausted: see `Snapshotter.remove`.
+    A pull that fails leaves what it finished for the next try. If none comes within the time that
+    partial downloads are kept, it is rubbish.
     """
-    doomed = unreferenced_layers(snapshots.layers(), images, snapshots.leases().values(), held)
-    if doomed:
-        await snapshots.remove(doomed)
-    return len(doomed)
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        content: ContentStore,
+        snapshots: Snapshotter,
+        *,
+        held: Callable[[], Collection[str]],
+        group: asyncio.TaskGroup,
+        clock: Clock,
+        keep_s: float,
+    ) -> None:
+        """`held` says which layers pulls in flight rely on; `keep_s` how long rests are kept."""
+        self._catalog = catalog
+        self._content = content
+        self._snapshots = snapshots
+        self._held = held
+        self._group = group
+        self._clock = clock
+        self._keep_s = keep_s
+        self._waiting: asyncio.TimerHandle | None = None
+
+    async def layers(self) -> bool:
+        """Remove layers that are unreferenced at this moment; whether there were any.
+
+        Raises:
+            ResourceExhausted: see `Snapshotter.remove`.
+        """
+        leases = self._snapshots.leases().values()
+        doomed = unreferenced_layers(
+            self._snapshots.layers(), self._catalog.images(), leases, self._held()
+        )
+        if doomed:
+            await self._snapshots.remove(doomed)
+        return bool(doomed)
+
+    async def partials(self) -> None:
+        """Remove downloads that nobody came back for; what cannot be removed stays for later."""
+        with suppress(PodwrightError):
+            await self._content.sweep(now_ns=self._clock.wall_ns(), older_than_s=self._keep_s)
+
+    def later(self) -> None:
+        """A pull has failed: look again when nobody will come back for its rests any more."""
+        if self._waiting is None:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.call_later(self._keep_s + 1, self._begin)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _begin(self) -> None:
+        self._waiting = None
+        work = self._all()
+        try:
+            self._group.create_task(work, name="image sweep")
+        except RuntimeError:  # the daemon is ending; the next one sweeps at its start
+            work.close()
+
+    async def _all(self) -> None:
+        try:
+            await self.partials()
+            await self.layers()
+        except PodwrightError as error:
+            _log.warning("cannot remove what failed pulls have left", error=error)

@@ -60,6 +60,18 @@ def image_of(record: ImageRecord, config: ImageConfig, pinned: Iterable[str]) ->
     )
 
 
+def renew_names(
+    images: dict[str, Image], records: Iterable[ImageRecord], pinned: Iterable[str]
+) -> None:
+    """Bring the names in the values up to date: a tag that moves leaves another image."""
+    for record in records:
+        image = images.get(record.id)
+        if image is None:
+            continue
+        if (image.repo_tags, image.repo_digests) != (record.tags, record.digests):
+            images[record.id] = image_of(record, image.config, pinned)
+
+
 def _is_pinned(record: ImageRecord, pinned: Iterable[str]) -> bool:
     names = (record.id, *record.tags, *record.digests)
     for wanted in pinned:

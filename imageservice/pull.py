@@ -165,6 +165,7 @@ class Puller:
         manifest: Manifest,
         emit: Callable[[Progress], None],
     ) -> Pulled:
+        _check_kinds(reference, manifest)
         config_body = await self._config(reference, credential, manifest)
         config = parse_config(config_body)
         chain = config.rootfs.diff_ids
@@ -197,12 +198,6 @@ class Puller:
         self, reference: Reference, credential: Credential | None, manifest: Manifest
     ) -> bytes:
         descriptor = manifest.config
-        if descriptor.media_type and descriptor.media_type not in CONFIG_TYPES:
-            raise ImageUnsupported(
-                "not a container image but another kind of artifact",
-                media_type=ascii(descriptor.media_type)[:200],
-                image=str(reference),
-            )
         try:
             body = await self._content.get(descriptor.parsed_digest)
             if len(body) == descriptor.size_bytes:
@@ -212,6 +207,19 @@ class Puller:
         return await self._source.fetch_small_blob(
             reference, descriptor, credential, limit_bytes=MAX_CONFIG_BYTES
         )
+
+
+def _check_kinds(reference: Reference, manifest: Manifest) -> None:
+    """Refuse by name what is no container image, before anything of it is fetched."""
+    kind = manifest.config.media_type
+    if kind and kind not in CONFIG_TYPES:
+        raise ImageUnsupported(
+            "not a container image but another kind of artifact",
+            media_type=ascii(kind)[:200],
+            image=str(reference),
+        )
+    if any(layer.media_type.endswith("+encrypted") for layer in manifest.layers):
+        raise ImageUnsupported("image layers are encrypted", image=str(reference))
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

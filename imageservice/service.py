@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from imageservice.catalog import APPLICATION_ID, MIGRATIONS, Catalog, ImageRecord
-from imageservice.collect import referenced_documents, sweep_layers
+from imageservice.collect import Sweeper, referenced_documents
 from imageservice.content import ContentStore
 from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
 from imageservice.flights import Flights
-from imageservice.images import Image, image_of, read_whole
+from imageservice.images import Image, image_of, read_whole, renew_names
 from imageservice.layers import LayerPuller, Progress, PullObserver, SilentObserver, Stage
 from imageservice.manifest import Platform
 from imageservice.pull import Pulled, Puller
@@ -159,6 +158,15 @@ class ImageService:
             platform=self._platform,
             max_concurrent_downloads=self._settings.max_concurrent_downloads,
         )
+        self._sweeper = Sweeper(
+            self._catalog,
+            self._content,
+            snapshots,
+            held=self._puller.held,
+            group=group,
+            clock=self._clock,
+            keep_s=self._settings.keep_partial_s,
+        )
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
         await self._recover()
 
@@ -187,7 +195,7 @@ class ImageService:
         if broken:
             await self._catalog.erase(broken)
         await self._content.keep_only(referenced_documents(self._catalog.images()))
-        await self._sweep_partials()
+        await self._sweeper.partials()
         await self._sweep_layers()
 
     async def close(self) -> None:
@@ -195,6 +203,7 @@ class ImageService:
 
         An orderly end is recorded: layers need no check at the next start.
         """
+        self._sweeper.close()
         await self._pool.close()
         await self._source.close()
         try:
@@ -242,6 +251,7 @@ class ImageService:
             )
         except BaseException as error:
             failure = error
+            self._sweeper.later()
             raise
         finally:
             duration_s = (self._clock.monotonic_ns() - began_ns) / _NS
@@ -253,7 +263,7 @@ class ImageService:
         credential: Credential | None,
         emit: Callable[[Progress], None],
     ) -> Image:
-        await self._sweep_partials()
+        await self._sweeper.partials()
         named, digest, body, manifest = await self._puller.resolve(reference, credential)
         try:
             with self._puller.holding(digest):
@@ -286,7 +296,7 @@ class ImageService:
             self._images[record.id] = image_of(
                 record, pulled.parsed_config, self._settings.pinned_images
             )
-            self._refresh()
+            renew_names(self._images, self._catalog.images(), self._settings.pinned_images)
             return self._images[record.id]
 
     def list(self, filter_image: str = "") -> list[Image]:
@@ -328,11 +338,7 @@ class ImageService:
             await self._catalog.erase((record.id,))
 
     async def fs_info(self) -> FsInfo:
-        """What images and containers take, at most ten seconds old.
-
-        Raises:
-            PodwrightError: a directory cannot be read.
-        """
+        """What images and containers take, at most ten seconds old; see `UsageMeter.read`."""
         return await self._usage.read()
 
     async def prepare_rootfs(
@@ -382,23 +388,5 @@ class ImageService:
         return set(self._snapshots.leases())
 
     async def _sweep_layers(self) -> None:
-        if await sweep_layers(self._snapshots, self._catalog.images(), self._puller.held()):
+        if await self._sweeper.layers():
             self._usage.changed()
-
-    async def _sweep_partials(self) -> None:
-        with suppress(PodwrightError):
-            await self._content.sweep(
-                now_ns=self._clock.wall_ns(), older_than_s=self._settings.keep_partial_s
-            )
-
-    def _refresh(self) -> None:
-        """Bring the names in the values up to date: a tag may have left another image."""
-        for record in self._catalog.images():
-            image = self._images.get(record.id)
-            if image is not None and (image.repo_tags, image.repo_digests) != (
-                record.tags,
-                record.digests,
-            ):
-                self._images[record.id] = image_of(
-                    record, image.config, self._settings.pinned_images
-                )

@@ -72,6 +72,7 @@ class OverlaySnapshotter:
         self._syscalls = syscalls
         self._clock = clock or SystemClock()
         self._sync = SyncGate(self.layers_dir, syscalls)
+        self._removing = asyncio.Semaphore(2)
         self._next = 0
         self._staged: set[Path] = set()
         self._options: tuple[str, ...] = ()
@@ -247,8 +248,10 @@ class OverlaySnapshotter:
         await self._remove_directories(rows)
 
     async def _remove_directories(self, rows: Iterable[LayerRow]) -> None:
-        for row in rows:
-            await asyncio.to_thread(self._remove_directory, row.directory)
+        # Removing a big tree takes a thread for seconds; mounts of new pods need threads as well.
+        async with self._removing:
+            for row in rows:
+                await asyncio.to_thread(self._remove_directory, row.directory)
 
     def _remove_directory(self, name: str) -> None:
         """Out of `layers` first, so that half a layer is never found there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -22,6 +23,8 @@ class MemorySnapshotter:
         self._leases: dict[str, tuple[str, ...]] = {}
         self._staged: set[Path] = set()
         self._numbers = itertools.count(1)
+        #: Set when `remove` has ended, for tests that wait for somebody else's call.
+        self.removed = asyncio.Event()
 
     async def open(self) -> None:
         self._root.mkdir(exist_ok=True)
@@ -88,6 +91,7 @@ class MemorySnapshotter:
             found = self._layers.pop(diff_id, None)
             if found is not None:
                 shutil.rmtree(found[0])
+        self.removed.set()
 
     async def usage(self) -> SnapshotUsage:
         facts = [facts for _, facts in self._layers.values()]
