@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cri.inflight import Inflight
+from cri.resizing import ContainerResizing
 from cri.signals import parse_signal
 from sandbox.containers import ImageUse
 from sandbox.errors import ContainerNotRunning, PodNotReady
@@ -32,7 +33,6 @@ from sandbox.host.errors import (
 )
 from sandbox.host.journal import get_logger
 from sandbox.model import Container, ImageDefaults, container_name_key
-from sandbox.spec.resources import merge_resources
 from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class ContainerLifecycle:
         self._paths = paths
         self._events = events
         endings.on_exited(events.container_stopped)
+        self._resizing = ContainerResizing(
+            engine=engine, composer=composer, store=store, group=group
+        )
         self._creating: Inflight[str] = Inflight(group, "CreateContainer")
         self._starting: Inflight[None] = Inflight(group, "StartContainer")
         self._removing: Inflight[None] = Inflight(group, "RemoveContainer")
@@ -329,20 +332,8 @@ class ContainerLifecycle:
     async def update_resources(
         self, container_id: str, resources: LinuxResources, annotations: Mapping[str, str]
     ) -> None:
-        """Change limits of a created or running container; fields that are not set stay.
-
-        Raises:
-            FailedPrecondition: the container has exited.
-        """
-        container = self._store.find_container(container_id)
-        if container.state not in (ContainerState.CREATED, ContainerState.RUNNING):
-            raise ContainerNotRunning(
-                f"container is in state {container.state.name}, its limits cannot be changed",
-                container=container.id,
-            )
-        merged = merge_resources(container.resources, resources)
-        document = self._composer.resources(container.runtime, merged)
-        await self._engine.update_resources(container, merged, document)
+        """Change limits; see `cri.resizing`."""
+        await self._resizing.resize(container_id, resources)
 
     async def reopen_log(self, container_id: str) -> None:
         """Have the log path opened anew after a rotation."""

@@ -25,6 +25,7 @@ import msgspec
 
 from cri.attachment import bandwidth, make_attachment
 from cri.inflight import Inflight
+from cri.resizing import PodResizing
 from sandbox.host.errors import (
     AlreadyExists,
     Cancelled,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from cni.network import PodNetwork
     from cri.container_lifecycle import ContainerLifecycle
     from cri.events import Events
-    from sandbox.model import PodConfig
+    from sandbox.model import LinuxResources, PodConfig
     from sandbox.pods import PodEngine
     from sandbox.store import StateStore
 
@@ -70,6 +71,7 @@ class PodLifecycle:
         self._containers = containers
         self._events = events
         engine.on_stopped(events.pod_stopped)
+        self._resizing = PodResizing(engine=engine, store=store, group=group)
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
         self._ending: Inflight[None] = Inflight(group, "pod teardown")
         #: Pods whose network is to be detached in the background.
@@ -249,6 +251,12 @@ class PodLifecycle:
         await self._engine.dismantle(pod)
         await self._store.delete_pod(pod_id)
         self._events.pod_deleted(pod)
+
+    async def update_resources(
+        self, pod_id: str, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        """Record and apply other limits; see `cri.resizing`."""
+        await self._resizing.resize(pod_id, overhead, resources)
 
     async def finish(self, pod: PodSandbox) -> None:
         """Finish what a former life of the daemon left half-done, a creation or a removal."""

@@ -20,8 +20,9 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING, Final
 
-from sandbox.host.errors import InvalidArgument, NotFound
+from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
 from sandbox.host.pidfd import is_zombie
+from sandbox.limits import Limit, check_memory, hugepage_limits, set_limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Name of the parent of pods without one, and prefix of our scopes.
 NAME: Final = "podwright"
+
+#: Where swap is limited: together with memory on version 1, by itself on version 2.
+SWAP_FILES: Final = ("memory.memsw.limit_in_bytes", "memory.swap.max")
 
 #: Pauses between looks at a cgroup that is being emptied (seconds): doubled from first to last.
 _PAUSE_FIRST_S: Final = 0.002
@@ -157,18 +161,27 @@ class Cgroups:
         """Set pod-level limits, only on a parent of our own; after `prepare`.
 
         Raises:
-            InvalidArgument: a value the kernel does not take.
+            FailedPrecondition: more memory is in use than the new limit.
+            InvalidArgument: a value the kernel does not take; nothing has changed.
         """
         if parent or self.systemd:
             return
         path = self.parent_path(parent, pod_id)
 
-        def write_all() -> None:
-            for controller, name, value in pod_limits(resources, version=self._layout.version):
-                if controller in self._layout.available:
-                    self._layout.write(path, controller, name, value)
+        def work() -> None:
+            check_memory(self._layout, path, resources.memory_limit_bytes)
+            wanted = pod_limits(resources, version=self._layout.version)
+            wanted += hugepage_limits(self._layout, path, resources.hugepage_limits)
+            set_limits(self._layout, path, [limit for limit in wanted if self._has(path, limit)])
 
-        await asyncio.to_thread(write_all)
+        await asyncio.to_thread(work)
+
+    def _has(self, path: str, limit: Limit) -> bool:
+        """Whether this node can limit that; without swap accounting there is no file for swap."""
+        if limit.controller not in self._layout.available:
+            return False
+        swap = limit.file in SWAP_FILES
+        return not swap or self._layout.read(path, limit.controller, limit.file) is not None
 
     async def enter(self, path: str, pid: int) -> None:
         """Move a process into the cgroup at real path `path`, which is made if absent.
@@ -250,24 +263,39 @@ def shares_to_weight(shares: int) -> int:
     return 1 + (bounded - 2) * 9_999 // 262_142
 
 
-def pod_limits(resources: LinuxResources, *, version: int) -> list[tuple[str, str, str]]:
-    """(controller, file, value) for each pod-level limit asked for; 0 means not asked for."""
-    limits: list[tuple[str, str, str]] = []
+def pod_limits(resources: LinuxResources, *, version: int) -> list[Limit]:
+    """Each pod-level limit asked for but hugepages; 0 means not asked for."""
     period = resources.cpu_period_usec or 100_000
+    quota, memory = resources.cpu_quota_usec, resources.memory_limit_bytes
+    both = resources.memory_swap_limit_bytes
+    if resources.unified and version == 1:
+        raise Unsupported("unified limits of a pod need cgroup v2, this node has v1")
+    limits: list[Limit] = []
     if version == 2:
         if resources.cpu_shares:
-            limits.append(("cpu", "cpu.weight", str(shares_to_weight(resources.cpu_shares))))
-        if resources.cpu_quota_usec:
-            quota = str(resources.cpu_quota_usec) if resources.cpu_quota_usec > 0 else "max"
-            limits.append(("cpu", "cpu.max", f"{quota} {period}"))
-        if resources.memory_limit_bytes > 0:
-            limits.append(("memory", "memory.max", str(resources.memory_limit_bytes)))
-        return limits
-    if resources.cpu_shares:
-        limits.append(("cpu", "cpu.shares", str(resources.cpu_shares)))
-    if resources.cpu_quota_usec:
-        limits.append(("cpu", "cpu.cfs_period_us", str(period)))
-        limits.append(("cpu", "cpu.cfs_quota_us", str(resources.cpu_quota_usec)))
-    if resources.memory_limit_bytes > 0:
-        limits.append(("memory", "memory.limit_in_bytes", str(resources.memory_limit_bytes)))
+            limits.append(Limit("cpu", "cpu.weight", str(shares_to_weight(resources.cpu_shares))))
+        if quota:
+            limits.append(Limit("cpu", "cpu.max", f"{quota if quota > 0 else 'max'} {period}"))
+        if memory:
+            limits.append(Limit("memory", "memory.max", str(memory) if memory > 0 else "max"))
+        if both:
+            swap = str(max(0, both - max(0, memory))) if both > 0 else "max"
+            limits.append(Limit("memory", SWAP_FILES[1], swap))
+        limits += [
+            Limit(key.partition(".")[0], key, value) for key, value in resources.unified.items()
+        ]
+    else:
+        if resources.cpu_shares:
+            limits.append(Limit("cpu", "cpu.shares", str(resources.cpu_shares)))
+        if quota:
+            limits.append(Limit("cpu", "cpu.cfs_period_us", str(period)))
+            limits.append(Limit("cpu", "cpu.cfs_quota_us", str(quota)))
+        if memory:
+            limits.append(Limit("memory", "memory.limit_in_bytes", str(memory)))
+        if both:
+            limits.append(Limit("memory", SWAP_FILES[0], str(both)))
+    if resources.cpuset_cpus:
+        limits.append(Limit("cpuset", "cpuset.cpus", resources.cpuset_cpus))
+    if resources.cpuset_mems:
+        limits.append(Limit("cpuset", "cpuset.mems", resources.cpuset_mems))
     return limits

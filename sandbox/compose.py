@@ -21,11 +21,13 @@ from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
 from sandbox.model import ContainerUser, NamespaceMode
 from sandbox.precompile import with_compiled_filter
+from sandbox.resize import Resize
 from sandbox.security.seccomp import localhost_path
 from sandbox.spec.build import container_spec, pause_spec
 from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
 from sandbox.spec.mounts import image_volume_paths
-from sandbox.spec.resources import to_oci
+from sandbox.spec.process import oom_score_adj
+from sandbox.spec.resources import merge_resources, to_oci
 from sandbox.states import ContainerState
 from sandbox.users import resolve_user
 
@@ -128,18 +130,51 @@ class Composer:
         target = await self._target_pid(pod, container)
         return await asyncio.to_thread(self._container, pod, container, image, rootfs, target)
 
-    def resources(self, runtime: str, wanted: LinuxResources) -> bytes:
-        """The OCI resources that a runtime's `update` is given."""
-        host = self._facts[runtime]
-        return oci.encode(
-            to_oci(
-                wanted,
-                cgroup_version=host.cgroup_version,
-                controllers=host.controllers,
-                swap_limit=host.swap_limit,
-                pids_limit=self._pids_limit,
-            )
+    def resize(self, container: Container, asked: LinuxResources) -> Resize:
+        """Other limits for a container: what `asked` sets, and what held before for the rest.
+
+        Raises:
+            InvalidArgument, Unsupported: something in the request.
+        """
+        merged = merge_resources(container.resources, asked)
+        floor = self._facts[container.runtime].oom_score_adj_floor
+        return Resize(
+            asked=asked,
+            merged=merged,
+            document=oci.encode(self._resources(container.runtime, merged)),
+            oom_score_adj=oom_score_adj(merged, floor=floor) if asked.oom_score_adj else None,
         )
+
+    def _resources(self, runtime: str, wanted: LinuxResources) -> oci.Resources:
+        host = self._facts[runtime]
+        return to_oci(
+            wanted,
+            cgroup_version=host.cgroup_version,
+            controllers=host.controllers,
+            swap_limit=host.swap_limit,
+            pids_limit=self._pids_limit,
+        )
+
+    def note_resize(self, container: Container, change: Resize) -> None:
+        """Have the stored document say what holds: commands get their OOM score from it. Blocking.
+
+        Raises:
+            NotFound: the container is being removed.
+        """
+        path = self._paths.container(container.id) / "config.json"
+        document = files.read_limited(path, SPEC_LIMIT_BYTES)
+        spec = msgspec.json.decode(document, type=oci.Spec)
+        process, linux = spec.process, spec.linux
+        if change.oom_score_adj is not None:
+            process = msgspec.structs.replace(process, oom_score_adj=change.oom_score_adj)
+        if linux is not None:
+            devices = linux.resources.devices if linux.resources is not None else ()
+            limits = self._resources(container.runtime, change.merged)
+            linux = msgspec.structs.replace(
+                linux, resources=msgspec.structs.replace(limits, devices=devices)
+            )
+        spec = msgspec.structs.replace(spec, process=process, linux=linux)
+        files.write_atomic(path, oci.encode(spec), mode=0o600, durable=False)
 
     def exec_process(self, bundle: Path, command: Sequence[str]) -> bytes:
         """The OCI process of a command in a container: its own process with other arguments.

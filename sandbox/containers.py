@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sandbox import resize
 from sandbox.endings import UNKNOWN_EXIT_CODE
 from sandbox.errors import ContainerNotRunning
 from sandbox.execs import sweep_execs
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
     from sandbox.host.clock import Clock
     from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
-    from sandbox.model import ContainerConfig, LinuxResources, PodSandbox
+    from sandbox.model import ContainerConfig, PodSandbox
     from sandbox.monitor.conmon import Conmon
     from sandbox.monitor.exits import ExitWatch
     from sandbox.paths import Paths
+    from sandbox.resize import Resize
     from sandbox.runtime.driver import OciRuntime
     from sandbox.store import StateStore
 
@@ -222,7 +224,8 @@ class ContainerEngine:
         container = msgspec.structs.replace(container, start_begun_ns=self._clock.wall_ns())
         await self._store.save(container)
         try:
-            await runtime.start(container.id)
+            with self._endings.starting(container.id):
+                await runtime.start(container.id)
         except PodwrightError as error:
             await self._endings.start_failed(container, error)
             raise
@@ -279,16 +282,13 @@ class ContainerEngine:
         self._group.create_task(self._run_stop(container, stop), name=f"stop {container.id[:12]}")
         await stop.finished.wait()
 
-    async def update_resources(
-        self, container: Container, merged: LinuxResources, document: bytes
-    ) -> Container:
-        """Have the runtime apply `document` (OCI resources) and record `merged`."""
-        runtime = self.runtime_of(container)
-        await runtime.update(container.id, document)
+    async def update_resources(self, container: Container, change: Resize) -> None:
+        """Apply all of `change` and record it, or nothing; raises as `sandbox.resize.apply`."""
+        await resize.apply(
+            container, change, runtime=self.runtime_of(container), layout=self._cgroups.layout
+        )
         current = self._store.containers.get(container.id, container)
-        updated = msgspec.structs.replace(current, resources=merged)
-        await self._store.note(updated)
-        return updated
+        await self._store.note(msgspec.structs.replace(current, resources=change.merged))
 
     async def end_commands(self, container: Container) -> None:
         """End what a former life of the daemon was running in the container by ExecSync."""

@@ -185,6 +185,7 @@ class PodEngine:
 
         await asyncio.to_thread(write_bundle)
         await self._cgroups.prepare(pod.cgroup_path, pod.config.cgroup_parent)
+        await self._limit(pod.id, pod.config)
         pid = await runtime.create(bundle, pod.id, bundle / "pid")
         ticks = start_ticks(pid)
         if ticks is None:
@@ -245,6 +246,22 @@ class PodEngine:
             await self._store.note(msgspec.structs.replace(pod, state=PodState.NOT_READY))
             return True
         return False
+
+    async def resize(self, pod_id: str, config: PodConfig) -> None:
+        """Record `config`, whose limits are new, after applying them where the group is ours.
+
+        Raises:
+            FailedPrecondition: more memory is in use than the new limit.
+            InvalidArgument: a value the kernel does not take; nothing has changed.
+        """
+        await self._limit(pod_id, config)
+        pod = self._store.pods.get(pod_id)
+        if pod is not None:
+            await self._store.save(msgspec.structs.replace(pod, config=config))
+
+    async def _limit(self, pod_id: str, config: PodConfig) -> None:
+        if config.resources is not None:
+            await self._cgroups.limit_pod(config.cgroup_parent, pod_id, config.resources)
 
     # Teardown.
 

@@ -10,7 +10,7 @@ import msgspec
 from cri import validate
 from cri.convert_container import container_status
 from cri.convert_pod import pod_config, pod_item, pod_state, pod_status
-from cri.rpc.later import later
+from cri.convert_shared import resources
 from cri.rpc.limits import check_pod
 from cri.rpc.lists import ListCache, has_labels, id_prefix
 from protos import api_pb2 as pb
@@ -109,5 +109,12 @@ class PodCalls:
     async def update_pod_sandbox_resources(
         self, request: pb.UpdatePodSandboxResourcesRequest
     ) -> pb.UpdatePodSandboxResourcesResponse:
-        """Not in this version."""
-        later("UpdatePodSandboxResources")
+        """Take note of other limits of the whole pod."""
+        pod_id = validate.object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        overhead = asked = None
+        if request.HasField("overhead"):
+            overhead = resources(request.overhead, "overhead")
+        if request.HasField("resources"):
+            asked = resources(request.resources, "resources")
+        await self._pods.update_resources(pod_id, overhead, asked)
+        return pb.UpdatePodSandboxResourcesResponse()

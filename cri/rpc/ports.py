@@ -59,6 +59,12 @@ class Pods(Protocol):
         """
         ...
 
+    async def update_resources(
+        self, pod_id: str, overhead: LinuxResources | None, resources: LinuxResources | None
+    ) -> None:
+        """Record other limits of the whole pod, and apply them where its cgroup is ours."""
+        ...
+
 
 class ExecResult(Protocol):
     """How a command ended; both outputs together fit into one gRPC message."""

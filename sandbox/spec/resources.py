@@ -90,7 +90,7 @@ def merge_resources(old: LinuxResources | None, update: LinuxResources) -> Linux
     """What holds after an update: each field that the update sets, else the old one.
 
     A new memory limit without a swap limit resets swap to its default (equal to the limit), because
-    the old sum of both may be below the new limit. The OOM score is set at creation only.
+    the old sum of both may be below the new limit.
     """
     before = old or LinuxResources()
     swap = update.memory_swap_limit_bytes
@@ -104,6 +104,7 @@ def merge_resources(old: LinuxResources | None, update: LinuxResources) -> Linux
         cpu_shares=update.cpu_shares or before.cpu_shares,
         memory_limit_bytes=update.memory_limit_bytes or before.memory_limit_bytes,
         memory_swap_limit_bytes=swap,
+        oom_score_adj=update.oom_score_adj or before.oom_score_adj,
         cpuset_cpus=update.cpuset_cpus or before.cpuset_cpus,
         cpuset_mems=update.cpuset_mems or before.cpuset_mems,
         hugepage_limits=tuple(pages.values()),

@@ -80,6 +80,9 @@ class FakePods(Recording):
         await self._call("remove", pod_id)
         self.pods.pop(pod_id, None)
 
+    async def update_resources(self, pod_id, overhead, resources):
+        await self._call("update_resources", pod_id, overhead, resources)
+
     def status(self, pod_id):
         self._maybe_fail("status")
         if pod_id not in self.pods:

@@ -164,7 +164,7 @@ def test_update_keeps_what_it_does_not_name() -> None:
     merged = merge_resources(old, update)
     assert merged.cpu_shares == 1024
     assert merged.memory_swap_limit_bytes == 150
-    assert merged.oom_score_adj == 500
+    assert merged.oom_score_adj == -5
     assert [item.page_size for item in merged.hugepage_limits] == ["2MB", "1GB"]
     assert merged.unified == {"memory.high": "90", "memory.low": "1"}
     assert merge_resources(None, update).cpu_shares == 1024
