@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from cni.settings import CniSettings
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
+from cri.streaming.settings import StreamingSettings
 from imageservice.settings import ImageSettings
 from metrics.settings import MetricsSettings, SamplerSettings
 from sandbox.settings import SandboxSettings, SandboxTimeouts
@@ -126,6 +127,18 @@ class Config:
             keep_partial_s=self.get(table.KEEP_PARTIAL),
         )
 
+    def streaming(self) -> StreamingSettings:
+        """What the streaming server is told."""
+        return StreamingSettings(
+            address=self.get(table.STREAMING_ADDRESS),
+            tls=self.get(table.STREAMING_TLS),
+            tls_cert=self.get(table.STREAMING_TLS_CERT),
+            tls_key=self.get(table.STREAMING_TLS_KEY),
+            idle_timeout_s=self.get(table.STREAMING_IDLE),
+            creation_timeout_s=self.get(table.STREAMING_CREATION),
+            token_life_s=self.get(table.STREAMING_TOKEN_LIFE),
+        )
+
     def sampler(self) -> SamplerSettings:
         """What is told to who measures pods and containers."""
         return SamplerSettings(
@@ -173,7 +186,7 @@ def load(path: Path | None = None, overrides: Mapping[str, object] | None = None
     )
     # Each package checks what its settings mean together.
     if not reading.problems:
-        for make in (config.sandbox, config.cni, config.images, config.metrics):
+        for make in (config.sandbox, config.cni, config.images, config.metrics, config.streaming):
             reading.attempt("", make)
     if reading.problems:
         raise ConfigInvalid(reading.problems)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
@@ -22,11 +21,14 @@ from cri.config import toml_text
 from cri.container_lifecycle import ContainerLifecycle
 from cri.events import Events
 from cri.node import NodeStatus, probe_runtimes, spec_facts
+from cri.node_sessions import NodeSessions
+from cri.notify import notify
 from cri.pod_lifecycle import PodLifecycle
 from cri.recover import Recovery
 from cri.rpc.service import build_methods
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
+from cri.streaming.server import StreamingServer
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
@@ -44,9 +46,11 @@ from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
+from sandbox.interactive import InteractiveExecs
 from sandbox.leavings import Leavings
 from sandbox.monitor.conmon import Conmon
 from sandbox.monitor.exits import ExitWatch
+from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.pods import PodEngine
 from sandbox.runtime.crun import CommandRuntime
@@ -277,6 +281,22 @@ class Daemon:
             missing=missing,
             config={key: toml_text(value) for key, value in config.values.items()},
         )
+        streaming = StreamingServer(
+            config.streaming(),
+            NodeSessions(
+                store=store,
+                paths=self._paths,
+                composer=composer,
+                runtime_of=container_engine.runtime_of,
+                execs=InteractiveExecs(
+                    sandbox, runner=runner, cgroups=cgroups, clock=clock, group=group
+                ),
+                hubs=AttachHubs(group),
+                namespaces=namespaces,
+            ),
+            clock=clock,
+        )
+        await streaming.start(group)
         server = RpcServer(
             build_methods(
                 pods=pods,
@@ -285,6 +305,7 @@ class Daemon:
                 node=node,
                 usages=stats,
                 events=events,
+                streaming=streaming,
                 clock=clock,
                 version=self._version,
             ),
@@ -297,10 +318,11 @@ class Daemon:
         # In reverse: no new calls, then what detached work is left, while its engines still live.
         stack.push_async_callback(containers.close, grace_s)
         stack.push_async_callback(pods.close, grace_s)
+        stack.push_async_callback(streaming.close)
         stack.push_async_callback(server.stop, grace_s)
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
-        _notify("READY=1")
+        notify("READY=1")
         _log.info(
             "serving",
             socket=str(config.socket),
@@ -310,7 +332,7 @@ class Daemon:
         )
         group.create_task(_upkeep(store, pods, network, self._clock), name="upkeep")
         await self._stopping.wait()
-        _notify("STOPPING=1")
+        notify("STOPPING=1")
         _log.info("stopping", grace_s=config.get(table.STOP_GRACE))
 
     def _make_directories(self) -> None:
@@ -375,17 +397,3 @@ def _layout(host: HostFacts) -> CgroupLayout:
             hint="mount cgroup2 on /sys/fs/cgroup; see podwright check",
         )
     return host.cgroup
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, where it started us (sd_notify(3)); silently nothing elsewhere."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
-            sock.sendto(state.encode(), address)
-        except OSError as error:
-            _log.warning("systemd was not told", state=state, error=str(error))

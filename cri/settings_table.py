@@ -24,6 +24,7 @@ from cri.setting import (
     variables,
     words,
 )
+from cri.streaming.settings import StreamingSettings, TlsChoice
 from imageservice.settings import ImageSettings
 from metrics.settings import MetricsSettings, SamplerSettings
 from sandbox.settings import SandboxSettings
@@ -36,6 +37,7 @@ _CNI = CniSettings()
 _IMAGES = ImageSettings()
 _METRICS = MetricsSettings()
 _SAMPLER = SamplerSettings()
+_STREAMING = StreamingSettings()
 
 RUN_ROOT = Setting(
     "daemon", "run_root", path, _SANDBOX.run_root, "what must not outlive a boot; on a tmpfs"
@@ -282,6 +284,42 @@ LAYER_AGE = Setting(
     seconds,
     _SAMPLER.layer_age_s,
     "writable layers measured later than this ago are not measured anew",
+)
+
+STREAMING_ADDRESS = Setting(
+    "streaming", "address", text, _STREAMING.address, "IP:PORT of exec, attach and port-forward"
+)
+STREAMING_TLS: Setting[TlsChoice] = Setting(
+    "streaming",
+    "tls",
+    choice("off", "self-made", "pair"),
+    _STREAMING.tls,
+    "self-made: a certificate made at each start; pair: the two files below",
+)
+STREAMING_TLS_CERT = Setting(
+    "streaming", "tls_cert", optional_path, None, "certificate chain, PEM; read at each start"
+)
+STREAMING_TLS_KEY = Setting("streaming", "tls_key", optional_path, None, "its key, PEM")
+STREAMING_IDLE = Setting(
+    "streaming",
+    "idle_timeout_s",
+    seconds,
+    _STREAMING.idle_timeout_s,
+    "a session on which nothing moves is closed",
+)
+STREAMING_CREATION = Setting(
+    "streaming",
+    "creation_timeout_s",
+    seconds,
+    _STREAMING.creation_timeout_s,
+    "for a client to open the streams of its session",
+)
+STREAMING_TOKEN_LIFE = Setting(
+    "streaming",
+    "token_life_s",
+    seconds,
+    _STREAMING.token_life_s,
+    "from the answer with a URL until a client must have come",
 )
 
 #: In the order of `podwright config`.

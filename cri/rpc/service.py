@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
     from cri.rpc.ports import Containers, EventSource, Images, Node, Pods, Usages
+    from cri.rpc.sessions import Streaming
     from sandbox.host.clock import Clock
 
 #: Asked for every second or on every probe by kubelets and their tools.
@@ -71,6 +72,7 @@ def build_methods(
     node: Node,
     usages: Usages,
     events: EventSource,
+    streaming: Streaming,
     clock: Clock,
     version: str,
 ) -> tuple[Method, ...]:
@@ -87,7 +89,7 @@ def build_methods(
     runtime = (
         PodCalls(pods, containers, clock),
         ContainerCalls(containers),
-        SessionCalls(containers),
+        SessionCalls(containers, streaming),
         ObserveCalls(pods, containers, usages, events),
         CheckpointCalls(),
         NodeCalls(node, version),

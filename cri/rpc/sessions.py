@@ -1,11 +1,15 @@
-"""Commands in containers: ExecSync here, the streaming sessions in a later version."""
+"""Commands in containers and connections to them.
+
+ExecSync is answered here; the others with the URL of the streaming server, once it is known that
+the object exists and runs, so that a client learns about a wrong id from the call it made.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cri import validate
-from cri.rpc.later import later
+from cri.streaming.targets import AttachTarget, ExecTarget, PortForwardTarget
 from protos import api_pb2 as pb
 
 if TYPE_CHECKING:
@@ -15,11 +19,32 @@ if TYPE_CHECKING:
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024 - 64
 
 
+class Streaming(Protocol):
+    """Hands out URLs for one client each.
+
+    Every method raises NotFound for an unknown id, FailedPrecondition for an object that does not
+    run, and ResourceExhausted when too many URLs wait for their clients.
+    """
+
+    def exec_url(self, target: ExecTarget) -> str:
+        """Where a client runs a command."""
+        ...
+
+    def attach_url(self, target: AttachTarget) -> str:
+        """Where a client attaches to a container."""
+        ...
+
+    def portforward_url(self, target: PortForwardTarget) -> str:
+        """Where a client reaches the ports of a pod."""
+        ...
+
+
 class SessionCalls:
     """The methods that run something in a container or connect to it."""
 
-    def __init__(self, containers: Containers) -> None:
+    def __init__(self, containers: Containers, streaming: Streaming) -> None:
         self._containers = containers
+        self._streaming = streaming
 
     async def exec_sync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """Run a command and return its output; a timeout of 0 is no limit."""
@@ -35,16 +60,35 @@ class SessionCalls:
         return pb.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=result.exit_code)
 
     async def exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
-        """Not in this version."""
-        later("Exec")
+        """Where to run a command with its streams connected."""
+        target = ExecTarget(
+            container_id=validate.object_id(request.container_id, "container_id"),
+            command=validate.arguments(request.cmd, "cmd"),
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return pb.ExecResponse(url=self._streaming.exec_url(target))
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
-        """Not in this version."""
-        later("Attach")
+        """Where to connect to the streams of a running container."""
+        target = AttachTarget(
+            container_id=validate.object_id(request.container_id, "container_id"),
+            tty=request.tty,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        return pb.AttachResponse(url=self._streaming.attach_url(target))
 
     async def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
-        """Not in this version."""
-        later("PortForward")
+        """Where to connect to ports of a pod."""
+        target = PortForwardTarget(
+            pod_id=validate.object_id(request.pod_sandbox_id, "pod_sandbox_id"),
+            ports=tuple(request.port),
+        )
+        return pb.PortForwardResponse(url=self._streaming.portforward_url(target))
 
 
 def fit(stdout: bytes, stderr: bytes, limit_bytes: int) -> tuple[bytes, bytes]:

@@ -20,6 +20,7 @@ from tests.fakes.daemon import (
     FakePods,
     FakeUsages,
 )
+from tests.fakes.streaming import FakeStreaming
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden/cri-v1-0.37.json").read_text())
 CLASSES = (
@@ -41,6 +42,7 @@ def answered():
         images=FakeImages(),
         node=FakeNode(),
         usages=FakeUsages(),
+        streaming=FakeStreaming(),
         events=FakeEvents(),
         clock=SystemClock(),
         version="0",

@@ -25,6 +25,7 @@ from tests.fakes.daemon import (
     FakeUsages,
     RecordingObserver,
 )
+from tests.fakes.streaming import FakeStreaming
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ class Served:
             images=self.images,
             node=self.node,
             usages=FakeUsages(),
+            streaming=FakeStreaming(),
             events=FakeEvents(),
             clock=SystemClock(),
             version="1.2.3",

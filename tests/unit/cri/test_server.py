@@ -25,6 +25,7 @@ from tests.fakes.daemon import (
     FakeUsages,
     RecordingObserver,
 )
+from tests.fakes.streaming import FakeStreaming
 
 RUNTIME = "/runtime.v1.RuntimeService/"
 
@@ -48,6 +49,7 @@ class Daemon:
             images=self.images,
             node=self.node,
             usages=FakeUsages(),
+            streaming=FakeStreaming(),
             events=FakeEvents(),
             clock=SystemClock(),
             version="1.2.3",
