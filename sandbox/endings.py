@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,7 +23,7 @@ from sandbox.states import ContainerState, Event, next_state
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from sandbox.cgroups import Cgroups
@@ -67,6 +68,8 @@ class Endings:
         self._clock = clock
         self._group = group
         self._cleanups: dict[str, asyncio.Task[None]] = {}
+        #: Containers that the runtime is starting, and the end of that.
+        self._starting: dict[str, asyncio.Event] = {}
         self._cleaned: set[str] = set()
         self._listeners: list[Callable[[Container], None]] = []
 
@@ -119,6 +122,20 @@ class Endings:
             listener(done)
         self.begin_cleanup(done)
 
+    @contextmanager
+    def starting(self, container_id: str) -> Iterator[None]:
+        """Around the runtime's `start`: a program that ends within it is cleaned up after it.
+
+        The runtime's own state must not vanish while it works on it: runc, for one, would call the
+        start of a program that has already done its work a failure.
+        """
+        over = self._starting[container_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            self._starting.pop(container_id, None)
+            over.set()
+
     async def start_failed(self, container: Container, error: PodwrightError) -> None:
         """Record that the runtime could not start the program: EXITED with StartError."""
         current = self._store.containers.get(container.id, container)
@@ -147,6 +164,9 @@ class Endings:
             task.add_done_callback(lambda _done: self._cleanups.pop(container.id, None))
 
     async def _cleanup_quietly(self, container: Container) -> None:
+        starting = self._starting.get(container.id)
+        if starting is not None:
+            await starting.wait()
         try:
             await self._clean_up(container)
         except PodwrightError:

@@ -92,8 +92,8 @@ def wait_for_registry(port: int, process: subprocess.Popen[bytes], log: Path) ->
     """Return when the registry answers; raise with its log when it ended or stays silent."""
     deadline_s = time.monotonic() + START_PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline_s:
-        with contextlib.suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        with contextlib.suppress(OSError), contextlib.closing(connection):
             connection.request("GET", "/v2/")
             if connection.getresponse().status == http.client.OK:
                 return
