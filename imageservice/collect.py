@@ -93,10 +93,14 @@ class Sweeper:
             await self._snapshots.remove(doomed)
         return bool(doomed)
 
-    async def partials(self) -> None:
-        """Remove downloads that nobody came back for; what cannot be removed stays for later."""
+    async def partials(self, *, older_than_s: float | None = None) -> None:
+        """Remove idle downloads of that age, by default those that nobody will come back for.
+
+        What cannot be removed stays for later.
+        """
+        age_s = self._keep_s if older_than_s is None else older_than_s
         with suppress(PodwrightError):
-            await self._content.sweep(now_ns=self._clock.wall_ns(), older_than_s=self._keep_s)
+            await self._content.sweep(now_ns=self._clock.wall_ns(), older_than_s=age_s)
 
     def later(self) -> None:
         """A pull has failed: look again when nobody will come back for its rests any more."""

@@ -272,7 +272,8 @@ class ImageService:
                 )
                 return await self._name(reference, named, pulled)
         except ResourceExhausted:
-            # What was unpacked for nothing is in the way of everybody else.
+            # What was fetched and unpacked for nothing is in the way of everybody else.
+            await self._sweeper.partials(older_than_s=0.0)
             await self._sweep_layers()
             raise
         finally:
