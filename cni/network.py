@@ -29,6 +29,7 @@ from cni.errors import NetworkNotReady
 from cni.invoke import Observer, PluginPrograms
 from cni.leftovers import end_leftovers
 from cni.readiness import Readiness
+from cni.template import FILE_NAME, parse_ranges, write_rendered
 from cni.turns import Turns
 from sandbox.host.errors import FailedPrecondition, InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
@@ -154,6 +155,33 @@ class PodNetwork:
             described["cniVersion"] = loaded.config.version
             described["plugins"] = [plugin.type for plugin in loaded.config.plugins]
         return described
+
+    async def set_pod_cidr(self, text: str) -> bool:
+        """Make the configuration of this node from the template; False when there is none to make.
+
+        Without a template, or where somebody else's configuration is in force, nothing happens:
+        another component owns the network. One made here before follows the new addresses.
+
+        Raises:
+            InvalidArgument: `text` holds no address ranges.
+            ConfigInvalid: the template cannot be read, or gives no configuration.
+        """
+        if not text:
+            return False
+        ranges = parse_ranges(text)
+        settings = self._settings
+        if settings.conf_template is None:
+            _log.info("pod addresses not used: no network template is set", pod_cidr=text)
+            return False
+        await self._readiness.reload()
+        target = settings.conf_dir / FILE_NAME
+        current = self._readiness.loaded.config
+        if current is not None and current.source != str(target):
+            _log.info("pod addresses not used: a network is configured", path=current.source)
+            return False
+        await asyncio.to_thread(write_rendered, settings.conf_template, ranges, target)
+        await self._readiness.refresh()
+        return True
 
     async def status(self) -> None:
         """Ask the plugins of the network in force whether pods can be attached.

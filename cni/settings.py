@@ -21,6 +21,8 @@ class CniSettings:
     Attributes:
         conf_dir: the first valid file in lexical order is the pod network; it need not exist yet.
         bin_dirs: searched in order for a plugin's program.
+        conf_template: from this a configuration is made in `conf_dir` when the kubelet tells the
+            node's pod addresses (`cni.template`); None: configurations come from others only.
         cache_dir: configuration and result of every attachment; `results/` is made below it.
         default_network: take the first valid configuration of this name; empty: the first of all.
         ip_pref: which family is the pod's primary address; `cni` keeps the plugins' order.
@@ -43,6 +45,7 @@ class CniSettings:
         Path("/usr/lib/cni"),
         Path("/usr/libexec/cni"),
     )
+    conf_template: Path | None = None
     cache_dir: Path = Path("/var/lib/podwright/cni")
     default_network: str = ""
     ip_pref: IpPreference = "ipv4"

@@ -91,6 +91,7 @@ class Config:
         """What the network package is told."""
         return CniSettings(
             conf_dir=self.get(table.CNI_CONF_DIR),
+            conf_template=self.get(table.CNI_CONF_TEMPLATE),
             bin_dirs=self.get(table.CNI_BIN_DIRS),
             cache_dir=self.get(table.CNI_CACHE_DIR) or self.get(table.STATE_ROOT) / "cni",
             default_network=self.get(table.CNI_DEFAULT_NETWORK),

@@ -92,6 +92,11 @@ class NodeStatus:
         self._missing = missing
         self._config = config
 
+    async def set_pod_cidr(self, pod_cidr: str) -> None:
+        """Have the network's configuration made of it, where a template is set."""
+        if await self._network.set_pod_cidr(pod_cidr):
+            _log.info("network configured for the node's pod addresses", pod_cidr=pod_cidr)
+
     def facts(self) -> NodeFacts:
         """The node as of now."""
         ok, reason, message = self._network.ready()
@@ -99,6 +104,7 @@ class NodeStatus:
             conditions=(self._runtime_condition(), Condition(NETWORK_READY, ok, reason, message)),
             handlers=self._handlers(),
             cgroup_driver=self._driver,
+            mount_options=True,
             info={
                 "config": self._config,
                 "network": self._network.describe(),

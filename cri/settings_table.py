@@ -135,6 +135,13 @@ KILL_TIMEOUT = Setting(
 CNI_CONF_DIR = Setting(
     "cni", "conf_dir", path, _CNI.conf_dir, "network configurations; the first one is used"
 )
+CNI_CONF_TEMPLATE = Setting(
+    "cni",
+    "conf_template",
+    optional_path,
+    _CNI.conf_template,
+    "makes a configuration of the pod addresses that the kubelet tells; empty: none",
+)
 CNI_BIN_DIRS = Setting("cni", "bin_dirs", paths, _CNI.bin_dirs, "plugins, searched in this order")
 CNI_CACHE_DIR = Setting(
     "cni", "cache_dir", optional_path, None, "saved results; empty: cni in state_root"

@@ -51,15 +51,16 @@ async def apply(
 
     Raises:
         FailedPrecondition: the memory limit is below what is in use; nothing was touched.
+        Unsupported: huge pages of a size that this node has not; nothing was touched.
         RuntimeFailed, RuntimeBusy: the runtime or the kernel refused; nothing has changed.
         InvalidArgument, Denied: as the kernel says; nothing has changed.
     """
     path = real_path(container.cgroup_path)
     asked = change.asked
-    before = await asyncio.to_thread(_look, layout, path, container, asked)
+    before, pages = await asyncio.to_thread(_look, layout, path, container, asked)
     try:
         await runtime.update(container.id, change.document)
-        await asyncio.to_thread(_finish, layout, path, change)
+        await asyncio.to_thread(_finish, layout, path, pages, change.oom_score_adj)
     except BaseException:
         await asyncio.to_thread(limits.restore_limits, layout, path, before)
         raise
@@ -67,13 +68,16 @@ async def apply(
 
 def _look(
     layout: CgroupLayout, path: str, container: Container, asked: LinuxResources
-) -> list[limits.Limit]:
+) -> tuple[list[limits.Limit], list[limits.Limit]]:
+    """What holds now, and the files of the huge pages asked for."""
     limits.check_memory(layout, path, asked.memory_limit_bytes)
-    return limits.read_limits(layout, path, (container.resources, asked))
+    before = limits.read_limits(layout, path, (container.resources, asked))
+    return before, limits.hugepage_limits(layout, path, asked.hugepage_limits)
 
 
-def _finish(layout: CgroupLayout, path: str, change: Resize) -> None:
-    pages = limits.hugepage_limits(layout, path, change.asked.hugepage_limits)
+def _finish(
+    layout: CgroupLayout, path: str, pages: list[limits.Limit], oom_score_adj: int | None
+) -> None:
     limits.write_limits(layout, path, pages)
-    if change.oom_score_adj is not None:
-        limits.set_oom_scores(layout, path, change.oom_score_adj)
+    if oom_score_adj is not None:
+        limits.set_oom_scores(layout, path, oom_score_adj)

@@ -1,4 +1,4 @@
-"""Calls about the node: Version, Status, RuntimeConfig."""
+"""Calls about the node: Version, Status, RuntimeConfig, UpdateRuntimeConfig."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cri.rpc.later import later
+from cri import validate
 from protos import api_pb2 as pb
 
 if TYPE_CHECKING:
@@ -77,5 +77,13 @@ class NodeCalls:
     async def update_runtime_config(
         self, request: pb.UpdateRuntimeConfigRequest
     ) -> pb.UpdateRuntimeConfigResponse:
-        """Not in this version: the pod network's configuration comes from files alone."""
-        later("UpdateRuntimeConfig")
+        """Take note of the node's pod addresses.
+
+        Success also where they are of no use here, as with every runtime: the kubelet sends them to
+        whatever network there is, and repeats a failure for ever.
+        """
+        cidr = request.runtime_config.network_config.pod_cidr
+        await self._node.set_pod_cidr(
+            validate.text(cidr, "runtime_config.network_config.pod_cidr", limit=validate.NAME_LIMIT)
+        )
+        return pb.UpdateRuntimeConfigResponse()

@@ -188,6 +188,10 @@ class EventSource(Protocol):
 class Node(Protocol):
     """The node's condition."""
 
+    async def set_pod_cidr(self, pod_cidr: str) -> None:
+        """Take note of the node's pod addresses; empty changes nothing."""
+        ...
+
     def facts(self) -> NodeFacts:
         """The facts as of now, without waiting for anything."""
         ...

@@ -120,6 +120,7 @@ ERRNO_CLASS: Mapping[int, type[PodwrightError]] = {
     errno.ELOOP: InvalidArgument,
     errno.ENOTDIR: InvalidArgument,
     errno.E2BIG: InvalidArgument,
+    errno.ERANGE: InvalidArgument,
     errno.ENOSPC: ResourceExhausted,
     errno.EDQUOT: ResourceExhausted,
     errno.EMFILE: ResourceExhausted,

@@ -234,6 +234,7 @@ class FakeEvents:
 
 class FakeNode:
     def __init__(self):
+        self.pod_cidrs = []
         self.now = NodeFacts(
             conditions=(
                 Condition("RuntimeReady", True),
@@ -243,6 +244,9 @@ class FakeNode:
             cgroup_driver="systemd",
             info={"config": {"a": 1}},
         )
+
+    async def set_pod_cidr(self, pod_cidr):
+        self.pod_cidrs.append(pod_cidr)
 
     def facts(self):
         return self.now

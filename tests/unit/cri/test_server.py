@@ -250,8 +250,7 @@ async def test_a_client_that_gives_up_is_counted_and_others_go_on(daemon):
 
 async def test_every_later_method_says_its_own_name(daemon):
     later = {
-        "Exec", "Attach", "PortForward", "UpdateRuntimeConfig", "CheckpointContainer",
-        "CheckpointPod", "RestorePod",
+        "CheckpointContainer", "CheckpointPod", "RestorePod",
     }  # fmt: skip
     async with daemon.serving() as channel:
         for service in pb.DESCRIPTOR.services_by_name.values():
