@@ -1,0 +1,392 @@
+"""A node for tests of the whole daemon: directories, network and control groups of its own.
+
+The daemon is a child process that a test may kill, stop and start at any time; everything else here
+outlives it, as it would on a real node. CNI plugins are led into a network namespace that they take
+for the host's, so bridges, addresses and packet rules never touch the machine's own.
+
+    with Node.running("name", certs_d) as node:
+        pod = node.run_pod("web")
+        container = node.start(node.create(pod, "main", ["sleep", "1000"]))
+        node.kill()                    # SIGKILL
+        node.start_daemon()            # and here it is again
+        node.remove_everything()
+        node.assert_clean()            # against what there was before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from protos import api_pb2 as api
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import unmount_tree
+from tests.kit import census
+from tests.kit.calls import Calls, until
+from tests.kit.census import Census, Places
+from tests.kit.cni import bin_dir
+from tests.kit.faults import PATIENCE_S, Faults
+from tests.kit.messages import BUSYBOX
+from tests.kit.registry import bound_to_parent, stop
+
+__all__ = ["PATIENCE_S", "Node", "NodeFailed", "until"]
+
+_TOP: Final = Path(__file__).parents[2]
+#: Subnets of a node's network; every node has a "host" of its own, so all may have the same.
+_SUBNETS: Final = ("10.88.78.0/24", "fd00:88:78::/64")
+#: How long leftovers may take to go after the answer that promised it.
+_SETTLE_S: Final = 20.0
+#: More threads than this are no pool any more.
+_THREADS_LIMIT: Final = 60
+
+_numbers = itertools.count(1)
+
+
+class NodeFailed(Exception):
+    """The daemon does not do what a test needs to begin with."""
+
+
+class Node(Calls):
+    """See the module text. Make it with `running`."""
+
+    def __init__(self, name: str, certs_d: Path, settings: Mapping[str, str]) -> None:
+        self.tag = f"podwright-test-{os.getpid()}-{next(_numbers)}"
+        # The socket's path must be short (108 bytes), the state needs a real disk.
+        self.run_root = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir="/run"))
+        self.work = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir="/var/tmp"))
+        for directory in (self.run_root, self.work):
+            directory.chmod(0o711)
+        self.name = name
+        self.state_root = self.work / "state"
+        super().__init__(self.run_root / "podwright.sock", self.tag, self.work / "logs")
+        self.log = self.work / "daemon.log"
+        self.conf_dir = self.work / "net.d"
+        self.config = self.work / "config.toml"
+        self.faults = Faults(self._made("faults"))
+        self.network = Path("/run/netns", self.tag)
+        self.places = Places(
+            run_root=self.run_root,
+            state_root=self.state_root,
+            cgroup_parent=f"/{self.tag}",
+            leases=self.work / "leases",
+            network=self.network,
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        #: What there is when no pod is; taken by `warm_up`.
+        self.baseline: Census = {}
+        self._make_network()
+        self._write_config(certs_d, settings)
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(
+        cls,
+        name: str,
+        certs_d: Path,
+        *,
+        images: Sequence[str] = (BUSYBOX,),
+        settings: Mapping[str, str] | None = None,
+    ) -> Iterator[Node]:
+        """A node whose daemon runs and has pulled `images`; all of it is gone afterwards.
+
+        Args:
+            name: for messages.
+            certs_d: leads to the registry.
+            images: pulled before the block begins.
+            settings: TOML values by `section.key`.
+        """
+        node = cls(name, certs_d, settings or {})
+        try:
+            node.write_network()
+            node.start_daemon()
+            for image in images:
+                node.pull(image)
+            if images:
+                node.warm_up()
+            yield node
+        finally:
+            node.close()
+
+    def warm_up(self) -> None:
+        """Have everything made that stays (a bridge, directories), then take the baseline."""
+        pod = self.run_pod("warm-up")
+        self.start(self.create(pod, "warm-up", ["true"]))
+        self.remove_everything()
+        self.take_baseline()
+
+    def take_baseline(self) -> None:
+        """What there is now is what must be there after each test."""
+        until(lambda: not census.workers(self.pid), "unpack workers have ended")
+        self.baseline = self.census()
+
+    # The daemon.
+
+    def start_daemon(self, *, wait: bool = True) -> None:
+        """Start the daemon; returns when it answers."""
+        assert self.process is None, "it runs already"
+        program = Path(sys.executable).with_name("podwright")
+        argv = bound_to_parent([program, "serve", "--config", self.config])
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=_TOP,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_answering()
+
+    def wait_answering(self) -> None:
+        """Return when the daemon answers Version; raise with its log when it ended instead."""
+        assert self.process is not None
+        deadline_s = time.monotonic() + PATIENCE_S
+        self.connect()
+        while time.monotonic() < deadline_s and self.process.poll() is None:
+            with contextlib.suppress(grpc.RpcError):
+                self.runtime.Version(api.VersionRequest(), timeout=2, wait_for_ready=True)
+                return
+        raise NodeFailed(f"{self.name}: the daemon does not answer:\n{self.log_tail()}")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal the daemon and wait for its end."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE_S)
+        self.forget_process()
+
+    def forget_process(self) -> None:
+        """Note that the daemon has ended."""
+        assert self.process is not None
+        self.process.wait(PATIENCE_S)
+        self.process = None
+        self.disconnect()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        process = self.process
+        self.kill(signal.SIGTERM)
+        return process.returncode
+
+    def restart(self, number: int = signal.SIGKILL) -> None:
+        """Kill the daemon and start it again."""
+        self.kill(number)
+        self.start_daemon()
+
+    def log_tail(self, size: int = 6000) -> str:
+        """The end of what the daemon has written."""
+        return self.log.read_text(errors="replace")[-size:]
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    # Judging.
+
+    def census(self) -> Census:
+        """What of this node is on the machine now."""
+        return census.take(self.places, self.process.pid if self.process else None, self.ids)
+
+    def processes_doing(self, command: str) -> list[int]:
+        """Processes of this node whose command line contains `command`."""
+        found = census.processes_of(self.places, self.process.pid if self.process else None)
+        return [pid for pid, text in found.items() if command in text]
+
+    def assert_clean(self) -> None:
+        """Everything is as it was before any pod; what goes by itself is waited for."""
+        deadline_s = time.monotonic() + _SETTLE_S
+        while left := census.difference(self.baseline, self.census()):
+            if time.monotonic() >= deadline_s:
+                self.baseline = self.census()  # the next test is not to blame
+                raise AssertionError(
+                    f"not as before: {json.dumps(left, indent=1)}\n{self.log_tail()}"
+                )
+            time.sleep(0.05)
+        if self.process is not None:
+            assert census.threads(self.process.pid) <= _THREADS_LIMIT
+
+    def assert_true(self) -> None:
+        """Invariant I1: nothing is called ready or running that is not, nor ended that lives."""
+        for pod in self.pods():
+            if pod.state == api.SANDBOX_READY:
+                pid = self.pod_pid(pod.id)
+                assert _alive(pid), f"pod {pod.id} is ready without its process {pid}"
+        for container in self.containers():
+            pid = self.container_pid(container.id)
+            state = api.ContainerState.Name(container.state)
+            if container.state in (api.CONTAINER_CREATED, api.CONTAINER_RUNNING):
+                assert _alive(pid), f"container {container.id} is {state} without its process {pid}"
+            else:
+                until(
+                    lambda cid=container.id: not self._in_cgroup(cid),  # type: ignore[misc]
+                    f"nothing runs in container {container.id}, which is {state}",
+                )
+
+    def _in_cgroup(self, container: str) -> list[str]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if container in (entry / "cgroup").read_text():
+                        found.append(entry.name)
+        return found
+
+    def remove_everything(self) -> None:
+        """Stop and remove every pod, as a client would."""
+        for pod in self.pods():
+            self.stop_pod(pod.id)
+            self.remove_pod(pod.id)
+        self.remove_pod_cgroups()
+
+    def remove_pod_cgroups(self) -> None:
+        """Remove the empty groups that a kubelet would have made for its pods, and so removes."""
+        for hierarchy in _hierarchies():
+            for directory in hierarchy.glob(f"{self.tag}/pod-*"):
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+
+    # The network.
+
+    def host(self, *argv: str) -> str:
+        """Run a program in what the plugins take for the host; its output."""
+        command = ["nsenter", f"--net={self.network}", *argv]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def write_network(self) -> None:
+        """Put the network's configuration into its place."""
+        document = {
+            "cniVersion": "1.0.0",
+            "name": "test-net",
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": "pwtest-br",
+                    "isGateway": True,
+                    "hairpinMode": True,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": str(self.places.leases),
+                        "ranges": [[{"subnet": subnet}] for subnet in _SUBNETS],
+                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                    },
+                },
+                {"type": "portmap", "capabilities": {"portMappings": True}, "snat": False},
+            ],
+        }
+        self.conf_dir.mkdir(exist_ok=True)
+        new = self.work / "conflist.new"
+        new.write_text(json.dumps(document))
+        new.rename(self.conf_dir / "10-test.conflist")
+
+    def remove_network(self) -> None:
+        """Take the network's configuration away."""
+        (self.conf_dir / "10-test.conflist").unlink()
+
+    def _make_network(self) -> None:
+        subprocess.run(["ip", "netns", "add", self.tag], check=True)
+        self.host("ip", "link", "set", "lo", "up")
+        for plugin in Path(bin_dir()).iterdir():
+            self.faults.stand_in(
+                plugin.name,
+                ["nsenter", f"--net={self.network}", str(plugin)],
+                verb="$CNI_COMMAND",
+                folder="cni",
+            )
+
+    def _write_config(self, certs_d: Path, settings: Mapping[str, str]) -> None:
+        programs = {
+            name: self.faults.stand_in(name, [str(shutil.which(name))]) for name in ("crun", "runc")
+        }
+        conmon = self.faults.stand_in("conmon", [str(shutil.which("conmon"))], verb="run")
+        plugins = self.faults.stand_in("bridge", [], folder="cni").parent
+        self.faults.stand_in(
+            "bridge",
+            ["nsenter", f"--net={self.network}", f"{bin_dir()}/bridge"],
+            verb="$CNI_COMMAND",
+            folder="cni",
+        )
+        values = {
+            "daemon.run_root": json.dumps(str(self.run_root)),
+            "daemon.state_root": json.dumps(str(self.state_root)),
+            "daemon.log_level": '"info"',
+            "daemon.stop_grace_s": "1",
+            "runtime.conmon_path": json.dumps(str(conmon)),
+            # The real directory as well: it is where the stand-ins' successors are found.
+            "cni.bin_dirs": json.dumps([str(plugins), bin_dir()]),
+            "cni.conf_dir": json.dumps(str(self.conf_dir)),
+            "cni.poll_unready_s": "0.2",
+            "image.registry_config_dirs": json.dumps([str(certs_d)]),
+            "image.unpack_idle_s": "0.5",
+            "metrics.address": '""',
+            **{f"runtimes.{name}.path": json.dumps(str(path)) for name, path in programs.items()},
+            **settings,
+        }
+        tables: dict[str, list[str]] = {}
+        for key, value in values.items():
+            table, _, name = key.rpartition(".")
+            tables.setdefault(table, []).append(f"{name} = {value}")
+        self.config.write_text(
+            "\n".join(f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items()) + "\n"
+        )
+
+    def _made(self, name: str) -> Path:
+        path = self.work / name
+        path.mkdir()
+        return path
+
+    # The end.
+
+    def close(self) -> None:
+        """Leave nothing, whatever the test did; nothing here may be what a test relies on."""
+        self.faults.clear()
+        if self.process is not None:
+            stop(self.process)
+            self.forget_process()
+        for _ in range(50):
+            found = census.processes_of(self.places)
+            if not found:
+                break
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        syscalls = LibcSyscalls()
+        for root in (self.run_root, self.work):
+            unmount_tree(root, syscalls=syscalls)
+        for hierarchy in _hierarchies():
+            for directory, _, _ in os.walk(hierarchy / self.tag, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(directory).rmdir()
+        subprocess.run(["ip", "netns", "delete", self.tag], check=False)
+        for root in (self.run_root, self.work):
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _hierarchies() -> list[Path]:
+    lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return [Path(words[1]) for words in lines if words[2] in ("cgroup", "cgroup2")]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return pid > 0 and state not in "ZX"
