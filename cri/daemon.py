@@ -12,6 +12,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
     from cri.config import Config
     from sandbox.host.cgroupfs import CgroupLayout
 
+#: Blocking calls at once; a thread costs some tens of KiB once it has run.
+BLOCKING_CALLS: Final = 32
 #: Between two rounds of the upkeep: unwritten state, networks still to be detached (seconds).
 UPKEEP_PAUSE_S: Final = 10.0
 
@@ -92,6 +95,11 @@ class Daemon:
         # Every file of ours is private whatever umask we were started with (CVE-2024-25621).
         os.umask(0o077)
         loop = asyncio.get_running_loop()
+        # Threads wait for the kernel here (mounts, syncs, walks of trees), they do not compute; the
+        # default of one per core and four would let a few slow syncs hold up every mount.
+        loop.set_default_executor(
+            ThreadPoolExecutor(max_workers=BLOCKING_CALLS, thread_name_prefix="blocking")
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         try:

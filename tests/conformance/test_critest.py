@@ -21,6 +21,14 @@ def test_critest_passes(handler: str, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.conformance
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_critest_streams_over_websocket_too(handler: str, tmp_path: Path) -> None:
+    run_critest("--handler", handler, "--websocket", "--focus", "Streaming", "--reports", tmp_path)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.conformance
 def test_the_kit_itself_is_sound(tmp_path: Path) -> None:
     """Images, registry, network and skip list of the kit, judged by a runtime that is not ours."""
     run_critest("--against", "containerd", "--reports", tmp_path)

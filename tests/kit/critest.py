@@ -22,6 +22,10 @@ from tests.kit.registry import running_registry
 from tests.kit.runtimes import Runtime, running
 
 
+#: Without these, critest streams over SPDY.
+WEBSOCKET = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
+
+
 @dataclass(frozen=True, slots=True)
 class Skip:
     """A line of the skip list."""
@@ -94,6 +98,7 @@ def run_critest(
     *,
     handler: str = "",
     focus: str = "",
+    websocket: bool = False,
 ) -> tuple[Case, ...]:
     """Run all cases that `focus` matches and `skips` does not; ginkgo's own report is passed on."""
     report = reports / "critest.json"
@@ -107,6 +112,7 @@ def run_critest(
         *("-ginkgo.junit-report", str(reports / "junit.xml")),
         *(f"-ginkgo.skip={skip.pattern}" for skip in skips),
         *([f"-ginkgo.focus={focus}"] if focus else []),
+        *(WEBSOCKET if websocket else ()),
     ]
     # The client library inside critest repeats every expected error on stderr: into a file with it.
     with (reports / "critest.err").open("wb") as noise:
@@ -141,6 +147,7 @@ def conformance(
     handler: str = "",
     focus: str = "",
     extra_skips: tuple[str, ...] = (),
+    websocket: bool = False,
 ) -> Outcome:
     """Start registry and daemon, run critest, remove everything again."""
     skips = read_skips(skips_file, runtime_name)
@@ -154,7 +161,13 @@ def conformance(
         with running(runtime_name, port) as runtime:
             try:
                 cases = run_critest(
-                    critest, runtime, [*skips, *extra], reports, handler=handler, focus=focus
+                    critest,
+                    runtime,
+                    [*skips, *extra],
+                    reports,
+                    handler=handler,
+                    focus=focus,
+                    websocket=websocket,
                 )
             finally:
                 shutil.copy(runtime.log, reports / runtime.log.name)
@@ -192,6 +205,7 @@ def main() -> int:
     parser.add_argument("--handler", default="")
     parser.add_argument("--focus", default="")
     parser.add_argument("--skip", action="append", default=[])
+    parser.add_argument("--websocket", action="store_true")
     parser.add_argument("--reports", type=Path, required=True)
     options = parser.parse_args()
     outcome = conformance(
@@ -203,6 +217,7 @@ def main() -> int:
         handler=options.handler,
         focus=options.focus,
         extra_skips=tuple(options.skip),
+        websocket=options.websocket,
     )
     print(summary(outcome, read_skips(options.skips, options.against)))
     print(f"reports and log of the daemon: {options.reports}", file=sys.stderr)
