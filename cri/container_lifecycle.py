@@ -98,6 +98,11 @@ class ContainerLifecycle:
             c for c in self._store.containers.values() if c.state is not ContainerState.CREATING
         ]
 
+    def of_pod(self, pod_id: str) -> Sequence[Container]:
+        """Those of one pod, oldest first."""
+        found = self._store.containers_of(pod_id)
+        return [c for c in found if c.state is not ContainerState.CREATING]
+
     # Creation.
 
     async def create(self, pod_id: str, config: ContainerConfig, pod_config: PodConfig) -> str:

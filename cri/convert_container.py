@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: the files; read-only and propagation have fields of their own and must not be contradicted here.
 MOUNT_OPTIONS: Final = frozenset(
     {
-        "noexec", "exec", "nodev", "dev", "nosuid", "suid", "nosymfollow",
+        "noexec", "exec", "nodev", "dev", "nosuid", "suid",
         "noatime", "atime", "nodiratime", "diratime", "relatime", "strictatime",
     }
 )  # fmt: skip

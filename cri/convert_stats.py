@@ -110,8 +110,8 @@ def _number(value: int) -> pb.UInt64Value:
 
 def _cpu(sample: Sample) -> pb.CpuUsage:
     message = pb.CpuUsage(timestamp=sample.taken_at_ns)
-    if sample.stats.cpu is not None:
-        message.usage_core_nano_seconds.value = sample.stats.cpu.usage_ns
+    if sample.stats.cpu_usage_ns is not None:
+        message.usage_core_nano_seconds.value = sample.stats.cpu_usage_ns
     if sample.usage_nano_cores is not None:
         message.usage_nano_cores.value = sample.usage_nano_cores
     if sample.stats.pressure is not None:

@@ -15,6 +15,7 @@ names; what the versions count differently is brought together here and nowhere 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -40,10 +41,9 @@ class FileReader(Protocol):
         ...
 
 
-class CpuUsage(msgspec.Struct, frozen=True):
-    """Processor time since the group was made."""
+class CpuDetail(msgspec.Struct, frozen=True):
+    """Processor time by kind, and what the quota did, since the group was made."""
 
-    usage_ns: int
     user_ns: int = 0
     system_ns: int = 0
     periods: int = 0
@@ -121,9 +121,9 @@ class PressureUsage(msgspec.Struct, frozen=True):
 
 
 class CgroupStats(msgspec.Struct, frozen=True):
-    """What stats answers need of one group."""
+    """What stats answers need of one group; `cpu_usage_ns` since it was made."""
 
-    cpu: CpuUsage | None
+    cpu_usage_ns: int | None
     memory: MemoryUsage | None
     tasks: int | None
     pressure: PressureUsage | None
@@ -136,6 +136,7 @@ NO_STATS: Final = CgroupStats(None, None, None, None)
 class CgroupDetail(msgspec.Struct, frozen=True):
     """What a scrape needs beyond that. `tasks_limit` None: none is set."""
 
+    cpu: CpuDetail
     memory: MemoryDetail | None
     tasks_limit: int | None
     io: tuple[DeviceIo, ...]
@@ -146,7 +147,7 @@ def read_stats(version: int, read: FileReader) -> CgroupStats:
     """Usage; parts whose files are missing are None. Files that cannot be understood count 0."""
     one = version == 1
     return CgroupStats(
-        cpu=_cpu_v1(read) if one else _cpu_v2(read),
+        cpu_usage_ns=_number(read("cpuacct", "cpuacct.usage")) if one else _cpu_usage_v2(read),
         memory=_memory_v1(read) if one else _memory_v2(read),
         tasks=_number(read("pids", "pids.current")),
         pressure=_pressure(read),
@@ -157,6 +158,7 @@ def read_detail(version: int, read: FileReader, page_sizes: Iterable[str]) -> Cg
     """The rest; `page_sizes` are the huge pages of this machine (`hugepage_sizes`)."""
     one = version == 1
     return CgroupDetail(
+        cpu=_cpu_v1(read) if one else _cpu_v2(read),
         memory=_memory_detail_v1(read) if one else _memory_detail_v2(read),
         tasks_limit=_limit(read("pids", "pids.max")),
         io=_io_v1(read) if one else _io_v2(read),
@@ -180,13 +182,14 @@ def hugepage_sizes(directories: Iterable[str]) -> tuple[str, ...]:
 # Processor.
 
 
-def _cpu_v1(read: FileReader) -> CpuUsage | None:
-    usage_ns = _number(read("cpuacct", "cpuacct.usage"))
-    if usage_ns is None:
-        return None
+def _cpu_usage_v2(read: FileReader) -> int | None:
+    usage_usec = _pairs(read("cpu", "cpu.stat")).get(b"usage_usec")
+    return None if usage_usec is None else usage_usec * _USEC_NS
+
+
+def _cpu_v1(read: FileReader) -> CpuDetail:
     stat = _pairs(read("cpu", "cpu.stat"))
-    return CpuUsage(
-        usage_ns=usage_ns,
+    return CpuDetail(
         user_ns=_number(read("cpuacct", "cpuacct.usage_user")) or 0,
         system_ns=_number(read("cpuacct", "cpuacct.usage_sys")) or 0,
         periods=stat.get(b"nr_periods", 0),
@@ -195,12 +198,9 @@ def _cpu_v1(read: FileReader) -> CpuUsage | None:
     )
 
 
-def _cpu_v2(read: FileReader) -> CpuUsage | None:
+def _cpu_v2(read: FileReader) -> CpuDetail:
     stat = _pairs(read("cpu", "cpu.stat"))
-    if b"usage_usec" not in stat:
-        return None
-    return CpuUsage(
-        usage_ns=stat[b"usage_usec"] * _USEC_NS,
+    return CpuDetail(
         user_ns=stat.get(b"user_usec", 0) * _USEC_NS,
         system_ns=stat.get(b"system_usec", 0) * _USEC_NS,
         periods=stat.get(b"nr_periods", 0),
@@ -355,7 +355,13 @@ def _pressure(read: FileReader) -> PressureUsage | None:
     texts = [read("unified", f"{resource}.pressure") for resource in ("cpu", "memory", "io")]
     if all(text is None for text in texts):
         return None
-    return PressureUsage(*(psi((text or b"").decode()) for text in texts))
+    return PressureUsage(*(_psi(text or b"") for text in texts))
+
+
+@lru_cache(maxsize=4096)
+def _psi(text: bytes) -> Mapping[str, Pressure]:
+    """Parsed once for each text: that of an idle container does not change."""
+    return psi(text.decode())
 
 
 # Grammar, on bytes: these run for every file of every container.

@@ -17,7 +17,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from metrics.cgroup_stats import CpuUsage, DeviceIo, MemoryDetail, MemoryUsage, PressureUsage
+    from metrics.cgroup_stats import CpuDetail, DeviceIo, MemoryDetail, MemoryUsage, PressureUsage
     from metrics.disk_usage import LayerUsage
     from metrics.network_stats import InterfaceUsage
     from metrics.sampler import Sample
@@ -93,10 +93,14 @@ def _one(value: Callable[[Measured], int | None]) -> Callable[[Measured], Iterab
     return rows
 
 
-def _cpu(value: Callable[[CpuUsage], int]) -> Callable[[Measured], Iterable[Row]]:
+def _cpu_usage(m: Measured) -> int | None:
+    usage_ns = m.sample.stats.cpu_usage_ns
+    return None if usage_ns is None else usage_ns // _NS_PER_S
+
+
+def _cpu(value: Callable[[CpuDetail], int]) -> Callable[[Measured], Iterable[Row]]:
     def number(m: Measured) -> int | None:
-        cpu = m.sample.stats.cpu
-        return None if cpu is None else value(cpu)
+        return None if m.sample.detail is None else value(m.sample.detail.cgroup.cpu)
 
     return _one(number)
 
@@ -231,7 +235,7 @@ CONTAINER_FAMILIES: Final = (
     Family("container_cpu_system_seconds_total", "System CPU time, in seconds",
            _cpu(lambda c: c.system_ns // _NS_PER_S), counter=True),
     Family("container_cpu_usage_seconds_total", "CPU time on all processors, in seconds",
-           _cpu(lambda c: c.usage_ns // _NS_PER_S), counter=True),
+           _one(_cpu_usage), counter=True),
     Family("container_cpu_user_seconds_total", "User CPU time, in seconds",
            _cpu(lambda c: c.user_ns // _NS_PER_S), counter=True),
     Family("container_file_descriptors", "Open file descriptors of all processes",

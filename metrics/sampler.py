@@ -221,12 +221,12 @@ class _Followed:
         self._taken_ns = clock.monotonic_ns()
         wall_ns = clock.wall_ns()
         stats = read_stats(version, files.read) if target.cgroup else NO_STATS
-        if target.cgroup and stats.cpu is None and stats.memory is None:
+        if target.cgroup and stats.cpu_usage_ns is None and stats.memory is None:
             self.sample = None
             self._base = self._rate = None
             return
-        if stats.cpu is not None:
-            self._measure(self._taken_ns, stats.cpu.usage_ns)
+        if stats.cpu_usage_ns is not None:
+            self._measure(self._taken_ns, stats.cpu_usage_ns)
         pids: list[int] | None = None
         if target.members and (detail or stats.tasks != 1):
             pids = files.processes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from metrics.cgroup_stats import CgroupStats, CpuUsage, MemoryUsage
+from metrics.cgroup_stats import CgroupStats, MemoryUsage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,24 +12,13 @@ if TYPE_CHECKING:
 
 def add_up(parts: Sequence[CgroupStats]) -> CgroupStats:
     """The sum; there is no limit over all of them, and pressure cannot be added."""
-    cpus = [part.cpu for part in parts if part.cpu is not None]
+    usages_ns = [part.cpu_usage_ns for part in parts if part.cpu_usage_ns is not None]
     memories = [part.memory for part in parts if part.memory is not None]
     return CgroupStats(
-        cpu=_cpu(cpus) if cpus else None,
+        cpu_usage_ns=sum(usages_ns) if usages_ns else None,
         memory=_memory(memories) if memories else None,
         tasks=sum(part.tasks or 0 for part in parts),
         pressure=None,
-    )
-
-
-def _cpu(parts: Sequence[CpuUsage]) -> CpuUsage:
-    return CpuUsage(
-        usage_ns=sum(p.usage_ns for p in parts),
-        user_ns=sum(p.user_ns for p in parts),
-        system_ns=sum(p.system_ns for p in parts),
-        periods=sum(p.periods for p in parts),
-        throttled_periods=sum(p.throttled_periods for p in parts),
-        throttled_ns=sum(p.throttled_ns for p in parts),
     )
 
 

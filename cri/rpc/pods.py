@@ -70,9 +70,7 @@ class PodCalls:
         response = pb.PodSandboxStatusResponse(
             status=pod_status(pod),
             containers_statuses=[
-                container_status(container)
-                for container in self._containers.list()
-                if container.pod_id == pod.id
+                container_status(container) for container in self._containers.of_pod(pod.id)
             ],
             timestamp=self._clock.wall_ns(),
         )

@@ -112,6 +112,10 @@ class Containers(Protocol):
         """The containers that clients may see; unchanged ones are the same objects as before."""
         ...
 
+    def of_pod(self, pod_id: str) -> Sequence[Container]:
+        """Those of one pod, oldest first."""
+        ...
+
     def verbose(self, container: Container) -> Mapping[str, object]:
         """More about a container: `sandboxID`, `pid` and `runtimeSpec` at least; in a thread."""
         ...

@@ -137,6 +137,9 @@ class FakeContainers(Recording):
     def list(self):
         return list(self.containers.values())
 
+    def of_pod(self, pod_id):
+        return [c for c in self.containers.values() if c.pod_id == pod_id]
+
     def verbose(self, container):
         return {"sandboxID": container.pod_id, "pid": 43, "runtimeSpec": {}}
 
