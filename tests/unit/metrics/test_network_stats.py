@@ -1,0 +1,99 @@
+"""Interfaces and the default route, from the texts the kernel gives."""
+
+import os
+
+from metrics.network_stats import (
+    NetworkPlace,
+    default_by_ipv4,
+    default_by_ipv6,
+    parse_interfaces,
+    read_network,
+)
+from sandbox.host.pidfd import start_ticks
+
+DEV = """\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
+  net1:       5       1    0    0    0     0          0         0        6       1    0    0    0     0       0          0
+  eth0:    1256      12    1    2    0     0          0         0      472       6    3    4    0     0       0          0
+"""  # noqa: E501
+ROUTES = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+net1\t00000000\t010200C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
+eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+"""
+ZERO = "0" * 32
+ROUTES6 = f"""\
+fd000000000000000000000000000000 40 {ZERO} 00 {ZERO} 00000100 00000001 00000000 00000001     eth0
+{ZERO} 00 {ZERO} 00 {ZERO} ffffffff 00000001 00000000 00200200       lo
+{ZERO} 00 {ZERO} 00 fd000000000000000000000000000001 00000400 00000001 00000000 00000003     net1
+"""
+BOTH = {"net1", "eth0"}
+
+
+def test_counters_without_loopback():
+    net1, eth0 = parse_interfaces(DEV)
+    assert (net1.name, eth0.name) == ("net1", "eth0")
+    assert (eth0.rx_bytes, eth0.rx_packets, eth0.rx_errors, eth0.rx_dropped) == (1256, 12, 1, 2)
+    assert (eth0.tx_bytes, eth0.tx_packets, eth0.tx_errors, eth0.tx_dropped) == (472, 6, 3, 4)
+
+
+def test_lines_that_are_no_counters_are_left_out():
+    assert parse_interfaces("") == ()
+    assert parse_interfaces("eth0: 1 2 3\neth1: a" + " 0" * 15) == ()
+
+
+def test_the_default_route_with_the_least_metric():
+    assert default_by_ipv4(ROUTES, BOTH) == "eth0"
+    assert default_by_ipv4(ROUTES, {"net1"}) == "net1"
+    assert default_by_ipv4(ROUTES, set()) == ""
+    assert default_by_ipv4("Iface\nshort line\n", BOTH) == ""
+
+
+def test_the_unreachable_default_of_ipv6_does_not_count():
+    assert default_by_ipv6(ROUTES6, BOTH) == "net1"
+    assert default_by_ipv6(ROUTES6, {"eth0", "lo"}) == ""
+
+
+def own(proc, dev=DEV, route=ROUTES, route6=None):
+    """A /proc in which this process has the given network."""
+    net = proc / str(os.getpid()) / "net"
+    net.mkdir(parents=True)
+    (net / "dev").write_text(dev)
+    (net / "route").write_text(route)
+    if route6 is not None:
+        (net / "ipv6_route").write_text(route6)
+    return NetworkPlace(os.getpid(), start_ticks(os.getpid()))
+
+
+def test_of_a_process(tmp_path):
+    usage = read_network(own(tmp_path), proc=tmp_path)
+    assert usage.default.name == "eth0"
+    assert [i.name for i in usage.interfaces] == ["net1", "eth0"]
+
+
+def test_ipv6_counts_where_ipv4_has_no_default(tmp_path):
+    place = own(tmp_path, route="Iface\n", route6=ROUTES6)
+    assert read_network(place, proc=tmp_path).default.name == "net1"
+
+
+def test_without_any_default_route_it_is_the_first_interface(tmp_path):
+    usage = read_network(own(tmp_path, route="Iface\n"), proc=tmp_path)
+    assert usage.default.name == "net1"
+
+
+def test_without_interfaces_there_is_no_default(tmp_path):
+    usage = read_network(own(tmp_path, dev="", route="Iface\n"), proc=tmp_path)
+    assert (usage.default, usage.interfaces) == (None, ())
+
+
+def test_a_number_that_changed_hands_is_nobodys_network(tmp_path):
+    place = own(tmp_path)
+    other = NetworkPlace(place.pid, place.start_ticks + 1)
+    assert read_network(other, proc=tmp_path) is None
+
+
+def test_a_process_that_is_gone_has_none(tmp_path):
+    assert read_network(NetworkPlace(4_000_000, 1), proc=tmp_path) is None
