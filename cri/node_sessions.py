@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import suppress
 from functools import partial
@@ -127,7 +128,9 @@ class NodeSessions:
             try:
                 return await self._connect(pod, family, (address, port))
             except OSError as error:
-                reasons.append(f"{address}: {(error.strerror or str(error)).lower()}")
+                # asyncio's own words name the address and the number, not the reason.
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                reasons.append(f"{address}: {reason.lower()}")
         raise Unavailable(
             f"port {port} of the pod cannot be reached: {', '.join(reasons)}", pod=pod.id
         )

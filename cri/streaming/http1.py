@@ -84,6 +84,10 @@ class HttpExchange:
         while True:
             event = self._h11.next_event()
             if isinstance(event, h11.Request):
+                if event.http_version != b"1.1":
+                    return Malformed(
+                        HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is spoken here"
+                    )
                 self._request = HttpRequest(
                     method=event.method.decode("ascii"),
                     path=event.target.decode("latin-1").partition("?")[0],

@@ -9,6 +9,7 @@ from protos import api_pb2 as pb
 from sandbox.host.errors import DeadlineExceeded, InvalidArgument, NotFound, Unsupported
 from sandbox.model import LinuxResources
 from tests.fakes.daemon import FakeContainers
+from tests.fakes.streaming import FakeStreaming
 
 POD = "p" * 64
 
@@ -25,7 +26,7 @@ def calls(containers):
 
 @pytest.fixture
 def sessions(containers):
-    return SessionCalls(containers)
+    return SessionCalls(containers, FakeStreaming())
 
 
 def request(name="c", pod=POD, **fields):
