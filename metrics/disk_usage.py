@@ -9,7 +9,7 @@ that takes long to walk is walked seldom: at most a twentieth of the time goes i
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -58,19 +58,19 @@ class LayerMeter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layers")
         self._known: dict[str, LayerUsage] = {}
         self._due_ns: dict[str, int] = {}
-        self._walking: asyncio.Future[None] | None = None
+        self._walking: Future[None] | None = None
         self._closed = False
 
     async def read(self, layers: Mapping[str, Path]) -> dict[str, LayerUsage]:
         """What is known of the layers (id to directory); missing: not measured yet."""
         now_ns = self._clock.monotonic_ns()
+        unknown = any(key not in self._known for key in layers)
         if self._walking is None or self._walking.done():
             due = {k: path for k, path in layers.items() if self._due_ns.get(k, 0) <= now_ns}
             if due:
-                loop = asyncio.get_running_loop()
-                self._walking = loop.run_in_executor(self._thread, self._measure, due)
-        if self._walking is not None and not all(key in self._known for key in layers):
-            await asyncio.wait({self._walking}, timeout=FIRST_WAIT_S)
+                self._walking = self._thread.submit(self._measure, due)
+        if self._walking is not None and unknown:
+            await asyncio.wait({asyncio.wrap_future(self._walking)}, timeout=FIRST_WAIT_S)
         return {key: self._known[key] for key in layers if key in self._known}
 
     def keep(self, ids: set[str]) -> None:
@@ -92,7 +92,7 @@ class LayerMeter:
             began_ns = self._clock.monotonic_ns()
             try:
                 usage = self._walk(layers[key])
-            except PodwrightError as error:
+            except (PodwrightError, OSError) as error:
                 _log.warning("writable layer not measured", container=key, error=error)
                 self._due_ns[key] = began_ns + self._max_age_ns
                 continue
