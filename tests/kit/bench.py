@@ -16,6 +16,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from protos import api_pb2 as api
 from tests.kit.images import make_sets
@@ -31,8 +32,12 @@ from tests.kit.measure import (
     remove_image,
     with_many_pods,
 )
+from tests.kit.measure_node import measure_idle, measure_scale
 from tests.kit.registry import running_registry
 from tests.kit.runtimes import NETWORKS, running
+
+#: Stands where a runtime has no such call, and where there is nothing to compare with.
+NOTHING: Final = "\N{EN DASH}"
 
 
 def main() -> int:
@@ -42,6 +47,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--pull-runs", type=int, default=3)
     parser.add_argument("--pods", type=int, default=16)
+    parser.add_argument("--node", action="store_true")
+    parser.add_argument("--scale", type=numbers, default=[100])
+    parser.add_argument("--idle-seconds", type=int, default=60)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pulls = options.pull_runs > 0
@@ -56,10 +64,20 @@ def main() -> int:
             answer = target.runtime.Version(api.VersionRequest(), timeout=30)
             target.version = f"{answer.runtime_name} {answer.runtime_version}"
         measure(targets, runs=options.runs, pull_runs=options.pull_runs, pods=options.pods)
+        if options.node:
+            measure_node(targets, scale=options.scale, idle_s=options.idle_seconds)
     print(table(targets))
     if options.json is not None:
         options.json.write_text(json.dumps(document(targets), indent=2) + "\n")
     return 0
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers above 0 between commas, for an option."""
+    found = [int(word) for word in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
 
 
 def _target(text: str, port: int, daemons: contextlib.ExitStack) -> Target:
@@ -101,6 +119,17 @@ def measure(targets: list[Target], *, runs: int, pull_runs: int, pods: int) -> N
                 target.timed(f"remove after {row}", partial(remove_image, target, image))
 
 
+def measure_node(targets: list[Target], *, scale: list[int], idle_s: int) -> None:
+    """Take the samples of a node's load, one runtime after the other: the load would be shared."""
+    for containers in scale:
+        for target in targets:
+            _tell(f"{target.name}: {containers} containers")
+            measure_scale(target, containers=containers)
+    for target in targets if idle_s > 0 else []:
+        _tell(f"{target.name}: a node that is polled for {idle_s} s")
+        measure_idle(target, seconds=idle_s)
+
+
 def rows_of(targets: list[Target]) -> list[str]:
     """Rows in the order of the work, not of the alphabet."""
     seen = dict.fromkeys(row for target in targets for row in target.samples)
@@ -116,7 +145,7 @@ def table(targets: list[Target]) -> str:
     for row in rows_of(targets):
         medians = [_median(target, row) for target in targets]
         cells = [row, *(_text(m) for m in medians)]
-        cells += [f"{m / medians[0]:.2f}" if m and medians[0] else "" for m in medians[1:]]
+        cells += [f"{m / medians[0]:.2f}" if m and medians[0] else NOTHING for m in medians[1:]]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     lines.append(machine())
@@ -147,7 +176,7 @@ def _median(target: Target, row: str) -> float | None:
 
 def _text(value: float | None) -> str:
     if value is None:
-        return ""
+        return NOTHING
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 

@@ -1,0 +1,55 @@
+"""The table of the measurements: what it compares, and what it must not invent."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from tests.kit.bench import document, numbers, table
+from tests.kit.measure import Target
+
+
+def target(name: str, **samples: list[float]) -> Target:
+    return Target(name=name, socket=Path("/none"), samples=samples, version="1")
+
+
+def cells(text: str, row: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_medians_and_how_many_times_the_first_ones_they_are() -> None:
+    text = table([target("one", Exec=[1.0, 2.0, 30.0]), target("two", Exec=[5.0])])
+    assert cells(text, "Exec") == ["2.0", "5.0", "2.50"]
+
+
+def test_a_call_that_one_of_them_lacks_is_a_dash_and_no_ratio() -> None:
+    text = table([target("one", Events=[2.0]), target("two")])
+    assert cells(text, "Events") == ["2.0", "–", "–"]  # noqa: RUF001
+    text = table([target("one"), target("two", Events=[2.0])])
+    assert cells(text, "Events") == ["–", "2.0", "–"]  # noqa: RUF001
+
+
+def test_nothing_is_divided_by_a_delay_of_none() -> None:
+    text = table([target("one", Events=[0.0]), target("two", Events=[2.0])])
+    assert cells(text, "Events") == ["0.00", "2.0", "–"]  # noqa: RUF001
+
+
+def test_all_samples_are_kept() -> None:
+    [kept] = document([target("one", Exec=[1.0, 2.0])])["runtimes"]  # type: ignore[misc]
+    assert kept == {"name": "one", "version": "1", "samples": {"Exec": [1.0, 2.0]}}
+
+
+def test_numbers_of_an_option() -> None:
+    assert numbers("100") == [100]
+    assert numbers("100,500") == [100, 500]
+
+
+@pytest.mark.parametrize("text", ["", "0", "10,-1", "ten", "1,,2"])
+def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--scale", type=numbers)
+    with pytest.raises(argparse.ArgumentError):
+        parser.parse_args(["--scale", text])
