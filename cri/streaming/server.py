@@ -98,6 +98,7 @@ class StreamingServer:
                 port,
                 ssl=context,
                 ssl_handshake_timeout=REQUEST_S if context is not None else None,
+                ssl_shutdown_timeout=REQUEST_S if context is not None else None,
             )
         except OSError as error:
             raise from_os_error(

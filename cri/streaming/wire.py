@@ -56,6 +56,7 @@ class Wire(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._written_bytes = 0
+        self._finished = False
         self._on_lost: list[Callable[[], None]] = []
 
     @property
@@ -121,15 +122,18 @@ class Wire(asyncio.Protocol):
             call()
 
     def leave(self) -> None:
-        """The client has said that it leaves: what is queued is still sent."""
+        """The client has said that it leaves."""
         self._lose()
         if self._transport is not None:
-            self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._transport.abort()  # it says so, and does not read
+            else:
+                self._transport.close()
 
     def abort(self) -> None:
-        """Drop the connection with all that is queued. Idempotent."""
+        """Drop the connection with all that is queued, unless it was finished. Idempotent."""
         self._lose()
-        if self._transport is not None:
+        if self._transport is not None and not self._finished:
             self._transport.abort()
 
     # Reading.
@@ -213,13 +217,16 @@ class Wire(asyncio.Protocol):
         self.receiver = _drop
         for holder in list(self._holders):
             self.release(holder)
-        transport.set_write_buffer_limits(high=0)  # from here on writable means empty
+        # From here on writable means empty. Not 0: with TLS asyncio pauses at "at least" the limit.
+        transport.set_write_buffer_limits(high=1, low=0)
         await self._flushed()
         if not self.lost.is_set() and transport.can_write_eof() and not transport.is_closing():
             transport.write_eof()
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self.lost.wait()
+        # With TLS there may be bytes below that we cannot see; asyncio flushes them, with a limit.
+        self._finished = True
         transport.close()
 
     async def _flushed(self) -> None:

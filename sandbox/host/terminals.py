@@ -129,10 +129,14 @@ async def _receive(connection: socket.socket) -> Fd:
     finally:
         loop.remove_reader(connection)
     try:
-        _, numbers, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 8, socket.MSG_CMSG_CLOEXEC)
+        _, numbers, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 8)
     except OSError as error:
         raise from_os_error(error, "cannot take over a terminal") from error
     received = [Fd(number) for number in numbers]
+    for each in received:
+        # Python 3.11 does not pass MSG_CMSG_CLOEXEC on; a program started in between gets nothing
+        # either, since ours are started with every other descriptor closed.
+        os.set_inheritable(each.fileno(), False)
     for each in received[1:]:
         each.close()
     if not received or not os.isatty(received[0].fileno()):

@@ -130,6 +130,13 @@ class AttachSocket:
         except OSError:
             return  # conmon has closed already
 
+    def hang_up(self) -> None:
+        """End both directions: `receive` gives what is there already, and then None."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # conmon has closed already
+
     def close(self) -> None:
         """Disconnect; idempotent."""
         self._socket.close()

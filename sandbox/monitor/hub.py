@@ -145,7 +145,6 @@ class AttachHub:
         self._seats: list[Seat] = []
         self._connecting = asyncio.Lock()
         self._writing = asyncio.Lock()
-        self._reader: asyncio.Task[None] | None = None
 
     @property
     def deserted(self) -> bool:
@@ -157,7 +156,9 @@ class AttachHub:
         async with self._connecting:
             if self._socket is None:
                 self._socket = await AttachSocket.connect(self._bundle)
-                self._reader = self._hubs.group.create_task(self._read(self._socket))
+                self._hubs.group.create_task(self._read(self._socket), name="attach")
+                # A task that is cancelled before its first step closes nothing: let it begin.
+                await asyncio.sleep(0)
             seat = Seat(self, stdin=stdin, stdout=stdout, stderr=stderr)
             self._seats.append(seat)
             return seat
@@ -200,9 +201,9 @@ class AttachHub:
         if seat in self._seats:
             self._seats.remove(seat)
         parked = self._stdin_once and not self._input_ended
-        if not self._seats and not parked and self._reader is not None:
+        if not self._seats and not parked and self._socket is not None:
             self._hubs.forget(self._bundle, self)
-            self._reader.cancel()
+            self._socket.hang_up()  # its reader closes it
 
 
 class AttachHubs:

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import h11
 from wsproto import ConnectionType, WSConnection
-from wsproto.connection import Connection
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -222,7 +221,7 @@ class SpdyClient(_Client):
 class WebSocketClient(_Client):
     """As client-go's WebSocket executor, but scriptable; `ended` is the connection's end."""
 
-    def __init__(self, reader, writer, connection: Connection, protocol: str | None) -> None:
+    def __init__(self, reader, writer, connection: WSConnection, protocol: str | None) -> None:
         super().__init__(reader, writer)
         self.protocol = protocol or ""
         self.code: int | None = None
@@ -248,8 +247,7 @@ class WebSocketClient(_Client):
             handshake.receive_data(data or None)
             for event in handshake.events():
                 if isinstance(event, AcceptConnection):
-                    assert handshake._connection is not None
-                    client = cls(reader, writer, handshake._connection, event.subprotocol)
+                    client = cls(reader, writer, handshake, event.subprotocol)
                     client._events()
                     client.start_reading()
                     return client

@@ -104,6 +104,18 @@ async def test_list_filters(calls):
     assert await listed(calls, id=first, pod_sandbox_id="b") == []
 
 
+async def test_streamed_containers_are_the_listed_ones(calls):
+    for name in "abc":
+        await create(calls, name)
+    messages = [
+        pb.StreamContainersResponse.FromString(data)
+        async for data in calls.stream_containers(pb.StreamContainersRequest())
+    ]
+    assert [c.id for m in messages for c in m.containers] == await listed(calls)
+    none = pb.StreamContainersRequest(filter=pb.ContainerFilter(id="f" * 64))
+    assert [data async for data in calls.stream_containers(none)] == []
+
+
 @pytest.mark.parametrize(
     ("sent", "handed_over"),
     [(0, 0), (30, 30), (2**63 - 1, SECONDS_LIMIT), (SECONDS_LIMIT, SECONDS_LIMIT)],

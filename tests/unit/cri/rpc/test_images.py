@@ -156,3 +156,15 @@ def test_credentials_never_come_back_in_an_error():
 
 def test_no_credential_at_all():
     assert credential(pb.AuthConfig()) is None
+
+
+async def test_streamed_images_are_the_listed_ones(calls):
+    async def streamed(name=""):
+        request = pb.StreamImagesRequest(
+            filter=pb.ImageFilter(image=pb.ImageSpec(image=name)) if name else None
+        )
+        return b"".join([data async for data in calls.stream_images(request)])
+
+    assert await streamed() == await calls.list_images(pb.ListImagesRequest())
+    assert pb.StreamImagesResponse.FromString(await streamed("busybox")).images[0].id == IMAGE.id
+    assert await streamed("unknown") == b""

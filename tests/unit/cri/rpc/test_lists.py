@@ -1,8 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cri.convert_pod import pod_item
-from cri.rpc.lists import ListCache, has_labels
+from cri.rpc.lists import CHUNK_BYTES, ListCache, chunks, has_labels
 from protos import api_pb2 as pb
 from sandbox.model import PodConfig, PodMetadata, PodSandbox
 from sandbox.states import PodState
@@ -60,3 +61,34 @@ def test_labels_must_all_be_there():
     assert has_labels({}, {})
     assert not has_labels({"a": "1"}, {"a": "2"})
     assert not has_labels({"a": "1"}, {"b": ""})
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9), max_size=20), st.integers(1, 30))
+def test_chunks_lose_double_and_reorder_nothing(entries, limit):
+    messages = list(chunks(entries, limit))
+    assert b"".join(messages) == b"".join(entries)
+    assert all(messages)
+    for message in messages[:-1]:
+        assert limit <= len(message) < limit + 9
+
+
+@pytest.mark.slow
+def test_twenty_thousand_are_streamed_in_messages_that_everyone_takes():
+    pods = [pod(number, name="n" * 900) for number in range(20_000)]
+    messages = list(ListCache(pod_item).stream(pods, len(pods)))
+    assert max(map(len, messages)) < CHUNK_BYTES + 2000
+    found = [
+        p.id for m in messages for p in pb.StreamPodSandboxesResponse.FromString(m).pod_sandboxes
+    ]
+    assert found == [one.id for one in pods]
+
+
+def test_a_stream_fills_the_cache_of_the_list_and_is_trimmed_too():
+    encode = Counting()
+    cache = ListCache(encode)
+    pods = [pod(1), pod(2)]
+    assert b"".join(cache.stream(pods, 2)) == cache.join(pods, 2)
+    assert encode.encoded == ["1", "2"]
+    for number in range(1000):
+        list(cache.stream([pod(number)], 1))
+    assert len(cache) < 100

@@ -39,3 +39,12 @@ async def test_verbose_status_has_one_document_per_key(calls):
 async def test_the_cgroup_driver(calls):
     answer = await calls.runtime_config(pb.RuntimeConfigRequest())
     assert answer.linux.cgroup_driver == pb.SYSTEMD
+
+
+async def test_pod_addresses_are_handed_over():
+    node = FakeNode()
+    config = pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr="10.1.2.0/24"))
+    calls = NodeCalls(node, "1.2.3")
+    await calls.update_runtime_config(pb.UpdateRuntimeConfigRequest(runtime_config=config))
+    await calls.update_runtime_config(pb.UpdateRuntimeConfigRequest())
+    assert node.pod_cidrs == ["10.1.2.0/24", ""]

@@ -7,6 +7,7 @@ from cri.rpc.pods import PodCalls
 from protos import api_pb2 as pb
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
+from sandbox.model import LinuxResources
 from tests.fakes.daemon import FakeContainers, FakePods
 
 
@@ -143,3 +144,44 @@ async def test_list_filters(calls):
     assert await listed(calls, label_selector={"app": "x", "tier": "1"}) == [first]
     with pytest.raises(InvalidArgument, match=r"filter\.id"):
         await listed(calls, id="x" * 10_000)
+
+
+async def test_streamed_pods_are_the_listed_ones(calls):
+    for name in "abc":
+        await run(calls, name)
+    messages = [
+        pb.StreamPodSandboxesResponse.FromString(data)
+        async for data in calls.stream_pod_sandboxes(pb.StreamPodSandboxesRequest())
+    ]
+    assert [p.id for m in messages for p in m.pod_sandboxes] == await listed(calls)
+    none = pb.StreamPodSandboxesRequest(filter=pb.PodSandboxFilter(id="f" * 64))
+    assert [data async for data in calls.stream_pod_sandboxes(none)] == []
+
+
+async def test_update_hands_over_what_is_set(calls, pods):
+    await calls.update_pod_sandbox_resources(
+        pb.UpdatePodSandboxResourcesRequest(
+            pod_sandbox_id="p", resources=pb.LinuxContainerResources(cpu_shares=3)
+        )
+    )
+    await calls.update_pod_sandbox_resources(
+        pb.UpdatePodSandboxResourcesRequest(
+            pod_sandbox_id="p", overhead=pb.LinuxContainerResources()
+        )
+    )
+    assert pods.calls == [
+        ("update_resources", "p", None, LinuxResources(cpu_shares=3)),
+        ("update_resources", "p", LinuxResources(), None),
+    ]
+
+
+async def test_an_update_is_checked_as_a_request_is(calls, pods):
+    bad = pb.LinuxContainerResources(cpu_period=1)
+    for fields in ({"resources": bad}, {"overhead": bad}):
+        with pytest.raises(InvalidArgument, match="cpu_period"):
+            await calls.update_pod_sandbox_resources(
+                pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id="p", **fields)
+            )
+    with pytest.raises(InvalidArgument, match="pod_sandbox_id"):
+        await calls.update_pod_sandbox_resources(pb.UpdatePodSandboxResourcesRequest())
+    assert pods.calls == []
