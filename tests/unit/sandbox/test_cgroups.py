@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sandbox.cgroups import Cgroups, pod_limits, real_path, shares_to_weight, slice_path
 from sandbox.host.cgroupfs import CgroupLayout
-from sandbox.host.errors import InvalidArgument
+from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
 from sandbox.model import LinuxResources
 from tests.fakes.clock import FakeClock
 
@@ -126,6 +126,58 @@ def test_an_unlimited_quota_and_nothing_asked_for() -> None:
     ]
     assert pod_limits(LinuxResources(), version=1) == []
     assert pod_limits(LinuxResources(), version=2) == []
+
+
+def test_what_else_a_pod_may_be_limited_in() -> None:
+    asked = LinuxResources(
+        memory_limit_bytes=100, memory_swap_limit_bytes=150, cpuset_cpus="0", cpuset_mems="1"
+    )
+    sets = [("cpuset", "cpuset.cpus", "0"), ("cpuset", "cpuset.mems", "1")]
+    assert pod_limits(asked, version=1) == [
+        ("memory", "memory.limit_in_bytes", "100"),
+        ("memory", "memory.memsw.limit_in_bytes", "150"),
+        *sets,
+    ]
+    assert pod_limits(asked, version=2) == [
+        ("memory", "memory.max", "100"),
+        ("memory", "memory.swap.max", "50"),
+        *sets,
+    ]
+    unlimited = LinuxResources(memory_limit_bytes=-1, memory_swap_limit_bytes=-1)
+    assert [value for _, _, value in pod_limits(unlimited, version=2)] == ["max", "max"]
+
+
+def test_unified_limits_need_version_2() -> None:
+    asked = LinuxResources(unified={"memory.high": "7"})
+    assert pod_limits(asked, version=2) == [("memory", "memory.high", "7")]
+    with pytest.raises(Unsupported):
+        pod_limits(asked, version=1)
+
+
+async def test_limits_of_a_pod_hold_all_or_none(tmp_path: Path) -> None:
+    layout = CgroupLayout(2, {}, tmp_path, frozenset({"cpu", "memory"}))
+    groups = cgroups(layout=layout)
+    own = tmp_path / "podwright" / f"pod{POD}"
+    own.mkdir(parents=True)
+    (own / "cpu.weight").write_text("100")
+    (own / "memory.max").write_text("max")
+    with pytest.raises(NotFound, match=r"cpu\.max"):
+        await groups.limit_pod("", POD, ASKED)
+    assert (own / "cpu.weight").read_text().startswith("100")
+    (own / "cpu.max").write_text("max 100000")
+    await groups.limit_pod("", POD, ASKED)
+    assert (own / "memory.max").read_text().startswith("1048576")
+    assert (own / "cpu.max").read_text().startswith("50000 100000")
+
+
+async def test_swap_is_left_where_it_is_not_accounted(tmp_path: Path) -> None:
+    layout = CgroupLayout(2, {}, tmp_path, frozenset({"memory"}))
+    own = tmp_path / "podwright" / f"pod{POD}"
+    own.mkdir(parents=True)
+    (own / "memory.max").write_text("max")
+    asked = LinuxResources(memory_limit_bytes=5, memory_swap_limit_bytes=9, cpu_shares=3)
+    await cgroups(layout=layout).limit_pod("", POD, asked)
+    assert (own / "memory.max").read_text().startswith("5")
 
 
 def names(directory: Path) -> list[str]:

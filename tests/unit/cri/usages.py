@@ -1,0 +1,64 @@
+"""Samples as the sampler would give them, for tests of what is made of them."""
+
+from metrics.cgroup_stats import (
+    CgroupDetail,
+    CgroupStats,
+    CpuDetail,
+    HugetlbUsage,
+    MemoryDetail,
+    MemoryUsage,
+    PressureUsage,
+)
+from metrics.descriptors import Limits, Measured
+from metrics.network_stats import InterfaceUsage, NetworkUsage
+from metrics.process_stats import ProcessStats
+from metrics.sampler import Detail, Sample
+from sandbox.host.cgroup_text import Pressure
+
+MEMORY = MemoryUsage(
+    usage_bytes=100,
+    working_set_bytes=90,
+    limit_bytes=1000,
+    rss_bytes=40,
+    cache_bytes=30,
+    mapped_file_bytes=5,
+    page_faults=70,
+    major_page_faults=8,
+    swap_usage_bytes=6,
+    swap_limit_bytes=500,
+)
+WAITED = {"some": Pressure(1.5, 2.5, 3.5, 77)}
+ETH0 = InterfaceUsage("eth0", 1, 2, 3, 4, 5, 6, 7, 8)
+NET1 = InterfaceUsage("net1", 11, 12, 13, 14, 15, 16, 17, 18)
+NETWORK = NetworkUsage(ETH0, (NET1, ETH0))
+DETAIL = Detail(
+    CgroupDetail(
+        CpuDetail(), MemoryDetail(1, 2, 3, 4, 5, 6, 7), None, (), (HugetlbUsage("2MB", 1, 2),)
+    ),
+    ProcessStats(12, 3, 1024),
+)
+
+
+def sample(*, rate=None, network=None, pressure=True, detail=None, processes=4):
+    return Sample(
+        taken_at_ns=5_000_000_123,
+        stats=CgroupStats(
+            7_730_000_001, MEMORY, 9, PressureUsage(WAITED, {}, {}) if pressure else None
+        ),
+        usage_nano_cores=rate,
+        processes=processes,
+        network=network,
+        detail=detail,
+    )
+
+
+def measured(**fields):
+    return Measured(
+        cgroup="/pods/p/c",
+        sample=sample(detail=DETAIL, **fields),
+        started_at_ns=4_000_000_000,
+        limits=Limits(),
+        layer=None,
+        filesystem=None,
+        devices={},
+    )
