@@ -99,7 +99,7 @@ def running(name: str, registry_port: int) -> Iterator[Runtime]:
 @contextlib.contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Wait until no other run has a daemon of this name: bridge and ports are fixed."""
-    with Path(f"/run/lock/podwright-kit-{name}").open("w") as lock:
+    with Path(f"/run/podwright-kit-{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
