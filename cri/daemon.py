@@ -41,7 +41,7 @@ from sandbox.endings import Endings
 from sandbox.execs import Execs
 from sandbox.host import files
 from sandbox.host.clock import SystemClock
-from sandbox.host.errors import Internal, PodwrightError, map_os_errors
+from sandbox.host.errors import Internal, PodwrightError
 from sandbox.host.host_facts import HostFacts
 from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
@@ -53,14 +53,13 @@ from sandbox.monitor.conmon import Conmon
 from sandbox.monitor.exits import ExitWatch
 from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
+from sandbox.podfiles import install_pause
 from sandbox.pods import PodEngine
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.store import StateStore
 from sandbox.sweep import Sweeper
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cri.config import Config
     from sandbox.host.cgroupfs import CgroupLayout
 
@@ -114,7 +113,7 @@ class Daemon:
         await asyncio.to_thread(self._make_directories)
         stack.callback(claim_run_root(self._paths.run_root).close)
         await asyncio.to_thread(
-            _install_pause, config.get(table.PAUSE_PATH), self._paths.pause_rootfs
+            install_pause, config.get(table.PAUSE_PATH), self._paths.pause_rootfs
         )
 
         host = HostFacts.detect()
@@ -272,6 +271,7 @@ class Daemon:
         stats = Stats(
             config.sampler(), store=store, cgroups=cgroups, paths=self._paths, clock=clock
         )
+        events.on_stopped(stats.forget)
         stack.callback(stats.close)
         instruments.watch_pods(lambda: Counter(p.state.name.lower() for p in pods.list()))
         instruments.watch_containers(
@@ -381,21 +381,6 @@ async def _collect_networks(network: PodNetwork, store: StateStore) -> bool:
         _log.info("networks not collected yet", error=str(error))
         return False
     return True
-
-
-def _install_pause(program: Path, rootfs: Path) -> None:
-    """Make the root that pause processes share: the program and empty mount points; blocking."""
-    for name in ("proc", "dev", "sys", "etc"):
-        files.make_private_dir(rootfs / name, mode=0o755)
-    with map_os_errors(
-        "cannot read the pause program",
-        hint="install catatonit, or set runtime.pause_path",
-        path=str(program),
-    ):
-        content = program.read_bytes()
-    target = rootfs / "catatonit"
-    if not target.exists() or target.read_bytes() != content:
-        files.write_atomic(target, content, mode=0o755)
 
 
 def _layout(host: HostFacts) -> CgroupLayout:

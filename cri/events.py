@@ -28,7 +28,7 @@ from sandbox.host.journal import get_logger
 from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from sandbox.host.clock import Clock
@@ -102,7 +102,12 @@ class Events:
         self._queue_limit = queue_limit
         self._told: dict[str, EventType] = {}
         self._subscribers: set[Subscription] = set()
+        self._on_stopped: list[Callable[[str], None]] = []
         self._closed = False
+
+    def on_stopped(self, call: Callable[[str], None]) -> None:
+        """Have `call` told the id of every pod and container that stops, before any client is."""
+        self._on_stopped.append(call)
 
     # Reporting.
 
@@ -166,6 +171,9 @@ class Events:
             del self._told[object_id]
         else:
             self._told[object_id] = type_
+        if type_ is EventType.STOPPED:
+            for call in self._on_stopped:
+                call(object_id)
         if not self._subscribers:
             return
         containers = self._objects.containers_of(pod.id)

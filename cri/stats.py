@@ -73,6 +73,10 @@ class Stats:
         """Measure in the background, until cancelled or closed."""
         await self._sampler.run(self._targets)
 
+    def forget(self, object_id: str) -> None:
+        """A pod or container has stopped: its files are closed now, not at the next round."""
+        self._sampler.forget(object_id)
+
     def close(self) -> None:
         """End the threads. Idempotent."""
         self._sampler.close()

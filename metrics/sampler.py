@@ -141,6 +141,11 @@ class Sampler:
                     _log.error("sampling failed", exc_info=True, error=error)
             await self._clock.sleep(interval_s or _PRUNE_PAUSE_S)
 
+    def forget(self, target_id: str) -> None:
+        """Let go of a target that has ended; returns at once. Unknown is fine."""
+        if not self._closed and target_id in self._followed:
+            self._thread.submit(self._drop, target_id)
+
     def close(self) -> None:
         """End the thread after what it is doing and close all files. Idempotent."""
         self._closed = True
@@ -184,7 +189,12 @@ class Sampler:
 
     def _keep(self, ids: set[str]) -> None:
         for gone in self._followed.keys() - ids:
-            self._followed.pop(gone).close()
+            self._drop(gone)
+
+    def _drop(self, target_id: str) -> None:
+        followed = self._followed.pop(target_id, None)
+        if followed is not None:
+            followed.close()
 
 
 class _Followed:

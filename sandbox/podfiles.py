@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import files, mounts
-from sandbox.host.errors import NotFound
+from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.model import NamespaceMode
 
 if TYPE_CHECKING:
@@ -96,3 +96,22 @@ def _host_text(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     files.write_atomic(path, text.encode(), mode=0o644, durable=False)
+
+
+def install_pause(program: Path, rootfs: Path) -> None:
+    """Make the root that pause processes share: the program and empty mount points; blocking.
+
+    Raises:
+        PodwrightError: the program cannot be read, or the root cannot be made.
+    """
+    for name in ("proc", "dev", "sys", "etc"):
+        files.make_private_dir(rootfs / name, mode=0o755)
+    with map_os_errors(
+        "cannot read the pause program",
+        hint="install catatonit, or set runtime.pause_path",
+        path=str(program),
+    ):
+        content = program.read_bytes()
+    target = rootfs / "catatonit"
+    if not target.exists() or target.read_bytes() != content:
+        files.write_atomic(target, content, mode=0o755)

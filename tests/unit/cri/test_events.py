@@ -185,6 +185,19 @@ def test_a_container_whose_pod_is_gone_is_forgotten(events):
     assert events.broker._told == {}
 
 
+def test_who_is_inside_learns_of_each_end_once_even_if_nobody_listens(events):
+    ended = []
+    events.broker.on_stopped(ended.append)
+    events.broker.pod_started(POD)
+    events.broker.container_created(C1)
+    events.broker.container_started(C1)
+    for _ in range(2):
+        events.broker.container_stopped(C1)
+        events.broker.pod_stopped(POD)
+    events.broker.pod_deleted(POD)
+    assert ended == ["c1", "pod"]
+
+
 async def test_a_slow_client_loses_its_own_oldest_and_nobody_elses():
     events = FakeEvents(queue_limit=3)
     events.pods["pod"] = POD

@@ -191,6 +191,20 @@ async def test_files_stay_open_until_the_target_is_let_go(make, group):
         running.cancel()
 
 
+async def test_files_of_what_ended_are_closed_at_once(make, group, clock):
+    sampler = make()
+    before = descriptors()
+    await one(sampler, group)
+    sampler.forget("c1")
+    sampler.forget("unknown")
+    await sampler.sample([Target("other", "/other")])  # comes after it in the thread
+    assert descriptors() == before
+    clock.advance(1)
+    assert await one(sampler, group) is not None
+    sampler.close()
+    sampler.forget("c1")
+
+
 async def test_beyond_the_budget_files_are_opened_each_time(tmp_path, group, clock):
     layout = CgroupLayout(2, {}, tmp_path, frozenset({"cpu", "memory", "pids"}))
     sampler = Sampler(layout, SamplerSettings(min_age_s=0), clock=clock, descriptor_limit=1)
