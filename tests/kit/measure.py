@@ -100,7 +100,9 @@ def remove_image(target: Target, image: str) -> None:
     target.images.RemoveImage(request, timeout=CALL_PATIENCE_S)
 
 
-def pod_config(name: str, *, host_network: bool = False) -> api.PodSandboxConfig:
+def pod_config(
+    name: str, *, host_network: bool = False, cgroup_parent: str = ""
+) -> api.PodSandboxConfig:
     """What a kubelet sends for a small pod; the node's network needs no plugins and is quick."""
     default = api.SecurityProfile(profile_type=api.SecurityProfile.RuntimeDefault)
     return api.PodSandboxConfig(
@@ -109,12 +111,13 @@ def pod_config(name: str, *, host_network: bool = False) -> api.PodSandboxConfig
         hostname="" if host_network else name,
         labels={"made-by": "hack-bench"},
         linux=api.LinuxPodSandboxConfig(
+            cgroup_parent=cgroup_parent,
             security_context=api.LinuxSandboxSecurityContext(
                 seccomp=default,
                 namespace_options=api.NamespaceOption(
                     network=api.NODE if host_network else api.POD, pid=api.CONTAINER
                 ),
-            )
+            ),
         ),
     )
 

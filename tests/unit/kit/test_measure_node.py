@@ -6,19 +6,23 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
 from protos import api_pb2 as api
+from tests.kit.measure import Target
 from tests.kit.measure_node import (
     LOOKED_AT,
     Arrivals,
     cpu_seconds,
     cpu_ticks,
     delay_ms,
+    failures_noted,
     kill,
     poll_of,
+    remove_cgroups,
     supported,
 )
 
@@ -32,6 +36,11 @@ class Refusal(grpc.RpcError):
 
     def code(self) -> grpc.StatusCode:
         return self._code
+
+
+class Failure(Refusal):
+    def details(self) -> str:
+        return "no such task"
 
 
 class Events:
@@ -59,8 +68,18 @@ def refuse(code: grpc.StatusCode) -> None:
 def test_a_method_that_does_not_exist_is_told_from_one_that_fails() -> None:
     assert supported(lambda: None)
     assert not supported(lambda: refuse(grpc.StatusCode.UNIMPLEMENTED))
-    with pytest.raises(Refusal):
-        supported(lambda: refuse(grpc.StatusCode.INTERNAL))
+    assert supported(lambda: refuse(grpc.StatusCode.INTERNAL))
+
+
+def test_failed_calls_are_counted_and_shown() -> None:
+    target = Target(name="one", socket=Path("/none"))
+    with failures_noted(target, "failed"):
+        pass
+    assert target.samples == {}
+    for _ in range(2):
+        with failures_noted(target, "failed"):
+            raise Failure(grpc.StatusCode.NOT_FOUND)
+    assert target.samples == {"failed": [2]}
 
 
 def test_events_are_told_apart_by_container_and_type() -> None:
@@ -116,3 +135,17 @@ def test_the_end_of_a_killed_process_is_seen() -> None:
     ended_ns = kill(process.pid)
     assert before_ns < ended_ns <= time.monotonic_ns()
     assert process.wait() == -9
+
+
+def test_our_control_groups_go_from_every_hierarchy_and_no_others(tmp_path: Path) -> None:
+    for hierarchy in ("cpu", "memory", "elsewhere"):
+        for name in ("bench/pod/container", "others"):
+            (tmp_path / hierarchy / name).mkdir(parents=True)
+    kinds = {"cpu": "cgroup", "memory": "cgroup2", "elsewhere": "tmpfs"}
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "".join(f"1 2 0:3 / {tmp_path}/{n} rw shared:9 - {k} x rw\n" for n, k in kinds.items())
+    )
+    remove_cgroups("bench", mounts)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*"))
+    assert left == ["cpu/others", "elsewhere/bench", "elsewhere/others", "memory/others"]
