@@ -221,7 +221,9 @@ class Wire(asyncio.Protocol):
         transport.set_write_buffer_limits(high=1, low=0)
         await self._flushed()
         if not self.lost.is_set() and transport.can_write_eof() and not transport.is_closing():
-            transport.write_eof()
+            # ENOTCONN: the client has reset the connection, and asyncio has yet to find out.
+            with suppress(OSError):
+                transport.write_eof()
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self.lost.wait()
