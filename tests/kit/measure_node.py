@@ -57,7 +57,7 @@ Made = tuple[str, list[str]]
 
 
 def supported(call: Callable[[], object]) -> bool:
-    """Make a call; False when the runtime says that it has no such method. One that fails exists."""
+    """Make a call; False when the runtime says that it has no such method, not when it fails."""
     try:
         call()
     except grpc.RpcError as error:
