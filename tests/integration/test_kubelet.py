@@ -16,6 +16,8 @@ from typing import Final
 import pytest
 
 from protos import api_pb2 as api
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import unmount_tree
 from tests.kit.calls import until
 from tests.kit.messages import BUSYBOX
 from tests.kit.node import Node
@@ -103,6 +105,8 @@ class Kubelet:
             raise
         finally:
             stop(process)
+            # It makes its directory a mount point, so that what it mounts below can be shared.
+            unmount_tree(self._work / "root", syscalls=LibcSyscalls())
 
     def ask(self, path: str) -> str:
         """What it answers to GET; empty while it does not."""
