@@ -16,7 +16,7 @@ from metrics.descriptors import BASE_LABELS, CONTAINER_FAMILIES, POD_FAMILIES
 from protos import api_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from cri.usage import ContainerUsage, PodScrape, PodUsage
     from metrics.descriptors import Measured
@@ -193,21 +193,20 @@ def metric_descriptors() -> pb.ListMetricDescriptorsResponse:
 
 
 def pod_metrics(scrape: PodScrape) -> pb.PodSandboxMetrics:
-    """All metrics of a pod and its containers; network is the pod's, the rest its containers'."""
-    return pb.PodSandboxMetrics(
-        pod_sandbox_id=scrape.pod.id,
-        metrics=_pod_metrics(scrape),
-        container_metrics=[
-            pb.ContainerMetrics(
-                container_id=container.id,
-                metrics=_container_metrics(scrape, container, measured),
-            )
-            for container, measured in scrape.containers
-        ],
-    )
+    """All metrics of a pod and its containers; network is the pod's, the rest its containers'.
+
+    Written in place: a node has thousands of them, and a message that is made by itself is copied
+    into the one around it.
+    """
+    message = pb.PodSandboxMetrics(pod_sandbox_id=scrape.pod.id)
+    _write_pod_metrics(message, scrape)
+    for container, measured in scrape.containers:
+        own = message.container_metrics.add(container_id=container.id)
+        _write_container_metrics(own, scrape, container, measured)
+    return message
 
 
-def _pod_metrics(scrape: PodScrape) -> Iterator[pb.Metric]:
+def _write_pod_metrics(message: pb.PodSandboxMetrics, scrape: PodScrape) -> None:
     sample = scrape.sample
     if sample is None or sample.network is None:
         return
@@ -215,18 +214,18 @@ def _pod_metrics(scrape: PodScrape) -> Iterator[pb.Metric]:
     labels = _labels(pod, "", scrape.cgroup, "", pod.id)
     for family in POD_FAMILIES:
         for interface in sample.network.interfaces:
-            yield pb.Metric(
+            metric = message.metrics.add(
                 name=family.name,
                 timestamp=sample.taken_at_ns,
                 metric_type=pb.COUNTER,
                 label_values=[*labels, interface.name],
-                value=_number(family.value(interface)),
             )
+            metric.value.value = family.value(interface)
 
 
-def _container_metrics(
-    scrape: PodScrape, container: Container, measured: Measured
-) -> Iterator[pb.Metric]:
+def _write_container_metrics(
+    message: pb.ContainerMetrics, scrape: PodScrape, container: Container, measured: Measured
+) -> None:
     labels = _labels(
         scrape.pod,
         container.config.name,
@@ -235,16 +234,17 @@ def _container_metrics(
         container.id,
     )
     taken_at_ns = measured.sample.taken_at_ns
+    add = message.metrics.add
     for family in CONTAINER_FAMILIES:
         kind = pb.COUNTER if family.counter else pb.GAUGE
         for own, value in family.rows(measured):
-            yield pb.Metric(
+            metric = add(
                 name=family.name,
                 timestamp=taken_at_ns,
                 metric_type=kind,
                 label_values=[*labels, *own],
-                value=_number(value),
             )
+            metric.value.value = value
 
 
 def _labels(pod: PodSandbox, container: str, cgroup: str, image: str, name: str) -> tuple[str, ...]:
