@@ -30,7 +30,14 @@ from sandbox.host import files
 from sandbox.host.errors import NotFound, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
-from sandbox.running import EXEC_PREFIX, REAP_S, Running, new_directory, write_process
+from sandbox.running import (
+    EXEC_PREFIX,
+    REAP_S,
+    Running,
+    give_score,
+    new_directory,
+    write_process,
+)
 from sandbox.runtime import proctree
 from sandbox.runtime.crun import read_pid_file
 from sandbox.runtime.pipes import Budget, Captured, drain, make_pipe
@@ -167,6 +174,7 @@ class Execs:
                         "the container's runtime is not installed",
                         path=str(request.runtime.handler.path),
                     ) from error
+            give_score(spawned, request.process_json)
             running = Running(
                 container_id=request.container_id,
                 runtime_name=request.runtime.handler.name,

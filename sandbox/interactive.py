@@ -28,7 +28,7 @@ from sandbox.host.asyncfd import FdReader, FdWriter
 from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
-from sandbox.running import Running, new_directory, write_process
+from sandbox.running import Running, give_score, new_directory, write_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -348,6 +348,7 @@ class InteractiveExecs:
             raise RuntimeMissing(
                 "the container's runtime is not installed", path=str(request.runtime.handler.path)
             ) from error
+        give_score(spawned, request.process_json)
         return Running(
             container_id=request.container_id,
             runtime_name=request.runtime.handler.name,

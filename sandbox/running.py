@@ -12,7 +12,10 @@ import shlex
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from sandbox.errors import ContainerNotRunning, RuntimeFailed
 from sandbox.host import files
@@ -23,8 +26,6 @@ from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime
 from sandbox.runtime.crun import read_pid_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
     from sandbox.host.pidfd import Process
@@ -51,6 +52,25 @@ def write_process(directory: Path, process_json: bytes) -> None:
     """Make the directory with the OCI `process` document in it. Blocking."""
     files.make_private_dir(directory)
     files.write_atomic(directory / "process.json", process_json, durable=False)
+
+
+def give_score(spawned: Spawned, process_json: bytes) -> None:
+    """Give the runtime's process, just started, the OOM score that its command is to have.
+
+    crun 1.8 leaves the score of a command alone: it would inherit the daemon's own, which on a node
+    whose daemon is protected makes whatever somebody runs in a container the last to be killed.
+    runc sets the one that the container was created with, also after a resize.
+    """
+    score = msgspec.json.decode(process_json, type=_Scored).score
+    if score is not None:
+        with suppress(OSError):  # it has ended; or it is ours to lower no further
+            Path(f"/proc/{spawned.pid}/oom_score_adj").write_text(str(score))
+
+
+class _Scored(msgspec.Struct):
+    """What is read here of an OCI process."""
+
+    score: int | None = msgspec.field(default=None, name="oomScoreAdj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
