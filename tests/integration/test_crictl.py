@@ -31,6 +31,16 @@ ECHO_SERVER = ["nc", "-ll", "-p", "8080", "-e", "cat"]
 TRANSPORTS = pytest.mark.parametrize("transport", ["spdy", "websocket"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def visited(shared_node: Node, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first forwarded port makes the daemon's thread for visits, which then stays."""
+    node = shared_node
+    crictl = Crictl(node.socket, tmp_path_factory.mktemp("crictl"))
+    refused(crictl, node.run_pod("visited"))
+    node.remove_everything()
+    node.take_baseline()
+
+
 @pytest.fixture
 def crictl(node: Node, tmp_path: Path) -> Crictl:
     return Crictl(node.socket, tmp_path)
@@ -135,7 +145,7 @@ def test_lists_and_inspection(node: Node, crictl: Crictl, pod: str, container: s
     table = crictl.run("ps")
     assert re.search(rf"^{container[:13]}\s.*Running\s+main\s+0\s+{pod[:13]}", table, re.MULTILINE)
     table = crictl.run("pods")
-    assert re.search(rf"^{pod[:13]}\s.*Ready\s+pod\s+integration\s+0", table)
+    assert re.search(rf"^{pod[:13]}\s.*Ready\s+pod\s+integration\s+0", table, re.MULTILINE)
     assert crictl.run("ps", "-q", "--pod", pod, "--name", "^main$").split() == [container]
     assert crictl.run("ps", "-q", "--name", "other") == ""
     assert crictl.run("pods", "-q", "--label", "tier=back") == ""
@@ -343,6 +353,10 @@ def receive(link: socket.socket, size: int) -> bytes:
 
 
 def test_port_nobody_listens_on(crictl: Crictl, pod: str) -> None:
+    refused(crictl, pod)
+
+
+def refused(crictl: Crictl, pod: str) -> None:
     with crictl.background("port-forward", pod, ":81") as forward:
         told = re.match(r"Forwarding from 127.0.0.1:(\d+) ->", pipe_of(forward.stdout).readline())
         assert told
