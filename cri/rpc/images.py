@@ -1,4 +1,4 @@
-"""Image calls."""
+"""The image service: list, status, pull, remove, and what images take on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pod sandbox calls."""
+"""Pod sandbox calls: run, stop, remove, status, lists, limits."""
 
 from __future__ import annotations
 
