@@ -46,14 +46,10 @@ async def probe_runtimes(
 
 def spec_facts(host: HostFacts, layout: CgroupLayout, info: RuntimeInfo | None) -> SpecFacts:
     """The node as the OCI document of one runtime must be made for."""
-    swap = any(
-        layout.file("/", "memory", name) is not None
-        for name in ("memory.memsw.limit_in_bytes", "memory.swap.max")
-    )
     return SpecFacts(
         cgroup_version=layout.version,
         controllers=layout.available,
-        swap_limit=swap,
+        swap_limit=swap_is_limited(layout),
         capabilities=host.capabilities_effective,
         oom_score_adj_floor=host.oom_score_adj_floor,
         recursive_read_only=recursive_read_only(host, info),
@@ -62,6 +58,17 @@ def spec_facts(host: HostFacts, layout: CgroupLayout, info: RuntimeInfo | None) 
         ),
         apparmor=AppArmorHost() if host.apparmor else None,
     )
+
+
+def swap_is_limited(layout: CgroupLayout) -> bool:
+    """Whether the kernel accounts for swap: some groups have the file then. Blocking, briefly.
+
+    The root of version 2 has no limits at all, so a group below it is asked.
+    """
+    if layout.version == 1:
+        file = layout.file("/", "memory", "memory.memsw.limit_in_bytes")
+        return file is not None and file.exists()
+    return layout.root is not None and any(layout.root.glob("*/memory.swap.max"))
 
 
 def recursive_read_only(host: HostFacts, info: RuntimeInfo | None) -> bool:
