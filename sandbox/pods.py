@@ -276,6 +276,8 @@ class PodEngine:
             pod.id,
             [
                 ("pause process", lambda: self._kill_pause(pod)),
+                # What else is in its cgroup: helpers of a runtime that is more than one process.
+                ("processes", lambda: self._cgroups.kill(pod.cgroup_path)),
                 ("runtime state", lambda: self._delete_runtime_state(pod)),
                 ("namespaces", lambda: self._namespaces.unpin(self._paths.pins(pod.id))),
                 ("shared memory", lambda: self._unmount_below(self._paths.pod(pod.id))),

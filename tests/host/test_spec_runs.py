@@ -526,7 +526,8 @@ async def test_client_mounts(runtime: str, tmp_path: Path) -> None:
         # The deeper one first: the builder must sort it behind.
         asked = [asked[1], asked[0], *asked[2:]]
         config = shell(
-            """cat /data/file; echo; touch /data/x 2>&-; echo "ro $?"; touch /data/inner/x; echo "rw $?"
+            """cat /data/file; echo
+            touch /data/x 2>&-; echo "ro $?"; touch /data/inner/x; echo "rw $?"
             cat /etc/hosts; cat /proc/mounts""",
             mounts=tuple(asked),
         )

@@ -18,10 +18,15 @@ def pod(pod_id: str, name: str = "n", state: PodState = PodState.READY) -> PodSa
     return PodSandbox(id=pod_id, config=config, state=state, created_at_ns=1)
 
 
-def container(cid: str, pod_id: str = "a" * 64, name: str = "c",
-              state: ContainerState = ContainerState.CREATED) -> Container:
-    return Container(id=cid, pod_id=pod_id, config=ContainerConfig(name=name), state=state,
-                     created_at_ns=1)
+def container(
+    cid: str,
+    pod_id: str = "a" * 64,
+    name: str = "c",
+    state: ContainerState = ContainerState.CREATED,
+) -> Container:
+    return Container(
+        id=cid, pod_id=pod_id, config=ContainerConfig(name=name), state=state, created_at_ns=1
+    )
 
 
 @pytest.fixture
@@ -94,6 +99,7 @@ async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, mon
 
     async def refuse(work, *, cleanup=False):
         from sandbox.host.errors import ResourceExhausted
+
         raise ResourceExhausted("database is full")
 
     monkeypatch.setattr(store._database, "write", refuse)

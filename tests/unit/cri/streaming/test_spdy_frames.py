@@ -99,7 +99,7 @@ controls = st.builds(
     flags=st.integers(0, 255),
     payload=st.binary(max_size=300),
 )
-datas = st.builds(frames.Data, stream_ids, st.binary(max_size=300), st.booleans())
+data_frames = st.builds(frames.Data, stream_ids, st.binary(max_size=300), st.booleans())
 
 
 def encode(frame):
@@ -125,7 +125,7 @@ def merged(found):
     return [f for f in result if not isinstance(f, frames.Data) or f.data or f.fin]
 
 
-@given(st.lists(controls | datas, max_size=6), st.data())
+@given(st.lists(controls | data_frames, max_size=6), st.data())
 def test_frames_round_trip_however_they_are_cut(wanted, data):
     wire = b"".join(map(encode, wanted))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=10)))
