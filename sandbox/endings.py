@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox.host import mounts
-from sandbox.host.errors import PodwrightError
+from sandbox.host.errors import Busy, PodwrightError
 from sandbox.host.pidfd import Process
 from sandbox.host.trees import remove_tree
 from sandbox.states import ContainerState, Event, next_state
@@ -264,8 +264,12 @@ class Endings:
                 self._paths.container(container_id),
                 self._paths.layer(container_id),
             ):
-                mounts.unmount_tree(directory, syscalls=self._syscalls)
-                remove_tree(directory)
+                try:
+                    # Never crosses a mount, so it can be tried without reading what is mounted.
+                    remove_tree(directory)
+                except Busy:
+                    mounts.unmount_tree(directory, syscalls=self._syscalls)
+                    remove_tree(directory)
             self._paths.exit_file(container_id).unlink(missing_ok=True)
 
         await asyncio.to_thread(work)
