@@ -78,9 +78,17 @@ class InteractiveRequest:
 class Input:
     """A command's standard input."""
 
-    def __init__(self, fd: Fd, *, terminal: bool) -> None:
+    def __init__(self, fd: Fd, *, terminal: bool = False, relayed: bool = False) -> None:
+        """Take the descriptor, which somebody else owns.
+
+        Args:
+            fd: a pipe's writing end, or a terminal's master side.
+            terminal: which of them.
+            relayed: the command's own terminal is another one, which cannot be looked at.
+        """
         self._fd = fd
         self._terminal = terminal
+        self._relayed = relayed
         self._writer = FdWriter(fd)
         self._finished = False
 
@@ -100,7 +108,8 @@ class Input:
             self._fd.close()
             return
         try:
-            os.write(self._fd.fileno(), terminals.end_of_input(self._fd))
+            ending = terminals.END_OF_INPUT if self._relayed else terminals.end_of_input(self._fd)
+            os.write(self._fd.fileno(), ending)
         except (OSError, ValueError):
             return  # it has ended, or is so far behind that nobody can tell it anything
 
@@ -252,7 +261,7 @@ class InteractiveExecs:
             command = InteractiveExec(
                 running, init, ours.pop_all(), self._group, terminal=None, relayed=False
             )
-            command.stdin = Input(stdin, terminal=False) if stdin is not None else None
+            command.stdin = Input(stdin) if stdin is not None else None
             command.stdout = FdReader(stdout) if stdout is not None else None
             command.stderr = FdReader(stderr) if stderr is not None else None
             return command
@@ -295,7 +304,7 @@ class InteractiveExecs:
         command = InteractiveExec(
             running, init, owned, self._group, terminal=master, relayed=relayed
         )
-        command.stdin = Input(master, terminal=True) if request.stdin else None
+        command.stdin = Input(master, terminal=True, relayed=relayed) if request.stdin else None
         # Read in any case: a terminal that nobody reads stops whoever writes to it.
         command.stdout = FdReader(master)
         return command

@@ -56,6 +56,10 @@ def set_size(terminal: Fd, columns: int, rows: int) -> None:
         fcntl.ioctl(terminal.fileno(), termios.TIOCSWINSZ, window)
 
 
+#: Control-D, what ends the input unless somebody has chosen another character (termios(3), VEOF).
+END_OF_INPUT: Final = b"\x04"
+
+
 def end_of_input(terminal: Fd) -> bytes:
     """What ends the input of a program that reads lines from this terminal.
 

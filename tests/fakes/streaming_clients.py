@@ -72,17 +72,14 @@ class _Client:
                 await task
 
     async def _read(self) -> None:
-        try:
+        with suppress(ConnectionError, ssl.SSLError):
             while data := await self.reader.read(64 * 1024):
                 self.take(data)
                 self.changed.set()
-        except (ConnectionError, ssl.SSLError):
-            pass
-        finally:
-            self.closed.set()
-            for event in self.ended.values():
-                event.set()
-            self.changed.set()
+        self.closed.set()
+        for event in self.ended.values():
+            event.set()
+        self.changed.set()
 
     def take(self, data: bytes) -> None:
         raise NotImplementedError
