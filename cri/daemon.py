@@ -139,7 +139,7 @@ class Daemon:
         infos, missing = await probe_runtimes(runtimes)
         namespaces = NamespaceWorker(syscalls=self._syscalls, clock=clock)
         stack.callback(namespaces.close)
-        leavings = Leavings()
+        leavings = Leavings(h.path.name for h in sandbox.handlers)
 
         store = await StateStore.open(self._paths.state_file)
         stack.push_async_callback(store.close)

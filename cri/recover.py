@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sandbox.host.errors import DeadlineExceeded, PodwrightError
+from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id
 from sandbox.recovery import Action, Observed, plan
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from imageservice.service import ImageService
     from sandbox.containers import ContainerEngine
     from sandbox.endings import Endings
-    from sandbox.model import ProcessRef
+    from sandbox.model import Container, ProcessRef
     from sandbox.pods import PodEngine
     from sandbox.recovery import Decision
     from sandbox.store import StateStore
@@ -58,6 +58,8 @@ class Recovery:
 
     async def run(self) -> list[Decision]:
         """Observe, decide, act; the decisions, for the log and for tests."""
+        # What the last life had asked of a runtime must not happen after we have looked.
+        await self.sweeper.end_calls(self.store.containers)
         seen = await self._observe()
         decisions = plan(self.store.pods.values(), self.store.containers.values(), seen)
         await self._all(d for d in decisions if d.kind == "container")
@@ -74,14 +76,19 @@ class Recovery:
         held: set[str] = set()
         for runtime in self.sweeper.runtimes.values():
             held |= await runtime.containers()
-        running = set()
-        for container in self.store.containers.values():
-            if container.state is ContainerState.CREATED and container.id in living:
-                state = await self.container_engine.runtime_of(container).state(container.id)
-                if state is not None and state.status is RuntimeStatus.RUNNING:
-                    running.add(container.id)
+        created = [c for c in self.store.containers.values() if c.state is ContainerState.CREATED]
+        running = {c.id for c in created if c.id in living and await self._runs(c)}
         traces = await self.sweeper.traces() | await self.images.leases()
         return Observed(boot_id=boot, living=living, running=running, traces=traces, held=held)
+
+    async def _runs(self, container: Container) -> bool:
+        """Whether the runtime has started it; one that cannot be asked counts as not having."""
+        try:
+            state = await self.container_engine.runtime_of(container).state(container.id)
+        except PodwrightError as error:
+            _log.warning("runtime cannot be asked", container=container.id, error=str(error))
+            return False
+        return state is not None and state.status is RuntimeStatus.RUNNING
 
     async def _all(self, decisions: Iterable[Decision]) -> None:
         width = asyncio.Semaphore(WIDTH)
@@ -117,6 +124,9 @@ class Recovery:
             )
         except PodwrightError as failure:
             error = failure
+        except Exception as failure:
+            error = Internal(f"{type(failure).__name__}: {failure}")
+            error.__cause__ = failure
         _log.error(
             "not recovered, kept for the client's next call",
             kind=decision.kind,

@@ -16,7 +16,7 @@ from sandbox.host.trees import remove_tree
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from sandbox.cgroups import Cgroups
@@ -62,6 +62,10 @@ class Sweeper:
         for runtime in self.runtimes.values():
             found |= {cid for cid in await runtime.containers() if _ID.fullmatch(cid)}
         return found
+
+    async def end_calls(self, container_ids: Collection[str]) -> None:
+        """End what a former life still has running on these containers in the runtimes."""
+        await self._leavings.end_calls(container_ids)
 
     def _directory_traces(self) -> set[str]:
         paths = self._paths
