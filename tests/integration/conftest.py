@@ -10,6 +10,7 @@ import pytest
 
 from tests.kit.images import make_sets
 from tests.kit.node import Node
+from tests.kit.operations import Bystander
 from tests.kit.registry import running_registry, write_hosts
 
 #: Where hack/images keeps what it has made.
@@ -56,7 +57,9 @@ def node(shared_node: Node) -> Iterator[Node]:
     """The module's node, with a daemon that runs; after the test nothing may be left of it."""
     if shared_node.process is None:
         shared_node.start_daemon()
-    shutil.rmtree(shared_node.logs, ignore_errors=True)
+    for logs in shared_node.logs.glob("*"):
+        if logs.name != "bystander":
+            shutil.rmtree(logs)
     yield shared_node
     shared_node.faults.clear()
     if shared_node.process is None:
@@ -69,3 +72,18 @@ def node(shared_node: Node) -> Iterator[Node]:
 def handler(request: pytest.FixtureRequest) -> str:
     """Each of the OCI runtimes."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared_bystander(shared_node: Node) -> Bystander:
+    """A pod that is there before every test of the module and after it."""
+    bystander = Bystander.placed(shared_node)
+    shared_node.take_baseline()
+    return bystander
+
+
+@pytest.fixture
+def bystander(shared_bystander: Bystander, node: Node) -> Iterator[Bystander]:
+    """The module's bystander; the test may do to others what it wants."""
+    yield shared_bystander
+    shared_bystander.assert_untouched()

@@ -87,6 +87,8 @@ class Node(Calls):
         self.process: subprocess.Popen[bytes] | None = None
         #: What there is when no pod is; taken by `warm_up`.
         self.baseline: Census = {}
+        #: Pods that `remove_everything` leaves alone, because they belong to the baseline.
+        self.kept: set[str] = set()
         self._make_network()
         self._write_config(certs_d, settings)
 
@@ -233,6 +235,9 @@ class Node(Calls):
             state = api.ContainerState.Name(container.state)
             if container.state in (api.CONTAINER_CREATED, api.CONTAINER_RUNNING):
                 assert _alive(pid), f"container {container.id} is {state} without its process {pid}"
+                # Before the start it is the runtime's own program that waits there.
+                waits = _program(pid) in ("crun", "runc:[2:INIT]")
+                assert waits == (container.state == api.CONTAINER_CREATED), (container.id, state)
             else:
                 until(
                     lambda cid=container.id: not self._in_cgroup(cid),  # type: ignore[misc]
@@ -251,8 +256,9 @@ class Node(Calls):
     def remove_everything(self) -> None:
         """Stop and remove every pod, as a client would."""
         for pod in self.pods():
-            self.stop_pod(pod.id)
-            self.remove_pod(pod.id)
+            if pod.id not in self.kept:
+                self.stop_pod(pod.id)
+                self.remove_pod(pod.id)
         self.remove_pod_cgroups()
 
     def remove_pod_cgroups(self) -> None:
@@ -382,6 +388,10 @@ class Node(Calls):
 def _hierarchies() -> list[Path]:
     lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     return [Path(words[1]) for words in lines if words[2] in ("cgroup", "cgroup2")]
+
+
+def _program(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def _alive(pid: int) -> bool:
