@@ -113,6 +113,7 @@ class NodeSessions:
         seat = await self._hubs.attach(
             bundle,
             stdin_once=config.stdin_once,
+            terminal=config.tty,
             stdin=target.stdin and config.stdin,
             stdout=target.stdout,
             # A client with a terminal sees both on it, also where the container has none.

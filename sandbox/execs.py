@@ -36,7 +36,7 @@ from sandbox.running import (
     Running,
     give_score,
     new_directory,
-    write_process,
+    prepare,
 )
 from sandbox.runtime import proctree
 from sandbox.runtime.crun import read_pid_file
@@ -135,7 +135,7 @@ class Execs:
         ok = False
         try:
             with init:
-                await asyncio.to_thread(write_process, directory, request.process_json)
+                await prepare(directory, request.process_json)
                 result = await self._run(request, directory, init)
             ok = True
         finally:

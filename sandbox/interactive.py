@@ -28,7 +28,7 @@ from sandbox.host.asyncfd import FdReader, FdWriter
 from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
-from sandbox.running import Running, give_score, new_directory, write_process
+from sandbox.running import Running, give_score, new_directory, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,7 +235,7 @@ class InteractiveExecs:
         with ExitStack() as undo:
             undo.callback(init.close)
             try:
-                await asyncio.to_thread(write_process, directory, request.process_json)
+                await prepare(directory, request.process_json)
                 if not request.terminal:
                     command = await self._with_pipes(request, directory, init)
                 elif request.runtime.takes_console_socket:
@@ -286,7 +286,8 @@ class InteractiveExecs:
             try:
                 master = await self._handed_over(running, console, init)
             except BaseException:
-                await running.end()
+                # A task of its own: who cancels twice must not leave half of it.
+                await asyncio.shield(self._group.create_task(running.end()))
                 raise
             ours.callback(master.close)
             return self._on_terminal(request, running, init, ours.pop_all(), master, relayed=False)

@@ -73,6 +73,19 @@ class _Scored(msgspec.Struct):
     score: int | None = msgspec.field(default=None, name="oomScoreAdj")
 
 
+async def prepare(directory: Path, process_json: bytes) -> None:
+    """`write_process` in a thread; also when cancelled, nothing is written after this has ended."""
+    writing = asyncio.get_running_loop().run_in_executor(
+        None, write_process, directory, process_json
+    )
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        # Or else the directory would come back right after its removal.
+        await asyncio.wait({writing})
+        raise
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """A command that was started.

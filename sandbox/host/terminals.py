@@ -105,10 +105,12 @@ class ConsoleSocket:
         Raises:
             Corrupt: it sent something else.
         """
-        loop = asyncio.get_running_loop()
         with map_os_errors("cannot take over a terminal"):
-            connection, _ = await loop.sock_accept(self._listener)
+            # Not loop.sock_accept: cancelled in the wrong moment it loses the connection (3.11).
+            await _readable(self._listener)
+            connection, _ = self._listener.accept()
         try:
+            connection.setblocking(False)
             return await _receive(connection)
         finally:
             connection.close()
@@ -119,7 +121,7 @@ class ConsoleSocket:
         self._directory.close()
 
 
-async def _receive(connection: socket.socket) -> Fd:
+async def _readable(link: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
 
@@ -127,11 +129,15 @@ async def _receive(connection: socket.socket) -> Fd:
         if not readable.done():
             readable.set_result(None)
 
-    loop.add_reader(connection, ready)
+    loop.add_reader(link, ready)
     try:
         await readable
     finally:
-        loop.remove_reader(connection)
+        loop.remove_reader(link)
+
+
+async def _receive(connection: socket.socket) -> Fd:
+    await _readable(connection)
     try:
         _, numbers, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 8)
     except OSError as error:

@@ -11,6 +11,9 @@ that somebody has stopped cannot stop a container.
 
 With `stdin_once` the first seat with standard input that leaves, or finishes it, ends it. A hub of
 such a container stays connected after its last onlooker has left, for the reason above.
+
+A seat that finishes its input without that, or on a terminal, wants to leave: that is how clients
+detach (containerd does the same). It stays for another DETACH_S, for the answer to its last words.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 SEAT_LIMIT_BYTES: Final = 1024 * 1024
 STALL_S: Final = 10.0
+DETACH_S: Final = 0.5
 _READ_BYTES: Final = 64 * 1024
 
 _log = get_logger("attach")
@@ -58,7 +62,8 @@ class SeatOutput:
 class SeatInput:
     """The container's standard input, as one seat sees it."""
 
-    def __init__(self, hub: AttachHub) -> None:
+    def __init__(self, seat: Seat, hub: AttachHub) -> None:
+        self._seat = seat
         self._hub = hub
         self._finished = False
 
@@ -70,7 +75,7 @@ class SeatInput:
         """This seat has no more. Idempotent."""
         if not self._finished:
             self._finished = True
-            self._hub.input_finished()
+            self._hub.input_finished(self._seat)
 
 
 class Seat:
@@ -80,7 +85,7 @@ class Seat:
         """Made by `AttachHubs`."""
         self.over = asyncio.Event()
         self.taken = asyncio.Event()
-        self.stdin = SeatInput(hub) if stdin else None
+        self.stdin = SeatInput(self, hub) if stdin else None
         self.stdout = SeatOutput(self) if stdout else None
         self.stderr = SeatOutput(self) if stderr else None
         self._hub = hub
@@ -135,11 +140,12 @@ class Seat:
 class AttachHub:
     """The connection of one container."""
 
-    def __init__(self, hubs: AttachHubs, bundle: Path, *, stdin_once: bool) -> None:
+    def __init__(self, hubs: AttachHubs, bundle: Path, *, stdin_once: bool, terminal: bool) -> None:
         """Made by `AttachHubs`."""
         self._hubs = hubs
         self._bundle = bundle
         self._stdin_once = stdin_once
+        self._terminal = terminal
         self._input_ended = False
         self._socket: AttachSocket | None = None
         self._seats: list[Seat] = []
@@ -190,11 +196,13 @@ class AttachHub:
                 return False
             return True
 
-    def input_finished(self) -> None:
+    def input_finished(self, seat: Seat) -> None:
         """For seats: one of them has no more standard input."""
         if self._stdin_once and not self._input_ended and self._socket is not None:
             self._input_ended = True
             self._socket.end_input()
+        if (self._terminal or not self._stdin_once) and not seat.over.is_set():
+            asyncio.get_running_loop().call_later(DETACH_S, seat.end)
 
     def leave(self, seat: Seat) -> None:
         """For seats."""
@@ -218,6 +226,7 @@ class AttachHubs:
         bundle: Path,
         *,
         stdin_once: bool,
+        terminal: bool = False,
         stdin: bool = False,
         stdout: bool = False,
         stderr: bool = False,
@@ -227,6 +236,7 @@ class AttachHubs:
         Args:
             bundle: the container's.
             stdin_once: what the container was made with.
+            terminal: likewise.
             stdin: the seat writes to standard input.
             stdout: the seat sees standard output; on a terminal that is all.
             stderr: likewise.
@@ -236,7 +246,9 @@ class AttachHubs:
         """
         hub = self._hubs.get(bundle)
         if hub is None:
-            hub = self._hubs[bundle] = AttachHub(self, bundle, stdin_once=stdin_once)
+            hub = self._hubs[bundle] = AttachHub(
+                self, bundle, stdin_once=stdin_once, terminal=terminal
+            )
         try:
             return await hub.join(stdin=stdin, stdout=stdout, stderr=stderr)
         except BaseException:

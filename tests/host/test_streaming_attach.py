@@ -87,9 +87,10 @@ async def test_input_outlives_its_clients_without_stdin_once(node: StreamingNode
     for word in (b"one", b"two"):
         session = await node.attach(how, cid, stdin=True)
         session.send(STDIN, word + b"\n")
-        await session.until(STDOUT, b"got " + word)
         session.finish()
-        await session.die()
+        async with asyncio.timeout(SOON_S):
+            assert await session.end() == 0, "who has no more to say has detached"
+        assert b"got " + word in session.got(STDOUT)
         await until_idle(node)
     assert alive(created.init)
 

@@ -111,6 +111,28 @@ async def test_input_of_several(bundle, conmon):
         link.close()
 
 
+@pytest.mark.parametrize(("stdin_once", "terminal"), [(False, False), (False, True), (True, True)])
+async def test_one_that_finishes_its_input_detaches_after_the_answer(
+    bundle, conmon, monkeypatch, stdin_once, terminal
+):
+    monkeypatch.setattr(hub_module, "DETACH_S", 0.05)
+    async with hubs_running() as hubs:
+        how = {"stdin_once": stdin_once, "terminal": terminal}
+        onlooker = await hubs.attach(bundle, **how, stdout=True)
+        seat = await hubs.attach(bundle, **how, stdin=True, stdout=True)
+        link = await conmon.accept()
+        await seat.stdin.write(b"last question")
+        seat.stdin.finish()
+        assert await conmon.reads(link) == b"last question"
+        await conmon.writes(link, b"answer")
+        assert await seat.stdout.read() == b"answer"
+        await seat.wait()
+        assert await seat.stdout.read() == b""
+        await onlooker.stdout.read()
+        assert not onlooker.over.is_set()
+        link.close()
+
+
 @pytest.mark.parametrize("how", ["finish", "close"])
 async def test_the_first_that_leaves_ends_the_input_once_and_for_all(bundle, conmon, how):
     async with hubs_running() as hubs:
