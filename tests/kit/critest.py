@@ -21,7 +21,6 @@ from tests.kit.images import make_sets
 from tests.kit.registry import running_registry
 from tests.kit.runtimes import Runtime, running
 
-
 #: Without these, critest streams over SPDY.
 WEBSOCKET = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
 

@@ -353,11 +353,8 @@ class Node(Calls):
         )
 
     def _made(self, name: str) -> Path:
-        path = self.work / name
-        path.mkdir()
+        (path := self.work / name).mkdir()
         return path
-
-    # The end.
 
     def close(self) -> None:
         """Leave nothing, whatever the test did; nothing here may be what a test relies on."""
@@ -374,8 +371,8 @@ class Node(Calls):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         syscalls = LibcSyscalls()
-        for root in (self.run_root, self.work):
-            unmount_tree(root, syscalls=syscalls)
+        unmount_tree(self.run_root, syscalls=syscalls)
+        unmount_tree(self.work, syscalls=syscalls)
         for hierarchy in _hierarchies():
             for directory, _, _ in os.walk(hierarchy / self.tag, topdown=False):
                 with contextlib.suppress(OSError):
