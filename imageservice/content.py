@@ -166,6 +166,21 @@ class ContentStore:
 
         await asyncio.to_thread(unlink)
 
+    async def drop(self, digest: Digest) -> None:
+        """Delete idle downloads of a blob that is not needed any more."""
+        idle = set(await asyncio.to_thread(self._list, digest)) - self._active
+        if idle:
+            self._active |= idle  # nobody takes them up meanwhile
+            try:
+                await asyncio.to_thread(self._unlink, idle)
+            finally:
+                self._active -= idle
+
+    def _unlink(self, names: Collection[str]) -> None:
+        with map_os_errors("cannot remove downloads", path=str(self._ingest)):
+            for name in names:
+                (self._ingest / name).unlink(missing_ok=True)
+
     def _path(self, digest: Digest) -> Path:
         return self._documents / digest.algorithm / digest.hex
 

@@ -149,6 +149,8 @@ class LayerPuller:
             emit(Progress(layer.digest, stage, done_bytes, layer.size_bytes))
 
         if self._snapshots.has(diff_id):
+            # A pull that was called off, or killed, just after the commit leaves its download.
+            await self._content.drop(layer.parsed_digest)
             report(Stage.EXISTS, layer.size_bytes)
             return
         report(Stage.WAITING, 0)

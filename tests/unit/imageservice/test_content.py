@@ -132,6 +132,17 @@ async def test_old_idle_downloads_are_swept(store: ContentStore) -> None:
     await active.discard()
 
 
+async def test_downloads_of_what_is_not_needed_any_more(store: ContentStore) -> None:
+    idle, busy = [await store.begin(DIGEST, len(BLOB)) for _ in range(2)]
+    await idle.write(BLOB[:10])
+    await idle.release()
+    await store.drop(DIGEST)
+    await store.drop(Digest.of(b"unknown"))
+    assert not idle.path.exists()
+    assert busy.path.exists()
+    await busy.discard()
+
+
 def test_one_byte_too_many_is_refused_before_it_counts() -> None:
     verifier = Verifier(Digest.of(b"abc"), 3)
     verifier.update(b"ab")
