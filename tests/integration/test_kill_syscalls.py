@@ -2,8 +2,8 @@
 
 strace kills it on entering that system call, so the walk finds points that nobody thought of, such
 as between a mount and its record. With PODWRIGHT_KILL_EVERY=1 it is a walk over every n until the
-call gets through untouched; in a usual run n grows threefold. What must hold afterwards is the same
-everywhere, see `test_kill_moments`.
+call gets through untouched (coarser beyond 32); in a usual run n grows threefold. What must hold
+afterwards is the same everywhere, see `test_kill_moments`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def numbers(last: int) -> Iterator[int]:
     number = 1
     while number <= last:
         yield number
-        number = number + 1 if EVERY else number * 3
+        number = number + 1 + number // 32 if EVERY else number * 3
 
 
 @contextmanager
@@ -69,13 +69,7 @@ def struck(node: Node, system_calls: str, number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(OPERATIONS) if EVERY else USUAL)
-def test_killed_at_the_nth(
-    node: Node,
-    bystander: Bystander,
-    name: str,
-    kind: str,
-    record_property: Callable[[str, object], None],
-) -> None:
+def test_killed_at_the_nth(node: Node, bystander: Bystander, name: str, kind: str) -> None:
     operation = OPERATIONS[name]
     killed = 0
     for number in numbers(last=400):
@@ -94,4 +88,4 @@ def test_killed_at_the_nth(
         node.remove_everything()
         node.assert_clean()
     node.remove_image(SPARE_IMAGE)
-    record_property("killed", killed)
+    print(f"killed {killed} times")
