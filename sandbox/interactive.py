@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.errors import ContainerNotRunning, RuntimeFailed, RuntimeMissing
 from sandbox.host import files, terminals
-from sandbox.host.asyncfd import FdReader, FdWriter
+from sandbox.host.asyncfd import FdReader, FdWriter, RelayedReader
 from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
@@ -307,7 +307,7 @@ class InteractiveExecs:
         )
         command.stdin = Input(master, terminal=True, relayed=relayed) if request.stdin else None
         # Read in any case: a terminal that nobody reads stops whoever writes to it.
-        command.stdout = FdReader(master)
+        command.stdout = RelayedReader(master) if relayed else FdReader(master)
         return command
 
     async def _handed_over(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import from_os_error
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 #: A pipe's default capacity (pipe(7)): one read takes all there can be.
 READ_BYTES: Final = 64 * 1024
+_DOUBLED: Final = re.compile(rb"\r\r\n")
 
 
 class FdReader:
@@ -71,6 +73,50 @@ class FdReader:
             loop.remove_reader(number)
             if timer is not None:
                 timer.cancel()
+
+
+class RelayedReader(FdReader):
+    """Reads a terminal behind which another program relays a second one.
+
+    Such programs turn line ends into return and line feed at the outer terminal, and switch that
+    off at the inner one a moment too late for a quick command, and never for one that writes both
+    itself: two returns then come before the line feed. One of them is left out here.
+    """
+
+    def __init__(self, fd: Fd) -> None:
+        super().__init__(fd)
+        self._returns = DoubledReturns()
+
+    async def read(self) -> bytes:
+        """See `FdReader`."""
+        while True:
+            data = await super().read()
+            if not data:
+                return self._returns.rest()
+            if kept := self._returns.feed(data):
+                return kept
+
+
+class DoubledReturns:
+    """Leaves out every return that stands between a return and a line feed, however it is cut."""
+
+    def __init__(self) -> None:
+        self._after_return = False
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """`data` without them; one that may be such a return is held back until it is known."""
+        before = b"\r" if self._after_return else b""
+        text = _DOUBLED.sub(b"\r\n", before + self._held + data)
+        self._held = b"\r" if text.endswith(b"\r\r") else b""
+        text = text.removesuffix(self._held)
+        self._after_return = text.endswith(b"\r")
+        return text[len(before) :]
+
+    def rest(self) -> bytes:
+        """What was held back, at the end."""
+        held, self._held = self._held, b""
+        return held
 
 
 class FdWriter:

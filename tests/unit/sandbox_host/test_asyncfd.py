@@ -2,8 +2,10 @@ import asyncio
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sandbox.host.asyncfd import FdReader, FdWriter
+from sandbox.host.asyncfd import DoubledReturns, FdReader, FdWriter, RelayedReader
 from sandbox.host.files import Fd
 
 
@@ -93,3 +95,38 @@ async def test_a_terminal_ends_when_its_other_side_closes():
     assert received == b"last words"
     assert await FdWriter(master).write(b"x" * 100_000) in {True, False}
     master.close()
+
+
+def reference(text):
+    """A return goes when a return is before it and a line feed after it, in what was written."""
+    return b"".join(
+        text[i : i + 1]
+        for i in range(len(text))
+        if not (
+            text[i : i + 1] == b"\r" and text[i - 1 : i] == b"\r" and text[i + 1 : i + 2] == b"\n"
+        )
+    )
+
+
+@given(st.text("\r\nx", max_size=30), st.lists(st.integers(0, 30), max_size=6))
+def test_doubled_returns_however_they_are_cut(text, cuts):
+    wire = text.encode()
+    cuts = sorted(min(cut, len(wire)) for cut in cuts)
+    doubled = DoubledReturns()
+    pieces = [
+        doubled.feed(wire[start:end])
+        for start, end in zip([0, *cuts], [*cuts, len(wire)], strict=True)
+    ]
+    assert b"".join(pieces) + doubled.rest() == reference(wire)
+
+
+async def test_a_relayed_terminal(pipe):
+    reading, writing = pipe
+    reader, writer = RelayedReader(reading), FdWriter(writing)
+    for piece in (b"one\r\r\ntwo\r\n50%\r", b"\r\n", b"last\r\r"):
+        await writer.write(piece)
+    writing.close()
+    received = b""
+    while data := await reader.read():
+        received += data
+    assert received == b"one\r\ntwo\r\n50%\r\nlast\r\r"
