@@ -48,7 +48,8 @@ def test_the_mount_that_holds_a_path():
 def test_mounts_of_a_process_that_is_gone():
     with pytest.raises(NotFound):
         list_mounts(2**22 + 1)
-    assert list_mounts(os.getpid()) == list_mounts()
+    # The first one only: other programs mount and unmount at any time.
+    assert list_mounts(os.getpid())[0] == list_mounts()[0]
 
 
 def test_a_descriptor_knows_its_mount():
