@@ -84,8 +84,8 @@ class Faults:
     def __init__(self, root: Path) -> None:
         self._control = root / "control"
         self._control.mkdir()
-        self._programs = root / "programs"
-        self._programs.mkdir()
+        self.programs = root / "programs"
+        self.programs.mkdir()
 
     def stand_in(self, name: str, real: Sequence[str], *, verb: str = "", folder: str = "") -> Path:
         """A stand-in for the program `real`; its path.
@@ -97,7 +97,7 @@ class Faults:
                 the OCI runtimes' verbs.
             folder: a directory of its own, for programs that are looked up by directory.
         """
-        place = self._programs / folder if folder else self._programs
+        place = self.programs / folder if folder else self.programs
         place.mkdir(exist_ok=True)
         path = place / name
         path.write_text(

@@ -76,6 +76,7 @@ class Node(Calls):
         self.conf_dir = self.work / "net.d"
         self.config = self.work / "config.toml"
         self.faults = Faults(self._made("faults"))
+        self.plugins = self._made("plugins")
         self.network = Path("/run/netns", self.tag)
         self.places = Places(
             run_root=self.run_root,
@@ -309,9 +310,11 @@ class Node(Calls):
         subprocess.run(["ip", "netns", "add", self.tag], check=True)
         self.host("ip", "link", "set", "lo", "up")
         for plugin in Path(bin_dir()).iterdir():
+            real = self.plugins / plugin.name
+            real.symlink_to(plugin)
             self.faults.stand_in(
                 plugin.name,
-                ["nsenter", f"--net={self.network}", str(plugin)],
+                ["nsenter", f"--net={self.network}", str(real)],
                 verb="$CNI_COMMAND",
                 folder="cni",
             )
@@ -321,21 +324,14 @@ class Node(Calls):
             name: self.faults.stand_in(name, [str(shutil.which(name))]) for name in ("crun", "runc")
         }
         conmon = self.faults.stand_in("conmon", [str(shutil.which("conmon"))], verb="run")
-        plugins = self.faults.stand_in("bridge", [], folder="cni").parent
-        self.faults.stand_in(
-            "bridge",
-            ["nsenter", f"--net={self.network}", f"{bin_dir()}/bridge"],
-            verb="$CNI_COMMAND",
-            folder="cni",
-        )
         values = {
             "daemon.run_root": json.dumps(str(self.run_root)),
             "daemon.state_root": json.dumps(str(self.state_root)),
             "daemon.log_level": '"info"',
             "daemon.stop_grace_s": "1",
             "runtime.conmon_path": json.dumps(str(conmon)),
-            # The real directory as well: it is where the stand-ins' successors are found.
-            "cni.bin_dirs": json.dumps([str(plugins), bin_dir()]),
+            # The second one as well: a stand-in has become a program of that directory.
+            "cni.bin_dirs": json.dumps([str(self.faults.programs / "cni"), str(self.plugins)]),
             "cni.conf_dir": json.dumps(str(self.conf_dir)),
             "cni.poll_unready_s": "0.2",
             "image.registry_config_dirs": json.dumps([str(certs_d)]),
