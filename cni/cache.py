@@ -16,7 +16,12 @@ import msgspec
 
 from cni.attachment import Attachment, check_key
 from sandbox.host.errors import NotFound, PodwrightError, map_os_errors
-from sandbox.host.files import make_private_dir, read_limited, write_atomic
+from sandbox.host.files import (
+    make_private_dir,
+    read_limited,
+    remove_temporaries,
+    write_atomic,
+)
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -44,6 +49,14 @@ class AttachmentCache:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "results"
+
+    def tidy(self) -> None:
+        """Remove what a killed daemon was just writing; before anything is saved.
+
+        Raises:
+            Denied: the file system is read-only.
+        """
+        remove_temporaries(self._directory)
 
     def save(self, record: Record) -> None:
         """Write or replace a record.

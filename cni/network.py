@@ -15,6 +15,7 @@ one, without a namespace. It succeeds once every plugin has said that nothing of
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -116,6 +117,8 @@ class PodNetwork:
     async def start(self, group: asyncio.TaskGroup) -> None:
         """End plugins that an earlier life left running, read the directory, follow it."""
         await end_leftovers(self._settings.cache_dir, self._settings.bin_dirs)
+        with suppress(PodwrightError):  # untidy is no reason not to start
+            await asyncio.to_thread(self._cache.tidy)
         await self._readiness.start(group)
 
     async def close(self) -> None:

@@ -112,6 +112,7 @@ def install_pause(program: Path, rootfs: Path) -> None:
         path=str(program),
     ):
         content = program.read_bytes()
+    files.remove_temporaries(rootfs)
     target = rootfs / "catatonit"
     if not target.exists() or target.read_bytes() != content:
         files.write_atomic(target, content, mode=0o755)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 from contextlib import suppress
@@ -46,10 +47,14 @@ __all__ = [
     "open_beneath",
     "read_beneath",
     "read_limited",
+    "remove_temporaries",
     "remove_tree",
     "write_atomic",
 ]
 
+#: Random bytes in the name of a file that is being written, and such a name.
+_TEMPORARY_BYTES: Final = 8
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _READ_BYTES: Final = 1024 * 1024
 #: openat2 says EAGAIN when a rename elsewhere made its in-root walk uncertain (openat2(2)).
 _RESOLVE_TRIES: Final = 64
@@ -111,7 +116,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, durable: bool = Tru
         ResourceExhausted: the disk is full; the old file is unchanged.
         PodwrightError: as the kernel says.
     """
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{secrets.token_hex(_TEMPORARY_BYTES)}.tmp"
     with map_os_errors("cannot write file", path=str(path)):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o600)
@@ -132,6 +137,17 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, durable: bool = Tru
             raise
         if durable:
             _sync_directory(path.parent)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what `write_atomic` left in a directory when it was killed; blocking.
+
+    Only while nobody writes there: at the start, before anything is served.
+    """
+    with map_os_errors("cannot tidy directory", path=str(directory)), suppress(FileNotFoundError):
+        for entry in directory.iterdir():
+            if _TEMPORARY.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

@@ -38,6 +38,14 @@ def test_files_and_directories_are_roots_alone(cache, tmp_path):
     assert (tmp_path / "cni" / "results" / "a1-eth0.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_tidying_removes_what_was_being_written(cache, tmp_path):
+    cache.tidy()
+    cache.save(record())
+    (tmp_path / "cni" / "results" / ".0123456789abcdef.tmp").touch()
+    cache.tidy()
+    assert [p.name for p in (tmp_path / "cni" / "results").iterdir()] == ["a1-eth0.json"]
+
+
 def test_all_of_them(cache):
     assert cache.all() == []
     cache.save(record("a1"))

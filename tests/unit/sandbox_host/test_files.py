@@ -23,6 +23,7 @@ from sandbox.host.files import (
     open_beneath,
     read_beneath,
     read_limited,
+    remove_temporaries,
     write_atomic,
 )
 from tests.fakes.syscalls import FakeSyscalls
@@ -52,6 +53,29 @@ def test_writing_replaces_whole_files_with_exactly_the_mode(tmp_path, durable):
     assert path.read_bytes() == b"two" * 100_000
     assert mode_of(path) == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    kept = [".0123456789abcdef.tm", ".0123456789ABCDEF.tmp", "0123456789abcdef.tmp", ".x.tmp"]
+    for name in (*kept, ".0123456789abcdef.tmp"):
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path)
+    remove_temporaries(tmp_path / "missing")
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_is_being_written_has_such_a_name(tmp_path, monkeypatch):
+    def killed(_self, _target):
+        raise SystemExit
+
+    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", lambda _self: None)
+    with pytest.raises(SystemExit):
+        write_atomic(tmp_path / "target", b"data")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir())
+    remove_temporaries(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
