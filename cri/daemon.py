@@ -55,6 +55,7 @@ from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.podfiles import install_pause
 from sandbox.pods import PodEngine
+from sandbox.runtime.books import is_gvisor
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.store import StateStore
 from sandbox.sweep import Sweeper
@@ -172,6 +173,7 @@ class Daemon:
             facts={name: spec_facts(host, cgroups.layout, infos.get(name)) for name in runtimes},
             pids_limit=config.get(table.PIDS_LIMIT) or None,
             annotation_patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
+            own_sandboxes=frozenset(h.name for h in sandbox.handlers if is_gvisor(h)),
             precompiled=frozenset(
                 name
                 for name, info in infos.items()

@@ -22,6 +22,7 @@ from sandbox.host.errors import FailedPrecondition, NotFound
 from sandbox.model import ContainerUser, NamespaceMode
 from sandbox.precompile import with_compiled_filter
 from sandbox.resize import Resize
+from sandbox.runtime.books import as_own_sandbox
 from sandbox.security.seccomp import localhost_path
 from sandbox.spec.build import container_spec, pause_spec
 from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
@@ -70,6 +71,7 @@ class Composer:
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
         devices_withheld: frozenset[str] = frozenset(),
         precompiled: frozenset[str] = frozenset(),
+        own_sandboxes: frozenset[str] = frozenset(),
     ) -> None:
         """Prepare.
 
@@ -83,6 +85,7 @@ class Composer:
             annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
             devices_withheld: names of runtimes whose privileged containers get no host devices.
             precompiled: names of runtimes that take a compiled seccomp filter.
+            own_sandboxes: names of runtimes that make a sandbox of each container.
         """
         self._paths = paths
         self._store = store
@@ -93,6 +96,7 @@ class Composer:
         self._patterns = annotation_patterns or {}
         self._devices_withheld = devices_withheld
         self._precompiled = precompiled
+        self._own_sandboxes = own_sandboxes
 
     def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
         """The document of a pod's pause process.
@@ -116,7 +120,7 @@ class Composer:
                 annotation_patterns=self._patterns.get(pod.runtime, ()),
             )
         )
-        return self._encode(spec, pod.runtime)
+        return self._encode(spec, pod)
 
     async def container(
         self, pod: PodSandbox, container: Container, image: ImageDefaults, rootfs: Path
@@ -251,10 +255,14 @@ class Composer:
                 annotation_patterns=self._patterns.get(container.runtime, ()),
             )
         )
-        return Composed(document=self._encode(spec, container.runtime), user=_stored_user(user))
+        return Composed(document=self._encode(spec, pod), user=_stored_user(user))
 
-    def _encode(self, spec: oci.Spec, runtime: str) -> bytes:
-        return oci.encode(with_compiled_filter(spec) if runtime in self._precompiled else spec)
+    def _encode(self, spec: oci.Spec, pod: PodSandbox) -> bytes:
+        if pod.runtime in self._own_sandboxes:
+            spec = as_own_sandbox(spec, hostname_of(pod))
+        if pod.runtime in self._precompiled:
+            spec = with_compiled_filter(spec)
+        return oci.encode(spec)
 
     def pins(self, pod: PodSandbox) -> dict[PinKind, Path]:
         """The namespaces that are pinned for a pod."""

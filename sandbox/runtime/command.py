@@ -15,6 +15,7 @@ import msgspec
 
 from sandbox.errors import CommandNotFound, RuntimeBusy, RuntimeFailed
 from sandbox.host.errors import InvalidArgument, ResourceExhausted
+from sandbox.runtime.books import needed_options
 from sandbox.runtime.driver import RuntimeInfo, RuntimeState, RuntimeStatus
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class CommandLine:
         options.append("--log-format=json")
         if self.systemd_cgroup:
             options.append("--systemd-cgroup")
-        return (*options, *self.handler.options)
+        return (*options, *needed_options(self.handler), *self.handler.options)
 
     def _argv(self, *words: str, log_file: Path | None = None) -> tuple[str, ...]:
         return (str(self.handler.path), *self.global_options(log_file), *words)

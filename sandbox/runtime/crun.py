@@ -1,4 +1,4 @@
-"""crun and runc through their command line: `OciRuntime` for both.
+"""crun, runc and runsc through their command line: `OciRuntime` for all of them.
 
 Standard error carries the errors as JSON, except for `create` and `exec`: there the container
 inherits the runtime's standard streams, so those two write a log file. A runtime that hangs is
@@ -20,6 +20,7 @@ from sandbox.host import files
 from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
+from sandbox.runtime.books import Books
 from sandbox.runtime.command import (
     LOG_LIMIT_BYTES,
     CommandLine,
@@ -63,6 +64,7 @@ class CommandRuntime:
     ) -> None:
         self._handler = handler
         self._line = CommandLine(handler, systemd_cgroup=systemd_cgroup)
+        self._books = Books(handler)
         self._runner = runner
         self._clock = clock
         self._timeouts = timeouts
@@ -207,7 +209,7 @@ class CommandRuntime:
         if again is not None:
             _log.warning("runtime cannot delete a container", container=cid, error=str(again))
         # What is left can only be books about a dead process.
-        await asyncio.to_thread(files.remove_tree, self._handler.root / cid)
+        await asyncio.to_thread(self._books.forget, cid)
 
     async def _delete(self, cid: str, *, force: bool) -> PodwrightError | None:
         argv = self._line.delete(cid, force=force)
@@ -247,20 +249,11 @@ class CommandRuntime:
                 ) from error
 
     def _has_directory(self, cid: str) -> bool:
-        return (self._handler.root / check_container_id(cid)).is_dir()
+        return self._books.has(check_container_id(cid))
 
     async def containers(self) -> frozenset[str]:
         """See the protocol."""
-
-        def names() -> frozenset[str]:
-            try:
-                return frozenset(
-                    entry.name for entry in self._handler.root.iterdir() if entry.is_dir()
-                )
-            except FileNotFoundError:
-                return frozenset()
-
-        return await asyncio.to_thread(names)
+        return await asyncio.to_thread(self._books.names)
 
     async def probe(self) -> RuntimeInfo:
         """See the protocol."""
