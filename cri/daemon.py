@@ -20,8 +20,9 @@ from cni.network import PodNetwork
 from cri import settings_table as table
 from cri.config import toml_text
 from cri.container_lifecycle import ContainerLifecycle
+from cri.engines import Parts, build_engines
 from cri.events import Events
-from cri.node import NodeStatus, probe_runtimes, spec_facts
+from cri.node import NodeStatus, probe_runtimes
 from cri.node_sessions import NodeSessions
 from cri.notify import notify
 from cri.pod_lifecycle import PodLifecycle
@@ -30,18 +31,15 @@ from cri.rpc.service import build_methods
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
+from cri.upkeep import upkeep
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
 from metrics.instruments import Instruments
 from sandbox.cgroups import Cgroups
-from sandbox.compose import Composer
-from sandbox.containers import ContainerEngine
-from sandbox.endings import Endings
-from sandbox.execs import Execs
 from sandbox.host import files
 from sandbox.host.clock import SystemClock
-from sandbox.host.errors import Internal, PodwrightError
+from sandbox.host.errors import Internal
 from sandbox.host.host_facts import HostFacts
 from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
@@ -49,13 +47,9 @@ from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
 from sandbox.interactive import InteractiveExecs
 from sandbox.leavings import Leavings
-from sandbox.monitor.conmon import Conmon
-from sandbox.monitor.exits import ExitWatch
 from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.podfiles import install_pause
-from sandbox.pods import PodEngine
-from sandbox.runtime.books import is_gvisor
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.store import StateStore
 from sandbox.sweep import Sweeper
@@ -66,8 +60,6 @@ if TYPE_CHECKING:
 
 #: Blocking calls at once; a thread costs some tens of KiB once it has run.
 BLOCKING_CALLS: Final = 32
-#: Between two rounds of the upkeep: unwritten state, networks still to be detached (seconds).
-UPKEEP_PAUSE_S: Final = 10.0
 
 _log = get_logger("daemon")
 
@@ -166,76 +158,32 @@ class Daemon:
         await network.start(group)
         stack.push_async_callback(network.close)
 
-        composer = Composer(
-            paths=self._paths,
-            store=store,
-            namespaces=namespaces,
-            facts={name: spec_facts(host, cgroups.layout, infos.get(name)) for name in runtimes},
-            pids_limit=config.get(table.PIDS_LIMIT) or None,
-            annotation_patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
-            own_sandboxes=frozenset(h.name for h in sandbox.handlers if is_gvisor(h)),
-            precompiled=frozenset(
-                name
-                for name, info in infos.items()
-                if info.compiled_seccomp and config.get(table.COMPILED_SECCOMP)
-            ),
-            devices_withheld=frozenset(
-                h.name for h in sandbox.handlers if h.privileged_without_host_devices
-            ),
+        engines = build_engines(
+            Parts(
+                config=config,
+                sandbox=sandbox,
+                paths=self._paths,
+                store=store,
+                runtimes=runtimes,
+                infos=infos,
+                host=host,
+                cgroups=cgroups,
+                namespaces=namespaces,
+                leavings=leavings,
+                runner=runner,
+                syscalls=self._syscalls,
+                clock=clock,
+                group=group,
+                instruments=instruments,
+            )
         )
-        conmon = Conmon(sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments)
-        exits = ExitWatch(
-            lambda exit_: endings.exited(exit_),
-            group=group,
-            clock=clock,
-            oom_kills=cgroups.oom_kills,
-            exit_dir=self._paths.exits,
-            exit_file_s=sandbox.timeouts.exit_file_s,
-        )
-        stack.callback(exits.close)
-        endings = Endings(
-            paths=self._paths,
-            store=store,
-            runtimes=runtimes,
-            exits=exits,
-            cgroups=cgroups,
-            leavings=leavings,
-            syscalls=self._syscalls,
-            clock=clock,
-            group=group,
-        )
-        container_engine = ContainerEngine(
-            paths=self._paths,
-            store=store,
-            runtimes=runtimes,
-            conmon=conmon,
-            exits=exits,
-            endings=endings,
-            cgroups=cgroups,
-            syscalls=self._syscalls,
-            clock=clock,
-            group=group,
-        )
-        pod_engine = PodEngine(
-            paths=self._paths,
-            store=store,
-            runtimes=runtimes,
-            default_runtime=sandbox.default_handler,
-            namespaces=namespaces,
-            cgroups=cgroups,
-            leavings=leavings,
-            syscalls=self._syscalls,
-            clock=clock,
-            group=group,
-            composer=composer,
-        )
-        execs = Execs(sandbox, runner=runner, cgroups=cgroups, clock=clock, observer=instruments)
+        stack.callback(engines.exits.close)
         events = Events(store, clock=clock, observer=instruments)
         containers = ContainerLifecycle(
-            engine=container_engine,
-            endings=endings,
-            composer=composer,
-            execs=execs,
+            engine=engines.containers,
+            endings=engines.endings,
+            composer=engines.composer,
+            execs=engines.execs,
             images=images,
             store=store,
             paths=self._paths,
@@ -243,7 +191,7 @@ class Daemon:
             group=group,
         )
         pods = PodLifecycle(
-            engine=pod_engine,
+            engine=engines.pods,
             network=network,
             store=store,
             containers=containers,
@@ -262,9 +210,9 @@ class Daemon:
             store=store,
             pods=pods,
             containers=containers,
-            pod_engine=pod_engine,
-            container_engine=container_engine,
-            endings=endings,
+            pod_engine=engines.pods,
+            container_engine=engines.containers,
+            endings=engines.endings,
             images=images,
             sweeper=sweeper,
         ).run()
@@ -296,8 +244,8 @@ class Daemon:
             NodeSessions(
                 store=store,
                 paths=self._paths,
-                composer=composer,
-                runtime_of=container_engine.runtime_of,
+                composer=engines.composer,
+                runtime_of=engines.containers.runtime_of,
                 execs=InteractiveExecs(
                     sandbox, runner=runner, cgroups=cgroups, clock=clock, group=group
                 ),
@@ -340,7 +288,7 @@ class Daemon:
             pods=len(pods.list()),
             containers=len(containers.list()),
         )
-        group.create_task(_upkeep(store, pods, network, self._clock), name="upkeep")
+        group.create_task(upkeep(store, pods, network, self._clock), name="upkeep")
         await self._stopping.wait()
         notify("STOPPING=1")
         _log.info("stopping", grace_s=config.get(table.STOP_GRACE))
@@ -359,30 +307,6 @@ class Daemon:
 
 class _Stopped(Exception):
     """Ends the task group: everything that still runs is cancelled, in an orderly way."""
-
-
-async def _upkeep(
-    store: StateStore, pods: PodLifecycle, network: PodNetwork, clock: SystemClock
-) -> None:
-    """Repeat what could not be done at once: unwritten state, networks still to be detached."""
-    collected = False
-    while True:
-        await store.flush()
-        await pods.detach_owed()
-        if not collected:
-            # Once in a life, and only when a network is there to be asked.
-            collected = await _collect_networks(network, store)
-        await clock.sleep(UPKEEP_PAUSE_S)
-
-
-async def _collect_networks(network: PodNetwork, store: StateStore) -> bool:
-    """Give back what networks hold for pods that are no more; False when it must be tried again."""
-    try:
-        await network.gc([pod.id for pod in store.pods.values() if pod.network_attached])
-    except PodwrightError as error:
-        _log.info("networks not collected yet", error=str(error))
-        return False
-    return True
 
 
 def _layout(host: HostFacts) -> CgroupLayout:

@@ -1,0 +1,158 @@
+"""The engines below the CRI, built and wired to each other; the daemon gives what they stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cri import settings_table as table
+from cri.node import spec_facts
+from sandbox.compose import Composer
+from sandbox.containers import ContainerEngine
+from sandbox.endings import Endings
+from sandbox.execs import Execs
+from sandbox.monitor.conmon import Conmon
+from sandbox.monitor.exits import ExitWatch
+from sandbox.pods import PodEngine
+from sandbox.runtime.books import is_gvisor
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+
+    from cri.config import Config
+    from metrics.instruments import Instruments
+    from sandbox.cgroups import Cgroups
+    from sandbox.host.clock import Clock
+    from sandbox.host.host_facts import HostFacts
+    from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.host.processes import ProcessRunner
+    from sandbox.host.syscalls import Syscalls
+    from sandbox.leavings import Leavings
+    from sandbox.paths import Paths
+    from sandbox.runtime.driver import OciRuntime, RuntimeInfo
+    from sandbox.settings import SandboxSettings
+    from sandbox.store import StateStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the engines stand on, probed and opened already."""
+
+    config: Config
+    sandbox: SandboxSettings
+    paths: Paths
+    store: StateStore
+    runtimes: Mapping[str, OciRuntime]
+    infos: Mapping[str, RuntimeInfo]
+    host: HostFacts
+    cgroups: Cgroups
+    namespaces: NamespaceWorker
+    leavings: Leavings
+    runner: ProcessRunner
+    syscalls: Syscalls
+    clock: Clock
+    group: asyncio.TaskGroup
+    instruments: Instruments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """What the life cycles drive; `exits` is to be closed after them."""
+
+    composer: Composer
+    exits: ExitWatch
+    endings: Endings
+    containers: ContainerEngine
+    pods: PodEngine
+    execs: Execs
+
+
+def build_engines(parts: Parts) -> Engines:
+    """Build them; nothing is started yet."""
+    composer = Composer(
+        paths=parts.paths,
+        store=parts.store,
+        namespaces=parts.namespaces,
+        facts={
+            name: spec_facts(parts.host, parts.cgroups.layout, parts.infos.get(name))
+            for name in parts.runtimes
+        },
+        pids_limit=parts.config.get(table.PIDS_LIMIT) or None,
+        annotation_patterns={h.name: h.allowed_annotations for h in parts.sandbox.handlers},
+        own_sandboxes=frozenset(h.name for h in parts.sandbox.handlers if is_gvisor(h)),
+        precompiled=frozenset(
+            name
+            for name, info in parts.infos.items()
+            if info.compiled_seccomp and parts.config.get(table.COMPILED_SECCOMP)
+        ),
+        devices_withheld=frozenset(
+            h.name for h in parts.sandbox.handlers if h.privileged_without_host_devices
+        ),
+    )
+    conmon = Conmon(
+        parts.sandbox,
+        runner=parts.runner,
+        cgroups=parts.cgroups,
+        clock=parts.clock,
+        observer=parts.instruments,
+    )
+    exits = ExitWatch(
+        lambda exit_: endings.exited(exit_),
+        group=parts.group,
+        clock=parts.clock,
+        oom_kills=parts.cgroups.oom_kills,
+        exit_dir=parts.paths.exits,
+        exit_file_s=parts.sandbox.timeouts.exit_file_s,
+    )
+    endings = Endings(
+        paths=parts.paths,
+        store=parts.store,
+        runtimes=parts.runtimes,
+        exits=exits,
+        cgroups=parts.cgroups,
+        leavings=parts.leavings,
+        syscalls=parts.syscalls,
+        clock=parts.clock,
+        group=parts.group,
+    )
+    containers = ContainerEngine(
+        paths=parts.paths,
+        store=parts.store,
+        runtimes=parts.runtimes,
+        conmon=conmon,
+        exits=exits,
+        endings=endings,
+        cgroups=parts.cgroups,
+        syscalls=parts.syscalls,
+        clock=parts.clock,
+        group=parts.group,
+    )
+    pods = PodEngine(
+        paths=parts.paths,
+        store=parts.store,
+        runtimes=parts.runtimes,
+        default_runtime=parts.sandbox.default_handler,
+        namespaces=parts.namespaces,
+        cgroups=parts.cgroups,
+        leavings=parts.leavings,
+        syscalls=parts.syscalls,
+        clock=parts.clock,
+        group=parts.group,
+        composer=composer,
+    )
+    execs = Execs(
+        parts.sandbox,
+        runner=parts.runner,
+        cgroups=parts.cgroups,
+        clock=parts.clock,
+        observer=parts.instruments,
+    )
+    return Engines(
+        composer=composer,
+        exits=exits,
+        endings=endings,
+        containers=containers,
+        pods=pods,
+        execs=execs,
+    )
