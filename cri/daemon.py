@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni.network import PodNetwork
 from cri import settings_table as table
+from cri.check.exposure import warn
 from cri.config import toml_text
 from cri.container_lifecycle import ContainerLifecycle
 from cri.engines import Parts, build_engines
@@ -289,6 +290,7 @@ class Daemon:
             containers=len(containers.list()),
         )
         group.create_task(upkeep(store, pods, network, self._clock), name="upkeep")
+        group.create_task(warn(config, runner), name="known holes")
         await self._stopping.wait()
         notify("STOPPING=1")
         _log.info("stopping", grace_s=config.get(table.STOP_GRACE))

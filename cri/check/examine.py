@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cri import settings_table as table
+from cri.check.exposure import exposure
 from cri.check.groups import control_groups
 from cri.check.machine import kernel, python, rights, storage
 from cri.check.network import network
@@ -59,4 +60,9 @@ async def examine(config: Config) -> list[Finding]:
 
     before, after = await asyncio.to_thread(blocking)
     runner = HostProcessRunner()
-    return [*before, *await programs(sandbox, config.get(table.PAUSE_PATH), runner), *after]
+    return [
+        *before,
+        *await programs(sandbox, config.get(table.PAUSE_PATH), runner),
+        *after,
+        *await exposure(config, runner),
+    ]

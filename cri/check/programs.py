@@ -75,16 +75,21 @@ async def _program(
         finished = await runner.run([str(path), "--version"], timeout_s=TIMEOUT_S)
     except PodwrightError as error:
         return Finding(GROUP, name, missing, str(error), remedy)
-    match = _VERSION.search(finished.stdout.decode(errors="replace"))
-    version = match[0] if match else "version unknown"
     if finished.exit_status != 0:
         return Finding(
             GROUP, name, missing, f"{path} --version ends with {finished.exit_status}", remedy
         )
+    version = version_in(finished.stdout) or "version unknown"
     package = await package_version(path, runner)
     # A distribution mends old versions: only the package's version tells what is in it.
     origin = f" (package {package})" if package else ""
     return Finding(GROUP, name, Level.OK, f"{path} {version}{origin}")
+
+
+def version_in(output: bytes) -> str:
+    """The first thing in a program's output that looks like a version; empty for none."""
+    match = _VERSION.search(output.decode(errors="replace"))
+    return match[0] if match else ""
 
 
 def is_program(path: Path) -> bool:
