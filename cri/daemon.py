@@ -38,7 +38,7 @@ from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
 from metrics.instruments import Instruments
 from sandbox.cgroups import Cgroups
-from sandbox.host import files
+from sandbox.host import files, oom
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import Internal
 from sandbox.host.host_facts import HostFacts
@@ -61,6 +61,10 @@ if TYPE_CHECKING:
 
 #: Blocking calls at once; a thread costs some tens of KiB once it has run.
 BLOCKING_CALLS: Final = 32
+
+#: A node that loses its runtime service loses the means to stop what eats its memory. The kubelet
+#: gives itself the same value; only what must outlive the daemon is lower (conmon: -1000).
+OOM_SCORE_ADJ: Final = -999
 
 _log = get_logger("daemon")
 
@@ -87,6 +91,14 @@ class Daemon:
         """
         # Every file of ours is private whatever umask we were started with (CVE-2024-25621).
         os.umask(0o077)
+        score = oom.protect_self(OOM_SCORE_ADJ)
+        if score > OOM_SCORE_ADJ:
+            _log.warning(
+                "the daemon is not protected from the memory killer",
+                oom_score_adj=score,
+                wanted=OOM_SCORE_ADJ,
+                hint="give the service CAP_SYS_RESOURCE, or OOMScoreAdjust in its unit",
+            )
         loop = asyncio.get_running_loop()
         # Threads wait for the kernel here (mounts, syncs, walks of trees), they do not compute; the
         # default of one per core and four would let a few slow syncs hold up every mount.

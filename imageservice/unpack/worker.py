@@ -7,7 +7,8 @@ is a socket. When the other end goes away it exits on the spot, in the middle of
 daemon that clears the staging directory must not find an old worker still filling it.
 
 Limits: no core dumps (they would hold image contents), `MEMORY_BYTES` of address space, so that a
-crafted layer runs into MemoryError here and not into the node's OOM killer.
+crafted layer runs into MemoryError here and not into the node's OOM killer, which would take this
+process before others all the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import msgspec
 from imageservice.unpack import protocol
 from imageservice.unpack.layer import unpack_layer
 from imageservice.unpack.protocol import Failed, Progress
+from sandbox.host import oom
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
 
 #: Address space of a worker: twelve times what an honest layer with a 128 MiB zstd window needs.
@@ -41,6 +43,8 @@ def main() -> int:
     # A terminal's Ctrl-C is for the daemon, which then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0)
+    # The daemon's protection is not for who handles an image's bytes.
+    oom.expose_self()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     threading.Thread(target=_end_with_daemon, name="watch", daemon=True).start()
