@@ -39,6 +39,7 @@ import grpc
 
 from imageservice.errors import RegistryUnavailable
 from sandbox.host import errors
+from sandbox.host.journal import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +95,9 @@ def code_of(error: errors.PodwrightError) -> grpc.StatusCode:
 
 
 def text_of(error: errors.PodwrightError) -> str:
-    """What the client is told: one line, bounded."""
-    text = _UNPRINTABLE.sub(" ", str(error))
+    """What the client is told: one line, bounded, without what only its owner may know.
+
+    A kubelet puts the text into events of the pod, which more people may read than its secrets.
+    """
+    text = redact_text(_UNPRINTABLE.sub(" ", str(error)[: 2 * TEXT_LIMIT]))
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"

@@ -42,16 +42,24 @@ _SECRET_NAME: Final = re.compile(
 )
 _URL_USER: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@\"']+@", re.IGNORECASE)
 _URL_QUERY: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?\"']*)\?[^\s\"']+", re.IGNORECASE)
+#: The same without a scheme, as people write it before an image's name; `name:tag@sha256:` is none.
+_BARE_USER: Final = re.compile(r"[^\s/@'\"`:]{1,256}:[^\s/@'\"`]{1,1024}@(?!sha(?:256|512):)")
 _BEARER: Final = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:@+,%-]+")
 _FIELDS: Final = "podwright_fields"
 
 
 def redact_text(text: str) -> str:
-    """`text` without user parts and queries of URLs and without authorization values."""
+    """`text` without user parts and queries of URLs and without authorization values.
+
+    No query is let through, and of no URL a user part: there is no list of names that are secret,
+    which would always lack one.
+    """
     if "://" in text:
         text = _URL_USER.sub(rf"\1{REDACTED}@", text)
         text = _URL_QUERY.sub(rf"\1?{REDACTED}", text)
+    if "@" in text:
+        text = _BARE_USER.sub(f"{REDACTED}@", text)
     return _BEARER.sub(rf"\1 {REDACTED}", text)
 
 
@@ -62,7 +70,8 @@ def _plain(name: str, value: Value) -> str | int | float | bool | None:
     if value is None or isinstance(value, bool | int | float):
         return value
     text = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
-    text = redact_text(text)
+    # Twice what is shown is looked at: where a secret was cut off, nothing is shown any more.
+    text = redact_text(text[: 2 * VALUE_LIMIT])
     return text if len(text) <= VALUE_LIMIT else text[:VALUE_LIMIT] + "…"
 
 

@@ -49,3 +49,14 @@ def test_text_is_one_bounded_line():
     text = text_of(errors.Internal("a\n\x00b" + "x" * 10_000))
     assert text.startswith("a b")
     assert len(text) == TEXT_LIMIT
+
+
+def test_the_client_is_told_no_secret():
+    error = errors.InvalidArgument(
+        "host is refused", host="http://somebody:hunter2@host/?k=hunter3"
+    )
+    told = text_of(error)
+    assert "hunter" not in told
+    assert "host is refused" in told
+    long = errors.InvalidArgument("x" * (TEXT_LIMIT - 20) + " http://somebody:hunter2@host/")
+    assert "hunter" not in text_of(long)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from sandbox.host.errors import NotFound
-from sandbox.host.journal import configure, get_logger, redact_text
+from sandbox.host.journal import VALUE_LIMIT, configure, get_logger, redact_text
 from tests.fakes.clock import FakeClock
 
 
@@ -114,6 +114,28 @@ def test_secrets_inside_text():
     assert "https://" in clean
     assert "host/v2/x" in clean
     assert redact_text("no url at all") == "no url at all"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("invalid 'user:pw@host/x:1'", "invalid '[redacted]@host/x:1'"),
+        ("http://a:b@h and c:d@h", "http://[redacted]@h and [redacted]@h"),
+        ("busybox:1@sha256:0123", "busybox:1@sha256:0123"),
+        ("host:5000/a/b:1@sha512:0123", "host:5000/a/b:1@sha512:0123"),
+        ("podwright@host.service", "podwright@host.service"),
+        ("at 10:30:00 by a@b", "at 10:30:00 by a@b"),
+    ],
+)
+def test_user_parts_without_a_scheme(text, clean):
+    assert redact_text(text) == clean
+
+
+def test_a_secret_at_the_cut_is_not_shown(lines):
+    configure("info", stream=lines.stream)
+    for before in range(VALUE_LIMIT - 40, VALUE_LIMIT + 40):
+        get_logger("x").info("event", value="x" * before + " https://user:hunter2@host/")
+    assert "hunter" not in "".join(lines())
 
 
 def test_long_values_are_cut(lines):
