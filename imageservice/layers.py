@@ -246,7 +246,8 @@ class LayerPuller:
 def _job(ingest: Ingest, layer: Descriptor, staging: Staging, settings: ImageSettings) -> Job:
     return Job(
         blob=str(ingest.path),
-        tree=str(staging.path),
+        target=str(staging.path),
+        form=staging.form,
         diff_id=staging.diff_id,
         max_plain_bytes=expansion_limit(
             layer.size_bytes,
@@ -259,6 +260,7 @@ def _job(ingest: Ingest, layer: Descriptor, staging: Staging, settings: ImageSet
 
 def _facts(done: Done) -> LayerFacts:
     return LayerFacts(
+        form=done.form,
         entries=done.entries,
         size_bytes=done.size_bytes,
         opaque_root=done.opaque_root,

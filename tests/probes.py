@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from imageservice.snapshots.indexed import probe_indexed
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import Denied, PodwrightError, Unsupported
 from sandbox.host.libc import LibcSyscalls
@@ -33,6 +34,12 @@ def no_overlay() -> str:
             (base / part).mkdir()
         words = tuple(f"{p}dir={base / p}" for p in ("lower", "upper", "work"))
         return _try_mount(Mount("overlay", "overlay", Path(), words))
+
+
+@functools.cache
+def no_indexed_layers(directory: Path) -> str:
+    """Why a layer's tar cannot be mounted by an index, below `directory`; empty when it can."""
+    return no_root() or probe_indexed(directory / "probe-indexed", LibcSyscalls())
 
 
 @functools.cache

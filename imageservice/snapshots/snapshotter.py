@@ -35,12 +35,13 @@ loop. All methods are for one event loop; those that are not coroutines never to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from imageservice.forms import LayerForm
     from sandbox.host.mounts import Mount
 
 
@@ -50,13 +51,13 @@ class Staging:
 
     Attributes:
         diff_id: the layer it is to become.
-        path: where to write; what it must become is said by `form`.
-        form: "tree": an empty directory that is to hold the layer's files with overlayfs' marks.
+        path: an empty directory to write to.
+        form: what it is to become; a tree is taken as well.
     """
 
     diff_id: str
     path: Path
-    form: Literal["tree"] = "tree"
+    form: LayerForm = "tree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class LayerFacts:
     """What is known of a layer once it was written.
 
     Attributes:
+        form: what was written.
         entries: names in it; with `size_bytes` a cheap check that it is still whole.
         size_bytes: lengths of its regular files.
         opaque_root: it hides everything below it.
@@ -75,6 +77,7 @@ class LayerFacts:
     size_bytes: int
     opaque_root: bool = False
     implied: frozenset[bytes] = frozenset()
+    form: LayerForm = "tree"
 
 
 @dataclass(frozen=True, slots=True)

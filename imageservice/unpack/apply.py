@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 OPAQUE_XATTR: Final = "trusted.overlay.opaque"
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS: Final = 0o7000
-_IMPLIED_KEPT: Final = 4096
+IMPLIED_KEPT: Final = 4096
 _WHITEOUT_DEVICE: Final = os.makedev(0, 0)
 #: What only a layer that contradicts itself can cause, here where all paths are fresh.
 _LAYER_FAULTS: Final = frozenset(
@@ -101,13 +101,13 @@ class TreeBuilder:
     def implied(self) -> list[bytes]:
         """Directories no entry describes, the root (b"") among them when that is so; shallow first.
 
-        At most `_IMPLIED_KEPT`: they matter where a layer below has the same directory, and those
+        At most `IMPLIED_KEPT`: they matter where a layer below has the same directory, and those
         are few and near the root.
         """
         implied = sorted(self._directories.implied, key=lambda path: path.count(b"/"))
         if b"" not in self._described:
             implied.insert(0, b"")
-        return implied[:_IMPLIED_KEPT]
+        return implied[:IMPLIED_KEPT]
 
     def close(self) -> None:
         """Close what is open, whether finished or not."""
@@ -200,7 +200,9 @@ class TreeBuilder:
                 dir_fd, entry.name
             ):
                 self._remove(dir_fd, entry.name)
-                dir_fd = self._directories.reach(entry.parent)[1]
+                # What was removed may have been a link that led here.
+                parent, dir_fd = self._directories.reach(entry.parent)
+                path = parent + b"/" + entry.name if parent else entry.name
                 os.mkdir(entry.name, entry.member.mode & 0o777, dir_fd=dir_fd)
                 self._entries += 1
             self._directories.implied.pop(path, None)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Descriptors kept; archives list a directory's files together, so a few dozen would do.
 _KEPT_DIRECTORIES: Final = 256
 #: The kernel's own limit of links in one path (path_resolution(7)).
-_MAX_LINKS: Final = 40
+MAX_LINKS: Final = 40
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Mode of a directory that the archive does not mention, as Docker and containerd make it.
 IMPLIED_MODE: Final = 0o755
@@ -142,7 +142,7 @@ class Directories:
                         "layer refused: a parent is no directory", entry=shown(path)
                     ) from error
                 links += 1
-                if links > _MAX_LINKS:
+                if links > MAX_LINKS:
                     raise Corrupt(
                         "layer refused: too many symbolic links", entry=shown(path)
                     ) from error

@@ -1,13 +1,17 @@
-"""One layer from blob to tree: decompress and hash in one thread, create files in another.
+"""One layer from blob to disk: decompress and hash in one thread, write in another.
 
-Decompression and SHA-256 release the interpreter lock, and so do the system calls that create
-files; a small queue of large chunks between them lets both run at once, which shows where one large
-layer is the last of a pull. The hash covers every plain byte, those behind the archive's end
-marker included, because that is what a diffID is a hash of.
+Decompression and SHA-256 release the interpreter lock, and so do the system calls that write; a
+small queue of large chunks between them lets both run at once, which shows where one large layer is
+the last of a pull. The hash covers every plain byte, those behind the archive's end marker
+included, because that is what a diffID is a hash of.
+
+Where the kernel can mount it, what is written is the plain tar and an index over it. The time of a
+layer is then that of its bytes (hash, inflate, one file) and not of its files.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
@@ -16,26 +20,32 @@ from typing import IO, TYPE_CHECKING, Final
 
 from imageservice.digest import Digest
 from imageservice.errors import DigestMismatch
+from imageservice.forms import INDEX_NAME, TAR_NAME
 from imageservice.unpack.apply import TreeBuilder
 from imageservice.unpack.archive import read_members
-from imageservice.unpack.compression import Compression, plain_chunks, sniff
+from imageservice.unpack.compression import OUTPUT_BYTES, Compression, plain_chunks, sniff
 from imageservice.unpack.entries import plan_entry
+from imageservice.unpack.erofs import NotIndexable, write_index
+from imageservice.unpack.layer_tree import LayerTree
 from imageservice.unpack.protocol import Done
 from imageservice.unpack.stream import ChunkStream
 from sandbox.host.errors import map_os_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from imageservice.forms import LayerForm
+    from imageservice.unpack.apply import TreeFacts
     from imageservice.unpack.protocol import Job
 
 #: Chunks on their way between the threads; a chunk is at most 512 KiB.
 _QUEUE_CHUNKS: Final = 8
 _HEAD_BYTES: Final = 16
+_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def unpack_layer(job: Job, on_progress: Callable[[int], None]) -> Done:
-    """Fill `job.tree`, which must be empty; blocking, in a process of its own.
+    """Fill `job.target`, which must be empty; blocking, in a process of its own.
 
     Args:
         job: what to do.
@@ -53,53 +63,122 @@ def unpack_layer(job: Job, on_progress: Callable[[int], None]) -> Done:
         map_os_errors("cannot unpack layer"),
         Path(job.blob).open("rb", buffering=0) as blob,
     ):
-        root_fd = os.open(job.tree, flags)
+        root_fd = os.open(job.target, flags)
         try:
-            return _unpack(blob, root_fd, job, expected, on_progress)
+            kind = sniff(os.pread(blob.fileno(), _HEAD_BYTES, 0))
+            producer = _Producer(blob, kind, expected, job.max_plain_bytes)
+            make = _unpack if job.form == "tree" else _index
+            try:
+                producer.start()
+                return make(producer, root_fd, job, on_progress)
+            finally:
+                producer.close()
         finally:
             os.close(root_fd)
 
 
 def _unpack(
-    blob: IO[bytes], root_fd: int, job: Job, expected: Digest, on_progress: Callable[[int], None]
+    producer: _Producer, root_fd: int, job: Job, on_progress: Callable[[int], None]
 ) -> Done:
-    kind = sniff(os.pread(blob.fileno(), _HEAD_BYTES, 0))
-    producer = _Producer(blob, kind, expected, job.max_plain_bytes)
-
     def next_chunk() -> bytes:
         chunk = producer.next_chunk()
         on_progress(producer.blob_bytes)
         return chunk
 
+    stream = ChunkStream(next_chunk)
+    facts, implied = _build_tree(stream, root_fd, job, producer.verify)
+    return _done("tree", facts, implied, stream.position, producer)
+
+
+def _build_tree(
+    stream: ChunkStream, root_fd: int, job: Job, verify: Callable[[], None]
+) -> tuple[TreeFacts, list[bytes]]:
     builder = TreeBuilder(root_fd, max_entries=job.max_entries)
     try:
-        producer.start()
-        stream = ChunkStream(next_chunk)
         for member in read_members(stream):
             entry = plan_entry(member)
             if entry is not None:
                 builder.apply(entry, stream)
         stream.drain()
-        actual = producer.hexdigest()
-        if actual != expected.hex:
-            raise DigestMismatch(
-                "layer does not have the diffID that the image config names",
-                expected=str(expected),
-                actual=f"{expected.algorithm}:{actual}",
-            )
-        implied = tuple(path.decode("latin-1") for path in builder.implied)
-        facts = builder.finish()
+        verify()
+        implied = builder.implied
+        return builder.finish(), implied
     finally:
-        producer.close()
         builder.close()
+
+
+def _index(producer: _Producer, root_fd: int, job: Job, on_progress: Callable[[int], None]) -> Done:
+    """Write the plain tar down as it comes, and an index over it at the end."""
+    tar_fd = os.open(TAR_NAME, _NEW_FILE, 0o600, dir_fd=root_fd)
+    try:
+
+        def next_chunk() -> bytes:
+            chunk = producer.next_chunk()
+            _write(tar_fd, chunk)
+            on_progress(producer.blob_bytes)
+            return chunk
+
+        tree = LayerTree(max_entries=job.max_entries)
+        stream = ChunkStream(next_chunk)
+        for member in read_members(stream):
+            entry = plan_entry(member)
+            if entry is not None:
+                tree.apply(entry, stream.position)
+        stream.drain()
+        producer.verify()
+        facts = tree.finish()
+        index = write_index(tree.root, tar_bytes=stream.position, uuid=_uuid(job.diff_id))
+        try:
+            pieces = itertools.chain([next(index)], index)
+        except NotIndexable:
+            return _unpack_written(tar_fd, root_fd, job, producer)
+        index_fd = os.open(INDEX_NAME, _NEW_FILE, 0o600, dir_fd=root_fd)
+        try:
+            for piece in pieces:
+                _write(index_fd, piece)
+        finally:
+            os.close(index_fd)
+        return _done("indexed", facts, tree.implied, stream.position, producer)
+    finally:
+        os.close(tar_fd)
+
+
+def _unpack_written(tar_fd: int, root_fd: int, job: Job, producer: _Producer) -> Done:
+    """The tar, verified and written down already, as a tree after all."""
+    os.unlink(TAR_NAME, dir_fd=root_fd)
+    os.lseek(tar_fd, 0, os.SEEK_SET)
+    stream = ChunkStream(lambda: os.read(tar_fd, OUTPUT_BYTES))
+    facts, implied = _build_tree(stream, root_fd, job, lambda: None)
+    return _done("tree", facts, implied, stream.position, producer)
+
+
+def _done(
+    form: LayerForm,
+    facts: TreeFacts,
+    implied: Iterable[bytes],
+    plain_bytes: int,
+    producer: _Producer,
+) -> Done:
     return Done(
+        form=form,
         entries=facts.entries,
         size_bytes=facts.size_bytes,
         opaque_root=facts.opaque_root,
-        implied=implied,
-        plain_bytes=stream.position,
-        compression=kind.value,
+        implied=tuple(path.decode("latin-1") for path in implied),
+        plain_bytes=plain_bytes,
+        compression=producer.kind.value,
     )
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _uuid(diff_id: str) -> bytes:
+    """The kernel shows it in /proc and nobody relies on it; so it says which layer it is."""
+    return bytes.fromhex(Digest.parse(diff_id).hex[:32])
 
 
 class _Producer:
@@ -107,7 +186,8 @@ class _Producer:
 
     def __init__(self, blob: IO[bytes], kind: Compression, expected: Digest, limit: int) -> None:
         self._blob = blob
-        self._kind = kind
+        self.kind = kind
+        self._expected = expected
         self._limit = limit
         self._hasher = expected.hasher()
         self._chunks: queue.Queue[bytes | Exception] = queue.Queue(_QUEUE_CHUNKS)
@@ -130,10 +210,16 @@ class _Producer:
         self._ended = not chunk
         return chunk
 
-    def hexdigest(self) -> str:
-        """The hash of everything, once `next_chunk` has returned b""."""
+    def verify(self) -> None:
+        """Compare the hash of everything, once `next_chunk` has returned b""."""
         self._thread.join()
-        return self._hasher.hexdigest()
+        expected, actual = self._expected, self._hasher.hexdigest()
+        if actual != expected.hex:
+            raise DigestMismatch(
+                "layer does not have the diffID that the image config names",
+                expected=str(expected),
+                actual=f"{expected.algorithm}:{actual}",
+            )
 
     def close(self) -> None:
         """End the thread, whatever it does; at most one chunk of work away."""
@@ -146,7 +232,7 @@ class _Producer:
 
     def _run(self) -> None:
         try:
-            for chunk in plain_chunks(self._blob, self._kind, limit_bytes=self._limit):
+            for chunk in plain_chunks(self._blob, self.kind, limit_bytes=self._limit):
                 self._hasher.update(chunk)
                 self.blob_bytes = self._blob.tell()
                 self._chunks.put(chunk)

@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from imageservice.forms import LayerForm  # noqa: TC001 - msgspec reads the annotations
+
 #: Longest line either side accepts: 4096 implied directories of 4 KiB each, escaped twofold.
 MAX_LINE_BYTES: Final = 32 * 1024 * 1024
 
@@ -25,14 +27,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         blob: path of the verified, compressed blob.
-        tree: path of the empty directory to fill.
+        target: path of the empty directory to fill.
+        form: what to fill it with; see `LayerForm`.
         diff_id: what the plain tar must hash to.
         max_plain_bytes: more is a bomb.
         max_entries: more is a bomb.
     """
 
     blob: str
-    tree: str
+    target: str
+    form: LayerForm
     diff_id: str
     max_plain_bytes: int
     max_entries: int
@@ -45,15 +49,17 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The tree is complete and the diffID was right.
+    """The layer is complete and the diffID was right.
 
     Attributes:
+        form: what it is; a tree also where an index was asked for and cannot say it all.
         entries, size_bytes, opaque_root: see `apply.TreeFacts`.
         implied: directories that the archive does not describe, "" for the root; decoded latin-1.
         plain_bytes: length of the plain tar.
         compression: what the blob turned out to be.
     """
 
+    form: LayerForm
     entries: int
     size_bytes: int
     opaque_root: bool

@@ -48,7 +48,8 @@ class Node:
         blob.write_bytes(plain)
         return Job(
             blob=str(blob),
-            tree=str(tree),
+            target=str(tree),
+            form="tree",
             diff_id=diff_id(plain),
             max_plain_bytes=1 << 30,
             max_entries=100_000,
@@ -166,9 +167,9 @@ async def test_cancelling_waits_for_the_death_of_the_worker(node: Node) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not is_alive(runner.started[0])
-    count = len(names_in(job.tree))
+    count = len(names_in(job.target))
     await asyncio.sleep(0.05)
-    assert len(names_in(job.tree)) == count
+    assert len(names_in(job.target)) == count
     await workers.unpack(node.job(Tar().file("a").done()), ignore)
     await workers.close()
 
@@ -187,4 +188,4 @@ async def test_a_worker_ends_with_the_daemon(node: Node) -> None:
     await asyncio.to_thread(ours.recv, 1)
     ours.close()
     assert await process.wait() == 0
-    assert len(names_in(job.tree)) < 60_000
+    assert len(names_in(job.target)) < 60_000

@@ -21,11 +21,16 @@ import pytest
 import zstandard
 
 from imageservice.errors import DigestMismatch
+from imageservice.forms import INDEX_NAME, TAR_NAME, LayerForm
+from imageservice.snapshots.indexed import mount_index
 from imageservice.trees import count_tree
 from imageservice.unpack.layer import unpack_layer
 from imageservice.unpack.protocol import Done, Job
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
 from sandbox.host.files import remove_tree
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import unmount
+from tests import probes
 from tests.kit.tars import EPOCH_S, Tar, diff_id, pax_member, with_xattrs
 
 pytestmark = pytest.mark.root
@@ -35,9 +40,14 @@ OPAQUE = "trusted.overlay.opaque"
 
 @dataclass
 class Bench:
-    """A directory with a tree to fill and, beside it, what must never change."""
+    """A directory with a tree to fill and, beside it, what must never change.
+
+    In the indexed form the tree is the mounted index, seen as a container will see it.
+    """
 
     root: Path
+    form: LayerForm
+    _unpacked: int = 0
 
     @property
     def tree(self) -> Path:
@@ -57,14 +67,34 @@ class Bench:
     ) -> Done:
         path = self.root / "blob"
         path.write_bytes(plain if blob is None else blob)
+        target = self.tree
+        if self.form == "indexed":
+            self.clear()
+            self._unpacked += 1
+            target = self.root / f"indexed-{self._unpacked}"
+            target.mkdir()
         job = Job(
             blob=str(path),
-            tree=str(self.tree),
+            target=str(target),
+            form=self.form,
             diff_id=diff_id(plain),
             max_plain_bytes=max_plain_bytes,
             max_entries=max_entries,
         )
-        return unpack_layer(job, lambda _bytes: None)
+        done = unpack_layer(job, lambda _bytes: None)
+        if self.form == "indexed":
+            assert done.form == "indexed"
+            mount_index(target, self.tree, syscalls=LibcSyscalls())
+            assert [name.name for name in sorted(target.iterdir())] == [INDEX_NAME, TAR_NAME]
+        return done
+
+    def clear(self) -> None:
+        """Take the tree away, for another one."""
+        if self.form == "indexed":
+            unmount(self.tree, syscalls=LibcSyscalls())
+        else:
+            remove_tree(self.tree)
+            self.tree.mkdir(mode=0o755)
 
     def seen(self) -> list[tuple[str, os.stat_result, bytes]]:
         found = []
@@ -86,10 +116,21 @@ class Bench:
         return found
 
 
+@pytest.fixture(params=["tree", "indexed"])
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    if request.param == "indexed" and (reason := probes.no_indexed_layers(tmp_path)):
+        pytest.skip(reason)
+    yield from made_bench(tmp_path, request.param)
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def tree_bench(tmp_path: Path) -> Iterator[Bench]:
+    yield from made_bench(tmp_path, "tree")
+
+
+def made_bench(root: Path, form: LayerForm) -> Iterator[Bench]:
     old = os.umask(0)
-    made = Bench(tmp_path)
+    made = Bench(root, form)
     made.tree.mkdir(mode=0o755)
     made.outside.mkdir()
     (made.outside / "canary").write_text("untouched")
@@ -99,6 +140,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         yield made
     finally:
         os.umask(old)
+        made.clear()
         remove_tree(made.tree)  # pytest's own clean-up is recursive, and some trees are deep
 
 
@@ -228,8 +270,9 @@ def test_a_parent_that_is_a_link_is_followed_inside_the_layer(bench: Bench) -> N
     assert (bench.tree / "outside/canary").read_bytes() == b"inside"
 
 
-def test_directories_flipped_to_links_meanwhile_lead_nowhere(bench: Bench) -> None:
+def test_directories_flipped_to_links_meanwhile_lead_nowhere(tree_bench: Bench) -> None:
     """CVE-2025-47290: someone swaps a directory of the tree for a link to the outside."""
+    bench = tree_bench
     plain = Tar()
     for number in range(4000):
         plain.file(f"d{number % 40}/f{number}", b"x")
@@ -353,9 +396,12 @@ def test_sparse_files_keep_their_holes(bench: Bench, tmp_path: Path) -> None:
         done = bench.unpack(archive.read_bytes())
         path = bench.tree / "holes"
         assert path.read_bytes() == (source / "holes").read_bytes()
-        assert path.stat().st_blocks * 512 < 1 << 19
+        if bench.form == "tree":  # EROFS tells the length of what is not a hole only to SEEK_DATA
+            assert path.stat().st_blocks * 512 < 1 << 19
+        with path.open("rb") as file:
+            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 << 20
         assert done.size_bytes == 4 << 20
-        path.unlink()
+        bench.clear()
 
 
 def is_whiteout(path: Path) -> bool:
@@ -508,7 +554,10 @@ def test_same_tree_as_gnu_tar(bench: Bench, tmp_path: Path) -> None:
     )
     subprocess.run(["tar", "-C", theirs, "-xpf", archive], check=True)
     done = bench.unpack(archive.read_bytes(), max_entries=100_000, max_plain_bytes=1 << 30)
-    listing = ["find", ".", "-mindepth", "1", "-printf", r"%P %y %m %U %G %s %T@ %l %n\n"]
+    # Lengths of directories are each file system's own affair.
+    form = r"%P %y %m %U %G %T@ %l %n"
+    listing = ["find", ".", "-mindepth", "1", "-type", "d", "-printf", form + r"\n"]
+    listing += ["-o", "-printf", form + r" %s\n"]
     described = [
         sorted(
             line
@@ -519,6 +568,6 @@ def test_same_tree_as_gnu_tar(bench: Bench, tmp_path: Path) -> None:
         )
         for d in (theirs, bench.tree)
     ]
-    assert [line.replace(" d ", " d ") for line in described[0]] == described[1]
+    assert described[0] == described[1]
     subprocess.run(["diff", "-r", "--no-dereference", theirs, bench.tree], check=True)
     assert (done.entries, done.size_bytes) == count_tree(bench.tree)
