@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from cni.settings import CniSettings
+from cri import settings_security as security
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
 from cri.streaming.settings import StreamingSettings
 from imageservice.settings import ImageSettings
 from metrics.settings import MetricsSettings, SamplerSettings
+from sandbox.lsm import LsmSettings
 from sandbox.settings import SandboxSettings, SandboxTimeouts
 
 if TYPE_CHECKING:
@@ -85,6 +87,15 @@ class Config:
                 reopen_s=self.get(table.REOPEN_TIMEOUT),
                 kill_s=self.get(table.KILL_TIMEOUT),
             ),
+        )
+
+    def lsm(self) -> LsmSettings:
+        """What AppArmor and SELinux are told."""
+        return LsmSettings(
+            apparmor=self.get(security.APPARMOR) == "auto",
+            selinux=self.get(security.SELINUX) == "auto",
+            parser=self.get(security.APPARMOR_PARSER),
+            selinux_host_network=self.get(security.SELINUX_HOST_NETWORK),
         )
 
     def cni(self) -> CniSettings:

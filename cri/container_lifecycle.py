@@ -167,7 +167,8 @@ class ContainerLifecycle:
             upper_dir=layer / "upper",
             work_dir=layer / "work",
         )
-        rootfs = await self._engine.mount_rootfs(container, parts)
+        label = self._composer.mount_label(pod, container)
+        rootfs = await self._engine.mount_rootfs(container, parts, label=label)
         composed = await self._composer.container(pod, container, defaults, rootfs)
         container = msgspec.structs.replace(container, user=composed.user)
         created = await self._engine.create(container, composed.document)

@@ -48,6 +48,7 @@ from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
 from sandbox.interactive import InteractiveExecs
 from sandbox.leavings import Leavings
+from sandbox.lsm import Lsm
 from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.podfiles import install_pause
@@ -145,6 +146,9 @@ class Daemon:
         infos, missing = await probe_runtimes(runtimes)
         namespaces = NamespaceWorker(syscalls=self._syscalls, clock=clock)
         stack.callback(namespaces.close)
+        lsm = Lsm(config.lsm(), apparmor=host.apparmor, runner=runner)
+        await lsm.start()
+        await asyncio.to_thread(lsm.label_shared, self._paths.pause_rootfs, syscalls=self._syscalls)
         leavings = Leavings(h.path.name for h in sandbox.handlers)
 
         store = await StateStore.open(self._paths.state_file)
@@ -183,6 +187,7 @@ class Daemon:
                 cgroups=cgroups,
                 namespaces=namespaces,
                 leavings=leavings,
+                lsm=lsm,
                 runner=runner,
                 syscalls=self._syscalls,
                 clock=clock,

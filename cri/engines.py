@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cri import settings_security as security
 from cri import settings_table as table
 from cri.node import spec_facts
 from sandbox.compose import Composer
 from sandbox.containers import ContainerEngine
 from sandbox.endings import Endings
 from sandbox.execs import Execs
+from sandbox.lookup import profile_file
 from sandbox.monitor.conmon import Conmon
 from sandbox.monitor.exits import ExitWatch
 from sandbox.pods import PodEngine
 from sandbox.runtime.books import is_gvisor
+from sandbox.security.seccomp import parse_profile
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
     from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
     from sandbox.leavings import Leavings
+    from sandbox.lsm import Lsm
     from sandbox.paths import Paths
     from sandbox.runtime.driver import OciRuntime, RuntimeInfo
+    from sandbox.security.seccomp import Profile
     from sandbox.settings import SandboxSettings
     from sandbox.store import StateStore
 
@@ -49,6 +54,7 @@ class Parts:
     cgroups: Cgroups
     namespaces: NamespaceWorker
     leavings: Leavings
+    lsm: Lsm
     runner: ProcessRunner
     syscalls: Syscalls
     clock: Clock
@@ -69,22 +75,28 @@ class Engines:
 
 
 def build_engines(parts: Parts) -> Engines:
-    """Build them; nothing is started yet."""
+    """Build them; nothing is started yet.
+
+    Raises:
+        InvalidArgument: the seccomp profile of the configuration cannot be used.
+    """
+    seccomp = _seccomp_default(parts.config)
     composer = Composer(
         paths=parts.paths,
         store=parts.store,
         namespaces=parts.namespaces,
         facts={
-            name: spec_facts(parts.host, parts.cgroups.layout, parts.infos.get(name))
+            name: spec_facts(parts.host, parts.cgroups.layout, parts.infos.get(name), seccomp)
             for name in parts.runtimes
         },
+        lsm=parts.lsm,
         pids_limit=parts.config.get(table.PIDS_LIMIT) or None,
         annotation_patterns={h.name: h.allowed_annotations for h in parts.sandbox.handlers},
         own_sandboxes=frozenset(h.name for h in parts.sandbox.handlers if is_gvisor(h)),
         precompiled=frozenset(
             name
             for name, info in parts.infos.items()
-            if info.compiled_seccomp and parts.config.get(table.COMPILED_SECCOMP)
+            if info.compiled_seccomp and parts.config.get(security.COMPILED_SECCOMP)
         ),
         devices_withheld=frozenset(
             h.name for h in parts.sandbox.handlers if h.privileged_without_host_devices
@@ -140,6 +152,7 @@ def build_engines(parts: Parts) -> Engines:
         clock=parts.clock,
         group=parts.group,
         composer=composer,
+        lsm=parts.lsm,
     )
     execs = Execs(
         parts.sandbox,
@@ -156,3 +169,10 @@ def build_engines(parts: Parts) -> Engines:
         pods=pods,
         execs=execs,
     )
+
+
+def _seccomp_default(config: Config) -> Profile | None:
+    path = config.get(security.SECCOMP_DEFAULT)
+    if path is None:
+        return None
+    return parse_profile(profile_file(path), what=f"{security.SECCOMP_DEFAULT.key} {path}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from cri.node_facts import NETWORK_READY, RUNTIME_READY, Condition, Handler, NodeFacts
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.security.labels import AppArmorHost
 from sandbox.security.seccomp import SeccompHost
 from sandbox.spec.inputs import HostFacts as SpecFacts
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from sandbox.host.cgroupfs import CgroupLayout
     from sandbox.host.host_facts import HostFacts
     from sandbox.runtime.driver import OciRuntime, RuntimeInfo
+    from sandbox.security.seccomp import Profile
     from sandbox.settings import CgroupDriver
 
 #: mount_setattr(2) came with Linux 5.12; without it a mount cannot be made read-only recursively.
@@ -44,8 +44,16 @@ async def probe_runtimes(
     return found, missing
 
 
-def spec_facts(host: HostFacts, layout: CgroupLayout, info: RuntimeInfo | None) -> SpecFacts:
-    """The node as the OCI document of one runtime must be made for."""
+def spec_facts(
+    host: HostFacts,
+    layout: CgroupLayout,
+    info: RuntimeInfo | None,
+    seccomp_default: Profile | None = None,
+) -> SpecFacts:
+    """The node as the OCI document of one runtime must be made for, but for its LSMs.
+
+    Those may change while the daemon runs; the composer asks `sandbox.lsm` each time.
+    """
     return SpecFacts(
         cgroup_version=layout.version,
         controllers=layout.available,
@@ -54,9 +62,11 @@ def spec_facts(host: HostFacts, layout: CgroupLayout, info: RuntimeInfo | None) 
         oom_score_adj_floor=host.oom_score_adj_floor,
         recursive_read_only=recursive_read_only(host, info),
         seccomp=SeccompHost(
-            supported=host.seccomp, machine=host.architecture, kernel=host.kernel_version
+            supported=host.seccomp,
+            machine=host.architecture,
+            kernel=host.kernel_version,
+            default=seccomp_default,
         ),
-        apparmor=AppArmorHost() if host.apparmor else None,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cni.settings import CniSettings
+from cri import settings_security
 from cri.setting import (
     Setting,
     boolean,
@@ -88,13 +89,6 @@ PIDS_LIMIT = Setting(
     integer(0, 4_194_304),
     0,
     "processes of each container; 0: only the pod's own limit",
-)
-COMPILED_SECCOMP = Setting(
-    "runtime",
-    "compiled_seccomp",
-    boolean,
-    True,
-    "compile seccomp filters once and hand them to runtimes that take them",
 )
 EXEC_OUTPUT = Setting(
     "runtime",
@@ -337,10 +331,13 @@ ACCEPTED_ADVISORIES: Setting[tuple[str, ...]] = Setting(
     "holes by their public names (CVE-...) that you know to be mended or out of reach here",
 )
 
-#: In the order of `podwright config`.
-TABLE: Final[tuple[Setting[object], ...]] = tuple(
-    value for value in list(globals().values()) if isinstance(value, Setting)
+_ALL: Final[tuple[Setting[object], ...]] = (
+    *(value for value in list(globals().values()) if isinstance(value, Setting)),
+    *settings_security.TABLE,
 )
+_SECTIONS: Final = tuple(dict.fromkeys(setting.section for setting in _ALL))
+#: In the order of `podwright config`: each section once.
+TABLE: Final = tuple(sorted(_ALL, key=lambda setting: _SECTIONS.index(setting.section)))
 
 #: Keys of a [runtimes.NAME] table.
 HANDLER_TABLE: Final[tuple[Setting[object], ...]] = (

@@ -8,6 +8,7 @@ bundle, where `exec` and verbose status read it again.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from sandbox.precompile import with_compiled_filter
 from sandbox.resize import Resize
 from sandbox.runtime.books import as_own_sandbox
 from sandbox.security.seccomp import localhost_path
-from sandbox.spec.build import container_spec, pause_spec
+from sandbox.spec.build import container_labels, container_spec, pause_spec, pod_labels
 from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
 from sandbox.spec.mounts import image_volume_paths
 from sandbox.spec.process import oom_score_adj
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.lsm import Lsm
     from sandbox.model import Container, ImageDefaults, LinuxResources, PodSandbox, SecurityProfile
     from sandbox.paths import Paths
     from sandbox.spec.inputs import HostFacts, PinKind
@@ -66,6 +68,7 @@ class Composer:
         store: StateStore,
         namespaces: NamespaceWorker,
         facts: Mapping[str, HostFacts],
+        lsm: Lsm,
         rlimits: tuple[oci.Rlimit, ...] = (),
         pids_limit: int | None = None,
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
@@ -79,7 +82,8 @@ class Composer:
             paths: where everything lies.
             store: to find the target of a TARGET pid namespace.
             namespaces: pins the target's pid namespace.
-            facts: what the node can do, by name of the OCI runtime.
+            facts: what the node can do, by name of the OCI runtime; without `lsm`.
+            lsm: AppArmor and SELinux as they are when a document is made.
             rlimits: limits for every container; what is not named is inherited from the daemon.
             pids_limit: of every container; None leaves it to the pod's cgroup.
             annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
@@ -91,6 +95,7 @@ class Composer:
         self._store = store
         self._namespaces = namespaces
         self._facts = facts
+        self._lsm = lsm
         self._rlimits = rlimits
         self._pids_limit = pids_limit
         self._patterns = annotation_patterns or {}
@@ -98,12 +103,40 @@ class Composer:
         self._precompiled = precompiled
         self._own_sandboxes = own_sandboxes
 
-    def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
+    async def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
         """The document of a pod's pause process.
 
         Raises:
-            InvalidArgument, Unsupported: something in the pod's request.
+            InvalidArgument, Unsupported, FailedPrecondition: something in the pod's request.
         """
+        host = await self._host(pod.runtime)
+        return await asyncio.to_thread(self._pause, pod, pins, host)
+
+    async def _host(self, runtime: str) -> HostFacts:
+        """The node as it is now."""
+        return dataclasses.replace(
+            self._facts[runtime], apparmor=await self._lsm.apparmor(), selinux=self._lsm.selinux
+        )
+
+    def pod_label(self, pod: PodSandbox) -> str:
+        """SELinux label of the pod's own files; empty where it has none.
+
+        Raises:
+            InvalidArgument, FailedPrecondition: the pod's options.
+        """
+        host = dataclasses.replace(self._facts[pod.runtime], selinux=self._lsm.selinux)
+        return pod_labels(pod.config, host, pod.selinux_level)[1]
+
+    def mount_label(self, pod: PodSandbox, container: Container) -> str:
+        """SELinux label of a container's root; empty where it has none.
+
+        Raises:
+            InvalidArgument, FailedPrecondition: the container's options.
+        """
+        host = dataclasses.replace(self._facts[container.runtime], selinux=self._lsm.selinux)
+        return container_labels(container.config, pod.config, host, pod.selinux_level)[1]
+
+    def _pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path], host: HostFacts) -> bytes:
         spec = pause_spec(
             PodInputs(
                 id=pod.id,
@@ -113,7 +146,8 @@ class Composer:
                 rootfs=self._paths.pause_rootfs,
                 argv=PAUSE_ARGV,
                 cgroups_path=pod.cgroup_path,
-                host=self._facts[pod.runtime],
+                host=host,
+                selinux_level=pod.selinux_level,
                 seccomp_content=_profile(
                     pod.config.security.seccomp, privileged=pod.config.security.privileged
                 ),
@@ -132,7 +166,8 @@ class Composer:
             NotFound: a device or the target container does not exist.
         """
         target = await self._target_pid(pod, container)
-        return await asyncio.to_thread(self._container, pod, container, image, rootfs, target)
+        host = await self._host(container.runtime)
+        return await asyncio.to_thread(self._container, pod, container, image, rootfs, target, host)
 
     def resize(self, container: Container, asked: LinuxResources) -> Resize:
         """Other limits for a container: what `asked` sets, and what held before for the rest.
@@ -213,9 +248,9 @@ class Composer:
         image: ImageDefaults,
         rootfs: Path,
         target: Path | None,
+        host: HostFacts,
     ) -> Composed:
         config, security = container.config, container.config.security
-        host = self._facts[container.runtime]
         all_devices = security.privileged and container.runtime not in self._devices_withheld
         user = resolve_user(
             image.user,
@@ -249,6 +284,7 @@ class Composer:
                 host_devices=lookup.host_devices() if all_devices else (),
                 cgroups_path=container.cgroup_path,
                 host=host,
+                selinux_level=pod.selinux_level,
                 rlimits=self._rlimits,
                 pids_limit=self._pids_limit,
                 seccomp_content=_profile(security.seccomp, privileged=security.privileged),

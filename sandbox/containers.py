@@ -137,12 +137,15 @@ class ContainerEngine:
         await self._store.add_container(container)
         return container
 
-    async def mount_rootfs(self, container: Container, parts: Sequence[Mount]) -> Path:
+    async def mount_rootfs(
+        self, container: Container, parts: Sequence[Mount], *, label: str = ""
+    ) -> Path:
         """Make the container's directories and mount its root file system.
 
         Args:
             container: the reserved container.
             parts: mounts as the snapshotter gave them; targets are relative to the rootfs.
+            label: SELinux label of everything in it, where there is SELinux.
 
         Returns:
             The mount point.
@@ -152,7 +155,10 @@ class ContainerEngine:
         def work() -> None:
             files.make_private_dir(self._paths.container(container.id), mode=0o700)
             files.make_private_dir(rootfs, mode=0o755)
-            placed = [dataclasses.replace(part, target=rootfs / part.target) for part in parts]
+            placed = [
+                dataclasses.replace(part, target=rootfs / part.target, options=_with(label, part))
+                for part in parts
+            ]
             mounts.mount_all(placed, syscalls=self._syscalls)
 
         await asyncio.to_thread(work)
@@ -341,3 +347,10 @@ class ContainerEngine:
         finally:
             self._stops.pop(container.id, None)
             stop.finished.set()
+
+
+def _with(label: str, part: Mount) -> tuple[str, ...]:
+    """The options of a part, with the label where it is a file system of the container's own."""
+    if label and part.type == "overlay":
+        return (*part.options, f'context="{label}"')
+    return part.options

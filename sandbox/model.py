@@ -321,6 +321,8 @@ class PodSandbox(Frozen, frozen=True):
     cni_config: str = ""
     #: ADD was begun (set before the plugin runs) and no DEL has succeeded since.
     network_attached: bool = False
+    #: SELinux level of all its containers; empty where there is no SELinux.
+    selinux_level: str = ""
     #: Creation failed and its undo did too; the object stays listed until a teardown succeeds.
     failed: bool = False
     #: What the last failed teardown step said; shown in verbose status.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.host import files, mounts
 from sandbox.host.errors import NotFound, map_os_errors
+from sandbox.host.lsm_files import set_selinux_label
 from sandbox.model import NamespaceMode
 
 if TYPE_CHECKING:
@@ -75,15 +76,30 @@ def write_hosts(pod: PodSandbox, paths: Paths, hostname: str) -> None:
     _write(paths.pod(pod.id) / "hosts", text)
 
 
-def mount_shm(pod: PodSandbox, paths: Paths, *, syscalls: Syscalls) -> None:
-    """Mount the pod's /dev/shm, unless it shares the node's; blocking."""
+def label_pod_files(pod: PodSandbox, paths: Paths, label: str, *, syscalls: Syscalls) -> None:
+    """Give the pod's small files its SELinux label, where it has one; blocking."""
+    if label:
+        for name in ("resolv.conf", "hostname", "hosts"):
+            file = paths.pod(pod.id) / name
+            if file.exists():
+                set_selinux_label(file, label, syscalls=syscalls)
+
+
+def mount_shm(pod: PodSandbox, paths: Paths, label: str, *, syscalls: Syscalls) -> None:
+    """Mount the pod's /dev/shm, labelled where it has a label, unless it shares the node's.
+
+    Blocking.
+    """
     if pod.config.security.namespaces.ipc is NamespaceMode.NODE:
         return
     target = paths.shm(pod.id)
     files.make_private_dir(target, mode=0o711)
-    options = ("nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE_BYTES}")
+    options = ["nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE_BYTES}"]
+    if label:
+        options.append(f'context="{label}"')
     mounts.mount_one(
-        mounts.Mount(type="tmpfs", source="shm", target=target, options=options), syscalls=syscalls
+        mounts.Mount(type="tmpfs", source="shm", target=target, options=tuple(options)),
+        syscalls=syscalls,
     )
 
 

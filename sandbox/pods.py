@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sandbox.host.syscalls import Syscalls
     from sandbox.host.sysctls import Kind
     from sandbox.leavings import Leavings
+    from sandbox.lsm import Lsm
     from sandbox.model import PodConfig
     from sandbox.paths import Paths
     from sandbox.runtime.driver import OciRuntime
@@ -73,6 +74,7 @@ class PodEngine:
         clock: Clock,
         group: asyncio.TaskGroup,
         composer: Composer,
+        lsm: Lsm,
     ) -> None:
         self._paths = paths
         self._store = store
@@ -85,6 +87,7 @@ class PodEngine:
         self._clock = clock
         self._group = group
         self._composer = composer
+        self._lsm = lsm
         self._on_stopped: Callable[[PodSandbox], None] = lambda _pod: None
         self._watched: set[str] = set()
 
@@ -119,16 +122,18 @@ class PodEngine:
         """
         runtime_name, _ = self.runtime(handler)
         pod_id = secrets.token_hex(32)
-        pod = PodSandbox(
-            id=pod_id,
-            config=config,
-            state=PodState.CREATING,
-            created_at_ns=self._clock.wall_ns(),
-            handler=handler,
-            runtime=runtime_name,
-            cgroup_path=self._cgroups.pod_cgroup(config.cgroup_parent, pod_id),
-        )
-        await self._store.add_pod(pod)
+        with self._lsm.level(config, self._store.selinux_levels()) as level:
+            pod = PodSandbox(
+                id=pod_id,
+                config=config,
+                state=PodState.CREATING,
+                created_at_ns=self._clock.wall_ns(),
+                handler=handler,
+                runtime=runtime_name,
+                cgroup_path=self._cgroups.pod_cgroup(config.cgroup_parent, pod_id),
+                selinux_level=level,
+            )
+            await self._store.add_pod(pod)
         return pod
 
     async def pin_namespaces(
@@ -164,8 +169,10 @@ class PodEngine:
         """Write the pod's files and mount its /dev/shm."""
 
         def work() -> None:
+            label = self._composer.pod_label(pod)
             podfiles.write_pod_files(pod, self._paths, hostname_of(pod))
-            podfiles.mount_shm(pod, self._paths, syscalls=self._syscalls)
+            podfiles.label_pod_files(pod, self._paths, label, syscalls=self._syscalls)
+            podfiles.mount_shm(pod, self._paths, label, syscalls=self._syscalls)
 
         await asyncio.to_thread(work)
 
@@ -178,8 +185,9 @@ class PodEngine:
         _, runtime = self.runtime(pod.runtime)
         bundle = self._paths.pod(pod.id) / "bundle"
 
+        spec = await self._composer.pause(pod, pins)
+
         def write_bundle() -> None:
-            spec = self._composer.pause(pod, pins)  # may read and compile a profile
             files.make_private_dir(bundle, mode=0o700)
             files.write_atomic(bundle / "config.json", spec, mode=0o600, durable=False)
 
@@ -203,7 +211,13 @@ class PodEngine:
         ready = msgspec.structs.replace(
             pod, state=PodState.READY, pause=pause, ips=ips, cni_result=cni_result
         )
-        await asyncio.to_thread(podfiles.write_hosts, ready, self._paths, hostname_of(ready))
+
+        def write_hosts() -> None:
+            podfiles.write_hosts(ready, self._paths, hostname_of(ready))
+            label = self._composer.pod_label(ready)
+            podfiles.label_pod_files(ready, self._paths, label, syscalls=self._syscalls)
+
+        await asyncio.to_thread(write_hosts)
         await self._store.save(ready)
         self.watch(ready)
         return ready

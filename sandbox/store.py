@@ -127,6 +127,12 @@ class StateStore:
         mine = (self._containers[cid] for cid in self._by_pod.get(pod_id, ()))
         return sorted(mine, key=lambda c: (c.created_at_ns, c.id))
 
+    def selinux_levels(self) -> list[str]:
+        """Every SELinux level that a pod has or a container of one was given."""
+        levels = [pod.selinux_level for pod in self._pods.values()]
+        asked = (container.config.security.selinux for container in self._containers.values())
+        return [level for level in (*levels, *(o.level for o in asked if o)) if level]
+
     def find_pod(self, pod_id: str) -> PodSandbox:
         """The pod with this id or unique id prefix, if it is one that clients may see.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cri import settings_table as table
 from cri.check.exposure import exposure
 from cri.check.groups import control_groups
+from cri.check.lsm import security_modules
 from cri.check.machine import kernel, python, rights, storage
 from cri.check.network import network
 from cri.check.programs import programs
@@ -37,7 +38,11 @@ async def examine(config: Config) -> list[Finding]:
     privileged = os.geteuid() == 0
 
     def blocking() -> tuple[list[Finding], list[Finding]]:
-        before = [*rights(host), *kernel(host, syscalls, PROC)]
+        before = [
+            *rights(host),
+            *kernel(host, syscalls, PROC),
+            *security_modules(config.lsm(), apparmor=host.apparmor),
+        ]
         after = [
             *control_groups(
                 host.cgroup,

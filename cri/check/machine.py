@@ -115,9 +115,6 @@ def kernel(host: HostFacts, syscalls: Syscalls, proc: Path) -> list[Finding]:
             "use a kernel built with CONFIG_SECCOMP_FILTER",
         )
     )
-    for name, there in (("AppArmor", host.apparmor), ("SELinux", host.selinux)):
-        absence = "not here; pods that ask for a profile of it are refused"
-        findings.append(Finding(KERNEL, name, Level.OK, "enabled" if there else absence))
     instances = _number(proc / "sys/fs/inotify/max_user_instances")
     findings.append(
         Finding(

@@ -110,7 +110,9 @@ def _configure(context: int, word: str, syscalls: sc.Syscalls) -> None:
     elif key in _PATH_KEYS:
         _set_path(context, key, re.sub(r"\\(.)", r"\1", value), syscalls)
     else:
-        syscalls.fsconfig_string(context, key, value)
+        # Quotes are the grammar of mount(2)'s text (context="a,b"); here a value is by itself.
+        quoted = len(value) > 1 and value.startswith('"') and value.endswith('"')
+        syscalls.fsconfig_string(context, key, value[1:-1] if quoted else value)
 
 
 def _set_path(context: int, key: str, path: str, syscalls: sc.Syscalls) -> None:

@@ -6,6 +6,7 @@ relies on it. On a kernel with AppArmor a profile that is not loaded is an error
 
 SELinux. Kubernetes passes seLinuxOptions on every node, also where there is no SELinux (well-known
 charts set `spc_t` everywhere), so on such a host they are checked for form and then have no effect.
+A pod has one level for all its containers, so that they share files and no other pod does.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class AppArmorHost:
     Attributes:
         loaded: names of /sys/kernel/security/apparmor/profiles, None where that cannot be read.
         default_profile: name of the runtime's own profile once it is loaded, else empty.
+        trouble: why the own profile is not loaded.
     """
 
     loaded: frozenset[str] | None = None
     default_profile: str = ""
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,18 @@ class SELinuxHost:
     """SELinux on this host: the default labels as user:role:type:level.
 
     Attributes:
-        process_label: for processes, such as system_u:system_r:container_t:s0:c1,c2.
-        mount_label: for the root file system, such as system_u:object_r:container_file_t:s0:c1,c2.
+        process_label: for processes, such as system_u:system_r:container_t:s0.
+        mount_label: for the root file system, such as system_u:object_r:container_file_t:s0.
+        shared_label: for files that every pod may read and run, none may write.
+        trouble: why there are none (all are then empty).
+        host_network: pods on the host's network have labels too.
     """
 
     process_label: str
     mount_label: str
+    shared_label: str = ""
+    trouble: str = ""
+    host_network: bool = True
 
 
 def apparmor_profile(
@@ -81,7 +90,8 @@ def apparmor_profile(
         if host is None:
             raise Unsupported(
                 f"apparmor profile {name} was asked for, but this host has no apparmor",
-                hint="use a node with AppArmor, or drop the profile from the pod",
+                hint="use a node with AppArmor (and runtime.apparmor not off),"
+                " or drop the profile from the pod",
             )
         if host.loaded is not None and name not in host.loaded:
             raise FailedPrecondition(
@@ -93,43 +103,72 @@ def apparmor_profile(
         return ""
     if not host.default_profile and requested is not None:
         raise FailedPrecondition(
-            "the runtime's default apparmor profile is not loaded on this host",
-            hint="install apparmor_parser and restart the daemon",
+            "the runtime's default apparmor profile is not loaded on this host"
+            + (f": {host.trouble}" if host.trouble else ""),
+            hint="see podwright check, and the daemon's log",
         )
     return host.default_profile
 
 
+def check_selinux(requested: SELinuxOptions | None) -> None:
+    """Check the form of what was asked for; raises InvalidArgument naming the part."""
+    if requested is None:
+        return
+    for what, part in (
+        ("user", requested.user),
+        ("role", requested.role),
+        ("type", requested.type),
+    ):
+        if part and not _LABEL_PART.fullmatch(part):
+            raise InvalidArgument(f"selinux {what} is not usable: {part[:64]!a}")
+    if requested.level and not _LEVEL.fullmatch(requested.level):
+        raise InvalidArgument(f"selinux level is not usable: {requested.level[:64]!a}")
+
+
 def selinux_labels(
-    requested: SELinuxOptions | None, *, host: SELinuxHost | None, privileged: bool
+    requested: SELinuxOptions | None,
+    *,
+    host: SELinuxHost | None,
+    privileged: bool,
+    level: str = "",
+    host_network: bool = False,
 ) -> tuple[str, str]:
     """The process label and the mount label, both empty where there are none.
 
     Parts that were asked for replace those of the host's default; a privileged container runs
     without labels unless some were asked for.
 
+    Args:
+        requested: the container's options, or its pod's.
+        host: None where there is no SELinux.
+        privileged: of the container.
+        level: the pod's. Empty for a pod made while there was no SELinux: nothing of it is
+            labelled, and a container with labels could not share its files.
+        host_network: the pod uses the host's network.
+
     Raises:
         InvalidArgument: a part with characters that no label has.
+        FailedPrecondition: labels were asked for, and the host's policy names none to begin with.
     """
-    if requested is not None:
-        for what, part in (
-            ("user", requested.user),
-            ("role", requested.role),
-            ("type", requested.type),
-        ):
-            if part and not _LABEL_PART.fullmatch(part):
-                raise InvalidArgument(f"selinux {what} is not usable: {part[:64]!a}")
-        if requested.level and not _LEVEL.fullmatch(requested.level):
-            raise InvalidArgument(f"selinux level is not usable: {requested.level[:64]!a}")
-    asked = requested is not None and requested != SELinuxOptions()
-    if host is None or (privileged and not asked):
+    check_selinux(requested)
+    if host is None:
         return "", ""
-    if requested is None:
-        return host.process_label, host.mount_label
+    if requested is None or requested == SELinuxOptions():
+        unlabelled = host_network and not host.host_network
+        if privileged or unlabelled or not level or host.trouble:
+            return "", ""
+        requested = SELinuxOptions()
+    if host.trouble:
+        raise FailedPrecondition(
+            f"selinux labels were asked for, but the node's policy has none: {host.trouble}",
+            hint="install container-selinux, or set runtime.selinux to off",
+        )
+    level = requested.level or level
     process = _overridden(
-        host.process_label, (requested.user, requested.role, requested.type, requested.level)
+        host.process_label, (requested.user, requested.role, requested.type, level)
     )
     # Files keep the default's role and type; user and level must agree with the process.
-    mount = _overridden(host.mount_label, (requested.user, "", "", requested.level))
+    mount = _overridden(host.mount_label, (requested.user, "", "", level))
     return process, mount
 
 

@@ -75,11 +75,13 @@ class SeccompHost:
         supported: the kernel has seccomp filters and the OCI runtime was built with them.
         machine: uname(2) machine, such as x86_64.
         kernel: version as (major, minor).
+        default: what RuntimeDefault stands for; None for our own profile.
     """
 
     supported: bool = True
     machine: str = "x86_64"
     kernel: tuple[int, int] = (6, 1)
+    default: Profile | None = None
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -178,7 +180,8 @@ def resolve_seccomp(
             hint="use a kernel with CONFIG_SECCOMP_FILTER and an OCI runtime built with seccomp",
         )
     if profile.profile_type is ProfileType.RUNTIME_DEFAULT:
-        return _decide(default_profile(), bounding, host, what="the default seccomp profile")
+        default = host.default or default_profile()
+        return _decide(default, bounding, host, what="the default seccomp profile")
     path = localhost_path(profile, privileged=False)
     what = f"seccomp profile {path}"
     if content is None:

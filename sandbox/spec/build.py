@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sandbox import oci
 from sandbox.host.errors import InvalidArgument
+from sandbox.model import NamespaceMode, SELinuxOptions
 from sandbox.security.capabilities import container_capabilities
 from sandbox.security.labels import apparmor_profile, selinux_labels
 from sandbox.security.seccomp import resolve_seccomp
@@ -17,6 +18,7 @@ from sandbox.users import ResolvedUser, resolve_pod_user
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sandbox.model import ContainerConfig, PodConfig
     from sandbox.spec.inputs import ContainerInputs, HostFacts, PodInputs
 
 #: The pause process: least CPU weight (it never runs), last to be chosen by the OOM killer of
@@ -38,9 +40,7 @@ def pause_spec(inputs: PodInputs) -> oci.Spec:
     config, host = inputs.config, inputs.host
     security = config.security
     user = resolve_pod_user(security)
-    process_label, mount_label = selinux_labels(
-        security.selinux, host=host.selinux, privileged=security.privileged
-    )
+    process_label, mount_label = pod_labels(config, host, inputs.selinux_level)
     process.check_strings(inputs.argv, "an argument of the pause process")
     _, rules = linux.devices((), (), privileged=False)
     return oci.Spec(
@@ -115,9 +115,7 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
     capabilities = container_capabilities(
         security.capabilities, held=host.capabilities, privileged=privileged
     )
-    process_label, mount_label = selinux_labels(
-        security.selinux, host=host.selinux, privileged=privileged
-    )
+    process_label, mount_label = container_labels(config, inputs.pod, host, inputs.selinux_level)
     all_mounts, propagation = mounts.container_mounts(
         privileged=privileged,
         readonly_rootfs=security.readonly_rootfs,
@@ -187,6 +185,41 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
             ),
             mount_label=mount_label,
         ),
+    )
+
+
+def pod_labels(config: PodConfig, host: HostFacts, level: str) -> tuple[str, str]:
+    """SELinux labels of a pod's pause process and of the pod's own files.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: see `selinux_labels`.
+    """
+    return selinux_labels(
+        config.security.selinux,
+        host=host.selinux,
+        privileged=config.security.privileged,
+        level=level,
+        host_network=config.security.namespaces.network is NamespaceMode.NODE,
+    )
+
+
+def container_labels(
+    config: ContainerConfig, pod: PodConfig, host: HostFacts, level: str
+) -> tuple[str, str]:
+    """SELinux labels of a container and of its root; without options of its own, the pod's.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: see `selinux_labels`.
+    """
+    asked = config.security.selinux
+    if asked is None or asked == SELinuxOptions():
+        asked = pod.security.selinux
+    return selinux_labels(
+        asked,
+        host=host.selinux,
+        privileged=config.security.privileged,
+        level=level,
+        host_network=pod.security.namespaces.network is NamespaceMode.NODE,
     )
 
 

@@ -128,6 +128,7 @@ class PodInputs:
         host: facts.
         seccomp_content: bytes of the Localhost profile of the pod, where there is one.
         annotation_patterns: which of the pod's annotations the runtime may see.
+        selinux_level: the pod's; empty where there is no SELinux.
     """
 
     id: str
@@ -140,6 +141,7 @@ class PodInputs:
     host: HostFacts
     seccomp_content: bytes | None = None
     annotation_patterns: tuple[str, ...] = ()
+    selinux_level: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,7 @@ class ContainerInputs:
         pids_limit: the node's default for the pids controller, None for none.
         seccomp_content: bytes of the Localhost profile, where there is one.
         annotation_patterns: which of the container's annotations the runtime may see.
+        selinux_level: the pod's; empty where there is no SELinux.
     """
 
     id: str
@@ -194,3 +197,4 @@ class ContainerInputs:
     pids_limit: int | None = None
     seccomp_content: bytes | None = None
     annotation_patterns: tuple[str, ...] = ()
+    selinux_level: str = ""

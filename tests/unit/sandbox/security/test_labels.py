@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
@@ -14,8 +16,8 @@ HOST = AppArmorHost(
     loaded=frozenset({"podwright-default", "mine"}), default_profile="podwright-default"
 )
 SELINUX = SELinuxHost(
-    process_label="system_u:system_r:container_t:s0:c1,c2",
-    mount_label="system_u:object_r:container_file_t:s0:c1,c2",
+    process_label="system_u:system_r:container_t:s0",
+    mount_label="system_u:object_r:container_file_t:s0",
 )
 
 
@@ -51,8 +53,8 @@ def test_apparmor_that_cannot_be_had() -> None:
         apparmor_profile(localhost("mine"), host=None, privileged=False)
     with pytest.raises(FailedPrecondition, match="other"):
         apparmor_profile(localhost("other"), host=HOST, privileged=False)
-    with pytest.raises(FailedPrecondition):
-        apparmor_profile(DEFAULT, host=AppArmorHost(), privileged=False)
+    with pytest.raises(FailedPrecondition, match="no parser here"):
+        apparmor_profile(DEFAULT, host=AppArmorHost(trouble="no parser here"), privileged=False)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +97,47 @@ def test_selinux_levels(level: str) -> None:
     assert mount == f"system_u:object_r:container_file_t:{level}"
 
 
+LEVEL = "s0:c1,c2"
+
+
 def test_selinux_defaults_and_overrides() -> None:
-    assert selinux_labels(None, host=SELINUX, privileged=False) == (
-        SELINUX.process_label,
-        SELINUX.mount_label,
-    )
-    assert selinux_labels(None, host=SELINUX, privileged=True) == ("", "")
-    process, mount = selinux_labels(SELinuxOptions(type="spc_t"), host=SELINUX, privileged=True)
+    process, mount = selinux_labels(None, host=SELINUX, privileged=False, level=LEVEL)
+    assert process == "system_u:system_r:container_t:s0:c1,c2"
+    assert mount == "system_u:object_r:container_file_t:s0:c1,c2"
+    empty = selinux_labels(SELinuxOptions(), host=SELINUX, privileged=False, level=LEVEL)
+    assert empty == (process, mount)
+    assert selinux_labels(None, host=SELINUX, privileged=True, level=LEVEL) == ("", "")
+    asked = SELinuxOptions(type="spc_t")
+    process, same = selinux_labels(asked, host=SELINUX, privileged=True, level=LEVEL)
     assert process == "system_u:system_r:spc_t:s0:c1,c2"
-    assert mount == SELINUX.mount_label
+    assert same == mount
+
+
+def test_selinux_level_that_is_asked_for_is_of_process_and_files() -> None:
+    options = SELinuxOptions(user="other_u", level="s0:c7,c9")
+    assert selinux_labels(options, host=SELINUX, privileged=False, level=LEVEL) == (
+        "other_u:system_r:container_t:s0:c7,c9",
+        "other_u:object_r:container_file_t:s0:c7,c9",
+    )
+
+
+def test_selinux_pod_without_a_level_was_made_without_selinux() -> None:
+    assert selinux_labels(None, host=SELINUX, privileged=False) == ("", "")
+
+
+def test_selinux_on_the_host_network_is_the_operators_choice() -> None:
+    def labels(host: SELinuxHost, options: SELinuxOptions | None = None) -> tuple[str, str]:
+        return selinux_labels(options, host=host, privileged=False, level=LEVEL, host_network=True)
+
+    off = replace(SELINUX, host_network=False)
+    assert labels(SELINUX)[0].endswith(LEVEL)
+    assert labels(off) == ("", "")
+    assert labels(off, SELinuxOptions(type="x_t"))[0] == f"system_u:system_r:x_t:{LEVEL}"
+
+
+def test_selinux_whose_policy_names_no_labels() -> None:
+    """Nobody who asked for a label runs without; others run as they did."""
+    host = SELinuxHost(process_label="", mount_label="", trouble="lxc_contexts is not there")
+    assert selinux_labels(None, host=host, privileged=False, level=LEVEL) == ("", "")
+    with pytest.raises(FailedPrecondition, match="lxc_contexts"):
+        selinux_labels(SELinuxOptions(type="spc_t"), host=host, privileged=False)
