@@ -19,14 +19,13 @@ from sandbox.host.errors import InvalidArgument, NotFound, map_os_errors
 from sandbox.host.mountinfo import mount_of
 from sandbox.spec.inputs import DeviceNode, ResolvedMount
 from sandbox.spec.mounts import check_mount
+from sandbox.users import FILE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sandbox.model import CriDevice, CriMount
 
-#: passwd and group of an image: the limit that containerd settled on after CVE-2026-47262 (bytes).
-USER_FILE_LIMIT_BYTES: Final = 10 * 1024 * 1024
 #: A seccomp profile is a few dozen KiB; a document over this is not one (bytes).
 PROFILE_LIMIT_BYTES: Final = 1024 * 1024
 #: Below /dev, but not devices to hand to a privileged container: the container has its own.
@@ -143,14 +142,14 @@ def _device_node(path: Path, container_path: str, permissions: str) -> DeviceNod
 def user_file(rootfs: Path, name: str) -> bytes | None:
     """The image's /etc/passwd or /etc/group, None when it has none.
 
-    Resolved inside the root, regular files only, at most `USER_FILE_LIMIT_BYTES`.
+    Resolved inside the root, regular files only, at most `users.FILE_LIMIT_BYTES`.
 
     Raises:
         ResourceExhausted: the file is larger.
         InvalidArgument: it is not a regular file.
     """
     try:
-        return files.read_beneath(rootfs, f"etc/{name}", limit_bytes=USER_FILE_LIMIT_BYTES)
+        return files.read_beneath(rootfs, f"etc/{name}", limit_bytes=FILE_LIMIT_BYTES)
     except NotFound:
         return None
 
