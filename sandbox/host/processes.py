@@ -54,6 +54,10 @@ KILL_WAIT_S: Final = 5.0
 DRAIN_S: Final = 1.0
 _TAIL_BYTES: Final = 2048
 
+#: The daemon's own 077 is for files of its own. An OCI runtime makes the directories that lead to a
+#: mount inside a container's root, and a user of the container must be able to walk them.
+CHILD_UMASK: Final = 0o022
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -370,6 +374,7 @@ def _start_child(
             cwd=str(cwd or "/"),
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
+            umask=CHILD_UMASK,
         )
     except OSError as error:
         missing = error.errno == errno.ENOENT and error.filename == name

@@ -575,3 +575,18 @@ def test_times_do_not_move(node: Node) -> None:
     after_ns = time.time_ns()
     assert before_ns <= status.created_at <= status.started_at <= status.finished_at <= after_ns
     assert node.status(container) == status
+
+
+def test_another_user_reaches_a_mount_whose_directories_are_not_in_the_image(
+    node: Node, handler: str
+) -> None:
+    """The runtime makes them, and must not make them with the daemon's own narrow umask."""
+    pod = node.run_pod("pod", handler=handler)
+    mount = api.Mount(host_path="/usr/bin", container_path="/deep/er/programs")
+    container = node.run(pod, "main", SLEEP, user=1234, mounts=[mount])
+    assert node.exec(container, "ls", "/deep/er/programs/env") == (
+        0,
+        "/deep/er/programs/env\n",
+        "",
+    )
+    assert node.exec(container, "sh", "-c", "umask")[1] == "0022\n"

@@ -81,6 +81,15 @@ async def test_the_daemons_environment_stays_with_the_daemon(runner, monkeypatch
     assert lines == {f"{k}={v}" for k, v in MINIMAL_ENV.items()} | {"CNI_COMMAND=ADD"}
 
 
+async def test_the_daemons_umask_stays_with_the_daemon(runner):
+    before = os.umask(0o077)
+    try:
+        finished = await runner.run(["sh", "-c", "umask"])
+    finally:
+        os.umask(before)
+    assert finished.stdout == b"0022\n"
+
+
 async def test_a_session_of_its_own_and_the_root_as_directory(runner, tmp_path):
     done = await runner.run(["sh", "-c", "ps -o sid= -p $$; echo $$; pwd"])
     session, pid, directory = done.stdout.split()
