@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from cni.settings import CniSettings
+from cri import settings_devices as devices
 from cri import settings_security as security
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
@@ -77,6 +78,10 @@ class Config:
             conmon_path=self.get(table.CONMON_PATH),
             monitor_cgroup=self.get(table.MONITOR_CGROUP),
             exec_output_bytes=self.get(table.EXEC_OUTPUT),
+            rlimits=self.get(devices.RLIMITS),
+            cdi_spec_dirs=self.get(devices.CDI_SPEC_DIRS),
+            hooks_dirs=self.get(devices.HOOKS_DIRS),
+            device_ownership=self.get(devices.DEVICE_OWNERSHIP),
             timeouts=SandboxTimeouts(
                 create_s=self.get(table.CREATE_TIMEOUT),
                 operation_s=self.get(table.OPERATION_TIMEOUT),

@@ -196,6 +196,7 @@ class Daemon:
             )
         )
         stack.callback(engines.exits.close)
+        await asyncio.to_thread(engines.additions.report)
         events = Events(store, clock=clock, observer=instruments)
         containers = ContainerLifecycle(
             engine=engines.containers,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cri import settings_security as security
 from cri import settings_table as table
 from cri.node import spec_facts
+from sandbox.additions import Additions
 from sandbox.compose import Composer
 from sandbox.containers import ContainerEngine
 from sandbox.endings import Endings
@@ -66,6 +67,7 @@ class Parts:
 class Engines:
     """What the life cycles drive; `exits` is to be closed after them."""
 
+    additions: Additions
     composer: Composer
     exits: ExitWatch
     endings: Endings
@@ -81,6 +83,11 @@ def build_engines(parts: Parts) -> Engines:
         InvalidArgument: the seccomp profile of the configuration cannot be used.
     """
     seccomp = _seccomp_default(parts.config)
+    additions = Additions.of(
+        parts.sandbox,
+        may_raise="CAP_SYS_RESOURCE" in parts.host.capabilities_effective,
+        clock=parts.clock,
+    )
     composer = Composer(
         paths=parts.paths,
         store=parts.store,
@@ -90,6 +97,7 @@ def build_engines(parts: Parts) -> Engines:
             for name in parts.runtimes
         },
         lsm=parts.lsm,
+        additions=additions,
         pids_limit=parts.config.get(table.PIDS_LIMIT) or None,
         annotation_patterns={h.name: h.allowed_annotations for h in parts.sandbox.handlers},
         own_sandboxes=frozenset(h.name for h in parts.sandbox.handlers if is_gvisor(h)),
@@ -162,6 +170,7 @@ def build_engines(parts: Parts) -> Engines:
         observer=parts.instruments,
     )
     return Engines(
+        additions=additions,
         composer=composer,
         exits=exits,
         endings=endings,

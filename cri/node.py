@@ -61,6 +61,7 @@ def spec_facts(
         capabilities=host.capabilities_effective,
         oom_score_adj_floor=host.oom_score_adj_floor,
         recursive_read_only=recursive_read_only(host, info),
+        runtime_spec=info.runtime_spec if info is not None else (1, 0),
         seccomp=SeccompHost(
             supported=host.seccomp,
             machine=host.architecture,

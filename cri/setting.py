@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from sandbox.host.errors import InvalidArgument
+from sandbox.spec.rlimits import parse_rlimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +117,15 @@ def choice(*allowed: W) -> Callable[[object], W]:
         raise InvalidArgument(f"expected one of {', '.join(allowed)}")
 
     return parse
+
+
+def rlimits(value: object) -> tuple[str, ...]:
+    """A list of resource limits, each NAME=SOFT:HARD."""
+    entries = words(value)
+    names = [parse_rlimit(entry).type for entry in entries]
+    if len(set(names)) != len(names):
+        raise InvalidArgument("a resource limit is there twice")
+    return entries
 
 
 def variables(value: object) -> tuple[tuple[str, str], ...]:

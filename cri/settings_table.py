@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cni.settings import CniSettings
-from cri import settings_security
+from cri import settings_devices, settings_security
 from cri.setting import (
     Setting,
     boolean,
@@ -334,6 +334,7 @@ ACCEPTED_ADVISORIES: Setting[tuple[str, ...]] = Setting(
 _ALL: Final[tuple[Setting[object], ...]] = (
     *(value for value in list(globals().values()) if isinstance(value, Setting)),
     *settings_security.TABLE,
+    *settings_devices.TABLE,
 )
 _SECTIONS: Final = tuple(dict.fromkeys(setting.section for setting in _ALL))
 #: In the order of `podwright config`: each section once.
@@ -349,7 +350,7 @@ HANDLER_TABLE: Final[tuple[Setting[object], ...]] = (
         "allowed_annotations",
         words,
         (),
-        "annotations passed on to it; a trailing * matches any rest",
+        "annotations that count and are passed on to it; a trailing * matches any rest",
     ),
     Setting(
         "runtimes.NAME",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox import lookup, oci
+from sandbox.additions import Additions
 from sandbox.errors import ContainerNotRunning
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
@@ -69,7 +70,7 @@ class Composer:
         namespaces: NamespaceWorker,
         facts: Mapping[str, HostFacts],
         lsm: Lsm,
-        rlimits: tuple[oci.Rlimit, ...] = (),
+        additions: Additions | None = None,
         pids_limit: int | None = None,
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
         devices_withheld: frozenset[str] = frozenset(),
@@ -84,7 +85,7 @@ class Composer:
             namespaces: pins the target's pid namespace.
             facts: what the node can do, by name of the OCI runtime; without `lsm`.
             lsm: AppArmor and SELinux as they are when a document is made.
-            rlimits: limits for every container; what is not named is inherited from the daemon.
+            additions: CDI devices, hooks and resource limits of the node; None for none of them.
             pids_limit: of every container; None leaves it to the pod's cgroup.
             annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
             devices_withheld: names of runtimes whose privileged containers get no host devices.
@@ -96,7 +97,7 @@ class Composer:
         self._namespaces = namespaces
         self._facts = facts
         self._lsm = lsm
-        self._rlimits = rlimits
+        self._additions = additions or Additions()
         self._pids_limit = pids_limit
         self._patterns = annotation_patterns or {}
         self._devices_withheld = devices_withheld
@@ -252,7 +253,6 @@ class Composer:
     ) -> Composed:
         config, security = container.config, container.config.security
         all_devices = security.privileged and container.runtime not in self._devices_withheld
-        lookup.check_root(rootfs)
         user = resolve_user(
             image.user,
             security,
@@ -281,12 +281,17 @@ class Composer:
                     config.mounts, recursive_read_only=host.recursive_read_only
                 ),
                 image_volumes=volumes,
-                devices=lookup.resolve_devices(config.devices),
+                devices=lookup.resolve_devices(
+                    config.devices, owner=self._additions.device_owner(config)
+                ),
                 host_devices=lookup.host_devices() if all_devices else (),
                 cgroups_path=container.cgroup_path,
                 host=host,
                 selinux_level=pod.selinux_level,
-                rlimits=self._rlimits,
+                edits=self._additions.edits(
+                    pod.config, config, image, user=user, runtime_spec=host.runtime_spec
+                ),
+                rlimits=self._additions.rlimits_of(pod.config, container),
                 pids_limit=self._pids_limit,
                 seccomp_content=_profile(security.seccomp, privileged=security.privileged),
                 annotation_patterns=self._patterns.get(container.runtime, ()),

@@ -17,7 +17,7 @@ import msgspec
 
 from sandbox.host.errors import InvalidArgument
 
-#: The version every document of ours states.
+#: The version every document of ours states, but for one that needs what came later.
 OCI_VERSION: Final = "1.0.2"
 
 NamespaceType = Literal["pid", "network", "mount", "ipc", "uts", "user", "cgroup"]
@@ -210,6 +210,22 @@ class Seccomp(Document, frozen=True, kw_only=True):
     syscalls: tuple[SeccompRule, ...] = ()
 
 
+class IntelRdt(Document, frozen=True, kw_only=True):
+    """Cache and memory bandwidth by resctrl; the last two came with runtime-spec 1.3."""
+
+    clos_id: str = msgspec.field(name="closID", default="")
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    schemata: tuple[str, ...] = ()
+    enable_monitoring: bool = False
+
+
+class NetDevice(Document, frozen=True, kw_only=True):
+    """A network interface of the host that moves in, by its name inside; runtime-spec 1.3."""
+
+    name: str
+
+
 class Linux(Document, frozen=True, kw_only=True):
     """The Linux part."""
 
@@ -222,6 +238,39 @@ class Linux(Document, frozen=True, kw_only=True):
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
     mount_label: str = ""
+    intel_rdt: IntelRdt | None = None
+    net_devices: dict[str, NetDevice] = {}
+
+
+class Hook(Document, frozen=True, kw_only=True):
+    """A program the runtime runs at a point of the life cycle; `timeout` in seconds."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None
+
+
+class Hooks(Document, frozen=True, kw_only=True):
+    """config.md, POSIX-platform hooks; all but `start_container` run on the host, as root."""
+
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = ()
+    create_container: tuple[Hook, ...] = ()
+    start_container: tuple[Hook, ...] = ()
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
+
+
+#: Names of the stages as in the document, with the field of each.
+HOOK_STAGES: Final = {
+    "prestart": "prestart",
+    "createRuntime": "create_runtime",
+    "createContainer": "create_container",
+    "startContainer": "start_container",
+    "poststart": "poststart",
+    "poststop": "poststop",
+}
 
 
 class Spec(Document, frozen=True, kw_only=True):
@@ -232,6 +281,7 @@ class Spec(Document, frozen=True, kw_only=True):
     root: Root
     hostname: str = ""
     mounts: tuple[Mount, ...] = ()
+    hooks: Hooks | None = None
     annotations: dict[str, str] = {}
     linux: Linux
 

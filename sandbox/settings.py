@@ -119,6 +119,10 @@ class SandboxSettings:
             a workload out of memory must not take its monitor along.
         exec_output_bytes: most that ExecSync returns, stdout and stderr together. The kubelet's
             client refuses messages over 16 MiB, so the answer stays below with its envelope.
+        rlimits: of every container, as `sandbox.spec.rlimits` writes them.
+        cdi_spec_dirs: directories of CDI files, the strongest last.
+        hooks_dirs: directories of OCI hooks, the strongest last.
+        device_ownership: devices belong to runAsUser and runAsGroup inside.
     """
 
     run_root: Path = Path("/run/podwright")
@@ -129,6 +133,10 @@ class SandboxSettings:
     conmon_path: Path = Path("/usr/bin/conmon")
     monitor_cgroup: str = ""
     exec_output_bytes: int = 16 * MIB - 64 * KIB
+    rlimits: tuple[str, ...] = ()
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    hooks_dirs: tuple[Path, ...] = ()
+    device_ownership: bool = False
     timeouts: SandboxTimeouts = DEFAULT_TIMEOUTS
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cri import settings_table as table
+from cri.check.devices import devices
 from cri.check.exposure import exposure
 from cri.check.groups import control_groups
 from cri.check.lsm import security_modules
@@ -59,6 +60,7 @@ async def examine(config: Config) -> list[Finding]:
                 privileged=privileged,
             ),
             *network(cni, PROC),
+            *devices(sandbox, may_raise="CAP_SYS_RESOURCE" in host.capabilities_effective),
             *python(),
         ]
         return before, after

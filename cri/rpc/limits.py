@@ -32,10 +32,6 @@ def check_container(config: ContainerConfig) -> None:
             raise Unsupported(
                 "id-mapped mounts are not supported by this version", mount=mount.container_path
             )
-    if config.cdi_devices:
-        raise Unsupported(
-            "CDI devices are not supported by this version", device=config.cdi_devices[0]
-        )
 
 
 def _check_namespaces(namespaces: NamespaceOptions) -> None:

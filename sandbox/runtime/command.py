@@ -310,6 +310,7 @@ class _FeatureLinux(msgspec.Struct, rename="camel"):
 class _Features(msgspec.Struct, rename="camel"):
     """OCI runtime-spec features.md, the part we read."""
 
+    oci_version_max: str = ""
     mount_options: list[str] = []
     linux: _FeatureLinux = msgspec.field(default_factory=_FeatureLinux)
 
@@ -355,6 +356,7 @@ def describe(version_text: str, features_text: bytes | None, fallback_name: str)
                 seccomp=features.linux.seccomp.enabled,
                 systemd_cgroup=features.linux.cgroup.systemd,
                 compiled_seccomp=is_crun,
+                runtime_spec=_major_minor(features.oci_version_max),
                 raw=features_text.decode("utf-8", "replace"),
             )
     options = _build_options(version_text)
@@ -371,6 +373,11 @@ def describe(version_text: str, features_text: bytes | None, fallback_name: str)
         compiled_seccomp=is_crun and numbers >= (1, 0),
         raw=version_text,
     )
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    numbers = version_numbers(version)
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else (1, 0)
 
 
 def _build_options(version_text: str) -> frozenset[str]:

@@ -82,6 +82,7 @@ class RuntimeInfo:
         seccomp: was built with libseccomp.
         systemd_cgroup: can have systemd make the cgroup.
         compiled_seccomp: takes a filter as BPF in an annotation (crun only).
+        runtime_spec: newest version (major, minor) of the OCI runtime-spec it says it knows.
         raw: the program's own `features` document, or its version text.
     """
 
@@ -93,6 +94,7 @@ class RuntimeInfo:
     seccomp: bool = False
     systemd_cgroup: bool = False
     compiled_seccomp: bool = False
+    runtime_spec: tuple[int, int] = (1, 0)
     raw: str = ""
 
 

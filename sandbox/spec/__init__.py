@@ -13,6 +13,7 @@ says everything about a container, and a test needs neither root nor a runtime.
     linux       namespaces, devices, masked paths
     resources   CRI limits to cgroup limits; merging an update
     sysctls     which sysctls a pod may set; the defaults
+    edits       what CDI devices and hooks of the node change in a finished document
     annotations what the runtime is told about pod and container
     paths       the one path check
 

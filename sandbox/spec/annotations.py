@@ -5,7 +5,11 @@ so these are written. The client's own annotations are *not* passed on: several 
 them (`run.oci.*` of crun can add handlers and mounts, `org.systemd.property.*` becomes a unit
 property), so a pod author would steer the host. An administrator may let some through by pattern;
 those that steer a runtime pass only when the pattern itself begins with their prefix, so `*` does
-not open them. Labels of an image never get here at all.
+not open them. What is let through of the pod's reaches its containers too, since a kubelet gives
+pod authors no other annotations; the container's own win. Labels of an image never get here at all.
+
+Annotations that are meant for this daemon (`podwright.io/`) are allowed by the same lists and never
+passed on.
 """
 
 from __future__ import annotations
@@ -27,11 +31,18 @@ _STEERING: Final = (
     "io.containerd.",
     "io.katacontainers.",
     "io.kubernetes.cri-o.",
+    "io.podman.",
     "dev.gvisor.",
     "cdi.k8s.io/",
     "org.opencontainers.",
+    "org.criu.",
     "module.wasm.",
+    "podwright.io/",
+    "rlimits.podwright.io/",
 )
+
+#: What is for the daemon itself.
+_OURS: Final = ("podwright.io/", "rlimits.podwright.io/")
 
 
 def sandbox_annotations(
@@ -61,8 +72,10 @@ def container_annotations(
     patterns: Iterable[str] = (),
 ) -> dict[str, str]:
     """For a container's document."""
+    listed = tuple(patterns)
     return {
-        **_allowed(config.annotations, patterns),
+        **_allowed(pod.annotations, listed),
+        **_allowed(config.annotations, listed),
         **_pod_keys(pod, pod_id),
         _PREFIX + "container-type": "container",
         _PREFIX + "container-name": config.name,
@@ -80,6 +93,15 @@ def _pod_keys(config: PodConfig, pod_id: str) -> dict[str, str]:
 
 
 def _allowed(annotations: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in allowed_annotations(annotations, patterns).items()
+        if not key.startswith(_OURS)
+    }
+
+
+def allowed_annotations(annotations: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
+    """Those that an administrator's patterns let count."""
     listed = tuple(patterns)
     return {
         key: value

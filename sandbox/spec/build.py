@@ -12,6 +12,7 @@ from sandbox.security.labels import apparmor_profile, selinux_labels
 from sandbox.security.seccomp import resolve_seccomp
 from sandbox.spec import linux, mounts, process, resources
 from sandbox.spec.annotations import container_annotations, sandbox_annotations
+from sandbox.spec.edits import edited
 from sandbox.spec.paths import clean_path, is_at_or_below
 from sandbox.users import ResolvedUser, resolve_pod_user
 
@@ -124,11 +125,13 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
         mounts=inputs.mounts,
         recursive_read_only=host.recursive_read_only,
     )
-    nodes, rules = linux.devices(inputs.devices, inputs.host_devices, privileged=privileged)
+    nodes, rules = linux.devices(
+        (*inputs.devices, *inputs.edits.devices), inputs.host_devices, privileged=privileged
+    )
     if any(mount.destination == "/dev" and mount.type == "bind" for mount in all_mounts):
         # The client's /dev is bound: making nodes there would make them on the host.
         nodes = tuple(node for node in nodes if not is_at_or_below(node.path, "/dev"))
-    return oci.Spec(
+    spec = oci.Spec(
         oci_version=oci.OCI_VERSION,
         process=oci.Process(
             terminal=config.tty,
@@ -186,6 +189,7 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
             mount_label=mount_label,
         ),
     )
+    return edited(spec, inputs.edits)
 
 
 def pod_labels(config: PodConfig, host: HostFacts, level: str) -> tuple[str, str]:

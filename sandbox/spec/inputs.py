@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from sandbox.security.seccomp import SeccompHost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sandbox import oci
@@ -38,6 +38,7 @@ class HostFacts:
             CAP_SYS_RESOURCE, else -1000.
         recursive_read_only: kernel >= 5.12 (mount_setattr) and the OCI runtime knows `rro`.
         seccomp: machine, kernel version, filter support.
+        runtime_spec: version (major, minor) of the OCI runtime-spec that the runtime knows.
         apparmor: None without AppArmor.
         selinux: None without SELinux.
     """
@@ -48,6 +49,7 @@ class HostFacts:
     capabilities: frozenset[str]
     oom_score_adj_floor: int = -1000
     recursive_read_only: bool = False
+    runtime_spec: tuple[int, int] = (1, 0)
     seccomp: SeccompHost = field(default_factory=SeccompHost)
     apparmor: AppArmorHost | None = None
     selinux: SELinuxHost | None = None
@@ -112,6 +114,29 @@ class DeviceNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What comes into a container beyond request and image: by CDI devices, by the node's hooks.
+
+    Attributes:
+        env: entries NAME=value; they win over what the container has.
+        devices: nodes; a later one takes the place of an earlier one at the same path.
+        mounts: finished; each takes the place of what is mounted there otherwise.
+        hooks: by stage (the keys of `oci.HOOK_STAGES`), in their order.
+        additional_gids: groups of the process.
+        intel_rdt: None for none.
+        net_devices: name on the host to name inside.
+    """
+
+    env: tuple[str, ...] = ()
+    devices: tuple[DeviceNode, ...] = ()
+    mounts: tuple[oci.Mount, ...] = ()
+    hooks: Mapping[str, Sequence[oci.Hook]] = field(default_factory=dict)
+    additional_gids: tuple[int, ...] = ()
+    intel_rdt: oci.IntelRdt | None = None
+    net_devices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodInputs:
     """What a pause document is made from.
 
@@ -166,6 +191,7 @@ class ContainerInputs:
             holds it (made by the caller, with what the image has there copied in).
         devices: the CRI devices of `config`, directories already expanded.
         host_devices: every device of the host; used by privileged containers only.
+        edits: of CDI devices and the node's hooks.
         cgroups_path: the OCI text, in the form of the cgroup driver.
         host: facts.
         rlimits: the node's configured defaults; what is not named is inherited from the daemon.
@@ -191,6 +217,7 @@ class ContainerInputs:
     image_volumes: Mapping[str, Path] = field(default_factory=dict)
     devices: tuple[DeviceNode, ...] = ()
     host_devices: tuple[DeviceNode, ...] = ()
+    edits: Edits = field(default_factory=Edits)
     cgroups_path: str
     host: HostFacts
     rlimits: tuple[oci.Rlimit, ...] = ()

@@ -63,7 +63,6 @@ async def test_every_part_of_create_is_needed(calls, containers, part):
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"CDI_devices": [pb.CDIDevice(name="v.com/g=0")]}, "CDI"),
         (
             {"mounts": [pb.Mount(container_path="/a", image=pb.ImageSpec(image="x"))]},
             "image volumes",

@@ -6,7 +6,11 @@ import pytest
 from msgspec.structs import replace as changed
 
 from sandbox.model import LinuxResources
-from sandbox.spec.annotations import container_annotations, sandbox_annotations
+from sandbox.spec.annotations import (
+    allowed_annotations,
+    container_annotations,
+    sandbox_annotations,
+)
 from tests.kit.spec_inputs import CONTAINER, POD
 
 PREFIX = "io.kubernetes.cri."
@@ -41,6 +45,8 @@ def test_keys_that_other_runtimes_find_pods_by() -> None:
         "io.containerd.rdt-class",
         "io.katacontainers.config.hypervisor.path",
         "cdi.k8s.io/gpu",
+        "io.kubernetes.cri-o.Devices",
+        "org.criu.config",
     ],
 )
 def test_steering_annotations_need_their_own_pattern(key: str) -> None:
@@ -64,3 +70,30 @@ def test_own_keys_cannot_be_forged() -> None:
     )
     assert told[PREFIX + "sandbox-id"] == "p"
     assert PREFIX + "x" not in told
+
+
+def test_what_is_let_through_of_the_pods_reaches_its_containers_too() -> None:
+    """A kubelet gives pod authors no annotations of containers."""
+    pod = changed(POD, annotations={"a.test/x": "pod", "a.test/y": "pod", "other": "pod"})
+    config = changed(CONTAINER, annotations={"a.test/y": "container"})
+    told = container_annotations(
+        config, pod=pod, pod_id="p", image_name="i", patterns=("a.test/*",)
+    )
+    assert {key: told[key] for key in told if not key.startswith(PREFIX)} == {
+        "a.test/x": "pod",
+        "a.test/y": "container",
+    }
+    assert "a.test/x" in sandbox_annotations(pod, pod_id="p", patterns=("a.test/*",))
+
+
+def test_what_is_meant_for_the_daemon_counts_by_its_own_pattern_and_goes_nowhere() -> None:
+    ours = {"podwright.io/rlimits": "nofile=1", "rlimits.podwright.io/nginx": "nofile=2"}
+    assert allowed_annotations(ours, ("*", "pod*", "rlimits.*")) == {}
+    patterns = ("podwright.io/*", "rlimits.podwright.io/*")
+    assert allowed_annotations(ours, patterns) == ours
+    pod = changed(POD, annotations=ours)
+    told = container_annotations(
+        changed(CONTAINER, annotations=ours), pod=pod, pod_id="p", image_name="i", patterns=patterns
+    )
+    assert not ours.keys() & told.keys()
+    assert not ours.keys() & sandbox_annotations(pod, pod_id="p", patterns=patterns).keys()
