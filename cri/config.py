@@ -23,7 +23,7 @@ from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
 from cri.streaming.settings import StreamingSettings
 from imageservice.settings import ImageSettings
-from metrics.settings import MetricsSettings, SamplerSettings
+from metrics.settings import LogRateSettings, MetricsSettings, SamplerSettings
 from sandbox.lsm import LsmSettings
 from sandbox.settings import SandboxSettings, SandboxTimeouts
 
@@ -162,6 +162,14 @@ class Config:
             interval_s=self.get(table.SAMPLE_INTERVAL),
             min_age_s=self.get(table.SAMPLE_AGE),
             layer_age_s=self.get(table.LAYER_AGE),
+        )
+
+    def log_rates(self) -> LogRateSettings:
+        """What is told to who watches the logs of containers."""
+        return LogRateSettings(
+            interval_s=self.get(table.LOG_INTERVAL),
+            warning_bytes=self.get(table.LOG_RATE_WARNING),
+            pods=self.get(table.LOG_RATE_PODS),
         )
 
     def metrics(self) -> MetricsSettings:

@@ -160,6 +160,7 @@ class ContainerLifecycle:
     async def _build(
         self, pod: PodSandbox, container: Container, image: Image, defaults: ImageDefaults
     ) -> str:
+        await self._engine.limit_layer(pod, container)
         layer = self._paths.layer(container.id)
         parts = await self._images.prepare_rootfs(
             container.id,

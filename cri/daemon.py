@@ -23,6 +23,7 @@ from cri.config import toml_text
 from cri.container_lifecycle import ContainerLifecycle
 from cri.engines import Parts, build_engines
 from cri.events import Events
+from cri.log_rates import LogRates
 from cri.node import NodeStatus, probe_runtimes
 from cri.node_sessions import NodeSessions
 from cri.notify import notify
@@ -47,6 +48,7 @@ from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
 from sandbox.interactive import InteractiveExecs
+from sandbox.layer_limits import LayerLimits
 from sandbox.leavings import Leavings
 from sandbox.lsm import Lsm
 from sandbox.monitor.hub import AttachHubs
@@ -151,6 +153,12 @@ class Daemon:
         await asyncio.to_thread(lsm.label_shared, self._paths.pause_rootfs, syscalls=self._syscalls)
         leavings = Leavings(h.path.name for h in sandbox.handlers)
 
+        limits = LayerLimits(
+            self._paths.layers,
+            most_bytes=config.get(table.WRITABLE_LAYER),
+            patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
+        )
+        await limits.open()
         store = await StateStore.open(self._paths.state_file)
         stack.push_async_callback(store.close)
         image_settings = config.images()
@@ -187,6 +195,7 @@ class Daemon:
                 cgroups=cgroups,
                 namespaces=namespaces,
                 leavings=leavings,
+                limits=limits,
                 lsm=lsm,
                 runner=runner,
                 syscalls=self._syscalls,
@@ -235,10 +244,16 @@ class Daemon:
             images=images,
             sweeper=sweeper,
         ).run()
+        await limits.sweep()
 
         events.adopt()
         stats = Stats(
-            config.sampler(), store=store, cgroups=cgroups, paths=self._paths, clock=clock
+            config.sampler(),
+            store=store,
+            cgroups=cgroups,
+            paths=self._paths,
+            limits=limits,
+            clock=clock,
         )
         events.on_stopped(stats.forget)
         stack.callback(stats.close)
@@ -246,6 +261,8 @@ class Daemon:
         instruments.watch_containers(
             lambda: Counter(c.state.name.lower() for c in containers.list())
         )
+        log_rates = LogRates(config.log_rates(), store=store, instruments=instruments, clock=clock)
+        stack.callback(log_rates.close)
         endpoint = MetricsEndpoint(instruments, config.metrics())
         await endpoint.start()
         stack.push_async_callback(endpoint.close)
@@ -299,6 +316,7 @@ class Daemon:
         stack.push_async_callback(server.stop, grace_s)
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
+        group.create_task(log_rates.run(), name="log rates")
         notify("READY=1")
         _log.info(
             "serving",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
+    from sandbox.layer_limits import LayerLimits
     from sandbox.leavings import Leavings
     from sandbox.lsm import Lsm
     from sandbox.paths import Paths
@@ -55,6 +56,7 @@ class Parts:
     cgroups: Cgroups
     namespaces: NamespaceWorker
     leavings: Leavings
+    limits: LayerLimits
     lsm: Lsm
     runner: ProcessRunner
     syscalls: Syscalls
@@ -132,6 +134,7 @@ def build_engines(parts: Parts) -> Engines:
         exits=exits,
         cgroups=parts.cgroups,
         leavings=parts.leavings,
+        limits=parts.limits,
         syscalls=parts.syscalls,
         clock=parts.clock,
         group=parts.group,
@@ -143,6 +146,7 @@ def build_engines(parts: Parts) -> Engines:
         conmon=conmon,
         exits=exits,
         endings=endings,
+        limits=parts.limits,
         cgroups=parts.cgroups,
         syscalls=parts.syscalls,
         clock=parts.clock,

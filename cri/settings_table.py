@@ -27,7 +27,7 @@ from cri.setting import (
 )
 from cri.streaming.settings import StreamingSettings, TlsChoice
 from imageservice.settings import ImageSettings
-from metrics.settings import MetricsSettings, SamplerSettings
+from metrics.settings import LogRateSettings, MetricsSettings, SamplerSettings
 from sandbox.settings import SandboxSettings
 
 CgroupDriverChoice = Literal["auto", "cgroupfs", "systemd"]
@@ -38,6 +38,7 @@ _CNI = CniSettings()
 _IMAGES = ImageSettings()
 _METRICS = MetricsSettings()
 _SAMPLER = SamplerSettings()
+_LOG_RATES = LogRateSettings()
 _STREAMING = StreamingSettings()
 
 RUN_ROOT = Setting(
@@ -89,6 +90,13 @@ PIDS_LIMIT = Setting(
     integer(0, 4_194_304),
     0,
     "processes of each container; 0: only the pod's own limit",
+)
+WRITABLE_LAYER = Setting(
+    "runtime",
+    "writable_layer_bytes",
+    integer(0),
+    0,
+    "most that a container may write to its root; 0: no limit; podwright check says if it can be",
 )
 EXEC_OUTPUT = Setting(
     "runtime",
@@ -285,6 +293,28 @@ LAYER_AGE = Setting(
     seconds,
     _SAMPLER.layer_age_s,
     "writable layers measured later than this ago are not measured anew",
+)
+
+LOG_INTERVAL = Setting(
+    "metrics",
+    "log_interval_s",
+    seconds,
+    _LOG_RATES.interval_s,
+    "how often the sizes of container logs are looked at; 0: never",
+)
+LOG_RATE_WARNING = Setting(
+    "metrics",
+    "log_rate_warning_bytes",
+    integer(0),
+    _LOG_RATES.warning_bytes,
+    "a container that logs more than this in a second is named in the daemon's log; 0: none is",
+)
+LOG_RATE_PODS = Setting(
+    "metrics",
+    "log_rate_pods",
+    integer(0, 100),
+    _LOG_RATES.pods,
+    "pods with the highest log rates that get a metric with their name; 0: none",
 )
 
 STREAMING_ADDRESS = Setting(

@@ -27,6 +27,7 @@ from sandbox.cgroups import real_path
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import mount_of
+from sandbox.host.trees import TreeUsage, filesystem_usage
 from sandbox.model import LinuxResources, NamespaceMode
 from sandbox.states import ContainerState, PodState
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from metrics.settings import SamplerSettings
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
+    from sandbox.layer_limits import LayerLimits
     from sandbox.model import Container, PodSandbox
     from sandbox.paths import Paths
     from sandbox.store import StateStore
@@ -59,12 +61,16 @@ class Stats:
         store: StateStore,
         cgroups: Cgroups,
         paths: Paths,
+        limits: LayerLimits,
         clock: Clock,
     ) -> None:
         self._store = store
         self._cgroups = cgroups
         self._sampler = Sampler(cgroups.layout, settings, clock=clock)
-        self._layers = LayerMeter(clock=clock, max_age_s=settings.layer_age_s)
+        self._limits = limits
+        self._layers = LayerMeter(
+            clock=clock, max_age_s=settings.layer_age_s, measure=self._measure_layer
+        )
         self._paths = paths
         self._mountpoint = str(paths.layers)
         self._device: str | None = None
@@ -188,6 +194,11 @@ class Stats:
         return await self._layers.read(
             {c.id: self._paths.layer(c.id) / "upper" for c in containers}
         )
+
+    def _measure_layer(self, upper: Path) -> TreeUsage:
+        """What the kernel has counted where the layer has a limit; a walk where it has none."""
+        use = self._limits.use(upper.parent.name)
+        return filesystem_usage(upper) if use is None else TreeUsage(use.used_bytes, use.inodes)
 
     def _usages(
         self,

@@ -66,6 +66,32 @@ class _States(Collector):
         return [family]
 
 
+class _LogRates(Collector):
+    """The pods that log fastest; names as labels, so few are let in (`metrics.log_rate_pods`)."""
+
+    def __init__(self, rates: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        self._rates = rates
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The gauge without numbers."""
+        return [self._family()]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """One number for each pod."""
+        family = self._family()
+        for (namespace, pod), rate in sorted(self._rates().items()):
+            family.add_metric([namespace, pod], rate)
+        return [family]
+
+    @staticmethod
+    def _family() -> GaugeMetricFamily:
+        return GaugeMetricFamily(
+            "podwright_pod_log_bytes_per_second",
+            "Bytes per second written to the logs of the pods that write most",
+            labels=["namespace", "pod"],
+        )
+
+
 class Instruments:
     """All instruments; methods may be called from any thread."""
 
@@ -133,6 +159,16 @@ class Instruments:
             "Container events that clients were too slow to read",
             registry=self.registry,
         )
+        self._log_bytes = Counter(
+            "podwright_container_log_bytes_total",
+            "Bytes written to the logs of all containers",
+            registry=self.registry,
+        )
+        self._log_rotations = Counter(
+            "podwright_container_log_rotations_total",
+            "Logs of containers that were seen to be replaced by new files",
+            registry=self.registry,
+        )
         # A series that appears with its first event hides that event from rate(): begin at 0.
         for result in PULL_RESULTS:
             self._pulls.labels(result)
@@ -172,7 +208,16 @@ class Instruments:
         """A client that listens to events was too slow for some of them."""
         self._events_dropped.inc(count)
 
+    def logged(self, *, written_bytes: int, rotations: int) -> None:
+        """Containers have written to their logs since the last call."""
+        self._log_bytes.inc(written_bytes)
+        self._log_rotations.inc(rotations)
+
     # What is.
+
+    def watch_log_rates(self, rates: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        """Ask `rates` for the fastest pods, (namespace, name) to bytes in a second, every time."""
+        self.registry.register(_LogRates(rates))
 
     def watch_pods(self, count: Callable[[], Mapping[str, int]]) -> None:
         """Ask `count` for the number of pods by state at every scrape."""

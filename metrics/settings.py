@@ -59,3 +59,20 @@ class SamplerSettings:
     interval_s: float = 10.0
     min_age_s: float = 0.5
     layer_age_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRateSettings:
+    """What is made of how fast containers log.
+
+    Attributes:
+        interval_s: between two looks at the logs' sizes; 0: they are not looked at.
+        warning_bytes: a container above this in a second is named in the daemon's log; 0: none.
+            A kubelet keeps 10 MiB of a container's log and looks every 10 s by default: what is
+            faster than the default here has written more than it keeps before it is rotated.
+        pods: how many of the fastest pods get a metric of their own; each is one series.
+    """
+
+    interval_s: float = 10.0
+    warning_bytes: int = 1 << 20
+    pods: int = 0

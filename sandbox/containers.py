@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sandbox.host.clock import Clock
     from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
+    from sandbox.layer_limits import LayerLimits
     from sandbox.model import ContainerConfig, PodSandbox
     from sandbox.monitor.conmon import Conmon
     from sandbox.monitor.exits import ExitWatch
@@ -70,6 +71,7 @@ class ContainerEngine:
         conmon: Conmon,
         exits: ExitWatch,
         endings: Endings,
+        limits: LayerLimits,
         cgroups: Cgroups,
         syscalls: Syscalls,
         clock: Clock,
@@ -82,6 +84,7 @@ class ContainerEngine:
         self._exits = exits
         self._endings = endings
         endings.on_exited(self._end_stop)
+        self._limits = limits
         self._cgroups = cgroups
         self._syscalls = syscalls
         self._clock = clock
@@ -136,6 +139,12 @@ class ContainerEngine:
         )
         await self._store.add_container(container)
         return container
+
+    async def limit_layer(self, pod: PodSandbox, container: Container) -> None:
+        """Bound what the container may write, if it has a limit; see `sandbox.layer_limits`."""
+        await self._limits.apply(
+            container.id, pod.runtime, pod.config.annotations, container.config.annotations
+        )
 
     async def mount_rootfs(
         self, container: Container, parts: Sequence[Mount], *, label: str = ""

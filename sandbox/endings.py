@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
     from sandbox.host.syscalls import Syscalls
+    from sandbox.layer_limits import LayerLimits
     from sandbox.leavings import Leavings
     from sandbox.model import Container
     from sandbox.monitor.exits import Exited, ExitWatch
@@ -54,6 +55,7 @@ class Endings:
         exits: ExitWatch,
         cgroups: Cgroups,
         leavings: Leavings,
+        limits: LayerLimits,
         syscalls: Syscalls,
         clock: Clock,
         group: asyncio.TaskGroup,
@@ -64,6 +66,7 @@ class Endings:
         self._exits = exits
         self._cgroups = cgroups
         self._leavings = leavings
+        self._limits = limits
         self._syscalls = syscalls
         self._clock = clock
         self._group = group
@@ -270,6 +273,7 @@ class Endings:
                 except Busy:
                     mounts.unmount_tree(directory, syscalls=self._syscalls)
                     remove_tree(directory)
+            self._limits.release(container_id)
             self._paths.exit_file(container_id).unlink(missing_ok=True)
 
         await asyncio.to_thread(work)

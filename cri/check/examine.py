@@ -58,6 +58,7 @@ async def examine(config: Config) -> list[Finding]:
                 image_root,
                 syscalls,
                 privileged=privileged,
+                writable_layer_bytes=config.get(table.WRITABLE_LAYER),
             ),
             *network(cni, PROC),
             *devices(sandbox, may_raise="CAP_SYS_RESOURCE" in host.capabilities_effective),

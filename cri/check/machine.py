@@ -12,6 +12,8 @@ from cri.check.finding import Finding, Level
 from imageservice.snapshots.probe import probe_options
 from sandbox.host.errors import PodwrightError, Unsupported
 from sandbox.host.mounts import mount_of
+from sandbox.host.project_quota import QuotaState, quota_state
+from sandbox.layer_limits import REMEDY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +166,7 @@ def storage(
     syscalls: Syscalls,
     *,
     privileged: bool,
+    writable_layer_bytes: int = 0,
 ) -> list[Finding]:
     """Where state, images and run files lie."""
     return [
@@ -172,6 +175,7 @@ def storage(
         _run_root(run_root),
         _executable(state_root),
         _overlay(image_root, syscalls, privileged=privileged),
+        _layer_limits(state_root, writable_layer_bytes),
     ]
 
 
@@ -230,6 +234,23 @@ def _overlay(image_root: Path, syscalls: Syscalls, *, privileged: bool) -> Findi
         return Finding(STORAGE, "overlayfs", Level.ERROR, str(error), remedy)
     words = f" with {', '.join(options)}" if options else ""
     return Finding(STORAGE, "overlayfs", Level.OK, f"a mount at {at} works{words}")
+
+
+def _layer_limits(state_root: Path, asked_bytes: int) -> Finding:
+    name = "limits of writable layers"
+    state = quota_state(_existing(state_root))
+    if state is QuotaState.ENFORCED:
+        shown = f"{asked_bytes} bytes for each container" if asked_bytes else "possible, none set"
+        return Finding(STORAGE, name, Level.OK, shown)
+    without = "counted but not enforced:" if state is QuotaState.COUNTED else "no"
+    return Finding(
+        STORAGE,
+        name,
+        Level.ERROR if asked_bytes else Level.OK,
+        f"{without} project quota on {mount_of(_existing(state_root)).type}:"
+        + (" the daemon will not start" if asked_bytes else " pods that ask for one are refused"),
+        REMEDY if asked_bytes else "",
+    )
 
 
 def python() -> list[Finding]:

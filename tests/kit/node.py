@@ -62,7 +62,9 @@ class NodeFailed(Exception):
 class Node(Calls):
     """See the module text. Make it with `running`."""
 
-    def __init__(self, name: str, certs_d: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, certs_d: Path, settings: Mapping[str, str], state_root: Path | None = None
+    ) -> None:
         self.tag = f"podwright-test-{os.getpid()}-{next(_numbers)}"
         # The socket's path must be short (108 bytes), the state needs a real disk.
         self.run_root = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir="/run"))
@@ -70,7 +72,7 @@ class Node(Calls):
         for directory in (self.run_root, self.work):
             directory.chmod(0o711)
         self.name = name
-        self.state_root = self.work / "state"
+        self.state_root = state_root or self.work / "state"
         super().__init__(self.run_root / "podwright.sock", self.tag, self.work / "logs")
         self.log = self.work / "daemon.log"
         self.conf_dir = self.work / "net.d"
@@ -102,6 +104,7 @@ class Node(Calls):
         *,
         images: Sequence[str] = (BUSYBOX,),
         settings: Mapping[str, str] | None = None,
+        state_root: Path | None = None,
     ) -> Iterator[Node]:
         """A node whose daemon runs and has pulled `images`; all of it is gone afterwards.
 
@@ -110,8 +113,9 @@ class Node(Calls):
             certs_d: leads to the registry.
             images: pulled before the block begins.
             settings: TOML values by `section.key`.
+            state_root: on a file system of the test's choice; the node's own by default.
         """
-        node = cls(name, certs_d, settings or {})
+        node = cls(name, certs_d, settings or {}, state_root)
         try:
             node.write_network()
             node.start_daemon()

@@ -9,6 +9,7 @@ from metrics.settings import SamplerSettings
 from sandbox.cgroups import Cgroups
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.pidfd import start_ticks
+from sandbox.layer_limits import LayerLimits
 from sandbox.model import (
     Container,
     ContainerConfig,
@@ -43,6 +44,7 @@ class World:
             store=self,
             cgroups=self.cgroups,
             paths=self.paths,
+            limits=LayerLimits(self.paths.layers, most_bytes=0, patterns={}),
             clock=self.clock,
         )
 
