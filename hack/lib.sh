@@ -215,6 +215,12 @@ need_for_conformance() {
   need_programs runc ipcmk=util-linux
 }
 
+# What builds and runs the virtual machine of hack/vm.
+need_for_vm() {
+  need_for_images
+  need_programs qemu-system-x86_64=qemu-system-x86 mmdebstrap mkfs.ext4=e2fsprogs depmod=kmod git
+}
+
 # Programs that outlive the script that started them. $background/NAME holds the pid and the start
 # time of the process, so that a number that was given to somebody else is never signalled.
 background=/run/podwright-hack

@@ -253,6 +253,7 @@ class Composer:
     ) -> Composed:
         config, security = container.config, container.config.security
         all_devices = security.privileged and container.runtime not in self._devices_withheld
+        lookup.check_root(rootfs)
         user = resolve_user(
             image.user,
             security,

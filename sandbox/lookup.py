@@ -20,18 +20,19 @@ from sandbox.host.errors import InvalidArgument, NotFound, map_os_errors
 from sandbox.host.mountinfo import mount_of
 from sandbox.spec.inputs import DeviceNode, ResolvedMount
 from sandbox.spec.mounts import check_mount
+from sandbox.users import FILE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sandbox.model import CriDevice, CriMount
 
-#: passwd and group of an image: the limit that containerd settled on after CVE-2026-47262 (bytes).
-USER_FILE_LIMIT_BYTES: Final = 10 * 1024 * 1024
 #: A seccomp profile is a few dozen KiB; a document over this is not one (bytes).
 PROFILE_LIMIT_BYTES: Final = 1024 * 1024
 #: Below /dev, but not devices to hand to a privileged container: the container has its own.
 _DEV_OWN: Final = frozenset({"pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".udev"})
+#: Top directories of a root that are not the image's in a container.
+_MOUNTED_OVER: Final = frozenset({"proc", "sys", "dev"})
 _FLAG_WORDS: Final = frozenset({"nosuid", "nodev", "noexec"})
 
 
@@ -158,16 +159,56 @@ def _device_node(path: Path, container_path: str, permissions: str) -> DeviceNod
 def user_file(rootfs: Path, name: str) -> bytes | None:
     """The image's /etc/passwd or /etc/group, None when it has none.
 
-    Resolved inside the root, regular files only, at most `USER_FILE_LIMIT_BYTES`.
+    Resolved inside the root, regular files only, at most `users.FILE_LIMIT_BYTES`.
 
     Raises:
         ResourceExhausted: the file is larger.
-        InvalidArgument: it is not a regular file.
+        InvalidArgument: it is not a regular file, or leads somewhere else once the container runs.
+    """
+    path = f"etc/{name}"
+    try:
+        with files.open_beneath(rootfs, path, os.O_PATH) as place:
+            real = Path(f"/proc/self/fd/{place.fileno()}").readlink()
+    except NotFound:
+        for prefix in ("etc", path):
+            _refuse_link(rootfs, prefix)
+        return None
+    # The OCI runtimes open it once more, when these are mounted and no longer the image's.
+    if real.relative_to(rootfs.resolve()).parts[0] in _MOUNTED_OVER:
+        raise InvalidArgument(f"the image's /{path} leads into a file system of the kernel")
+    return files.read_beneath(rootfs, path, limit_bytes=FILE_LIMIT_BYTES)
+
+
+def _refuse_link(rootfs: Path, path: str) -> None:
+    """Raise InvalidArgument if `path` is a link: one that leads to nothing, by now.
+
+    The OCI runtimes follow it in the running container, where it may lead to a file that nobody
+    should read for it: a read of /proc/kmsg waits for ever and takes the node's messages away.
     """
     try:
-        return files.read_beneath(rootfs, f"etc/{name}", limit_bytes=USER_FILE_LIMIT_BYTES)
+        with files.open_beneath(rootfs, path, os.O_PATH | os.O_NOFOLLOW) as place:
+            if stat.S_ISLNK(os.fstat(place.fileno()).st_mode):
+                raise InvalidArgument(f"the image's /{path} is a link that leads to nothing")
     except NotFound:
-        return None
+        return
+
+
+def check_root(rootfs: Path) -> None:
+    """Refuse an image that has a link where the kernel's file systems go.
+
+    No image needs one, and not every OCI runtime looks: runc 1.1 mounts on what /dev leads to
+    inside the root, but makes its links there (ptmx, fd, stdin) in what it leads to on the host
+    (CVE-2026-41579).
+
+    Raises:
+        InvalidArgument: there is a link.
+    """
+    for name in sorted(_MOUNTED_OVER):
+        if (rootfs / name).is_symlink():
+            raise InvalidArgument(
+                f"the image has a link at /{name}, where a container's own mount goes",
+                hint="use an image with a directory there, or without it",
+            )
 
 
 def profile_file(path: Path) -> bytes:

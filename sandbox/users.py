@@ -13,10 +13,15 @@ image's passwd has a line for it. A number is never looked up as a name.
 
 The primary group is always among the additional groups: a file mode that *takes away* rights from
 that group would otherwise not apply after setgroups(2).
+
+The result is numbers, and still a runtime may read the image's files again: runc (1.1) looks every
+additional group up in /etc/group by name first, so that a group *named* 1000 of id 0 makes root's
+group out of group 1000. An image that says so about a group of its container is refused.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -126,10 +131,12 @@ def resolve_user(
     if security.supplemental_groups_policy is SupplementalGroupsPolicy.MERGE and account.name:
         memberships = _memberships(account.name, group)
     asked = [_checked_id(gid, "supplemental_groups") for gid in security.supplemental_groups]
+    additional_gids = _distinct([gid, *memberships, *asked])
+    _check_numeric_names(additional_gids, group)
     return ResolvedUser(
         uid=account.uid,
         gid=gid,
-        additional_gids=_distinct([gid, *memberships, *asked]),
+        additional_gids=additional_gids,
         home=account.home,
         username=account.name,
     )
@@ -252,20 +259,47 @@ def _memberships(name: str, group: bytes | None) -> list[int]:
     return found
 
 
+def _check_numeric_names(gids: tuple[int, ...], group: bytes | None) -> None:
+    """Refuse a group that is named like one of these numbers and is another one.
+
+    Judged as forgivingly as runc reads, not as strictly as we do: blanks around a line do not
+    count, what is missing or no number is 0.
+    """
+    if group is None:
+        return
+    names = {str(gid).encode() for gid in gids}
+    for line in _raw_lines(group, "/etc/group"):
+        if line[:1].isalpha():
+            continue
+        name, _, rest = line.decode(errors="replace").strip().encode().partition(b":")
+        if name in names and rest.split(b":")[1:2] != [name]:
+            raise InvalidArgument(
+                f"the image's /etc/group has a group named {name.decode()} of another id, "
+                "which an OCI runtime could take for the number",
+                hint="rename that group in the image",
+            )
+
+
 def _lines(content: bytes | None, path: str, *, fields: int) -> Iterator[list[bytes]]:
     """The well-formed lines, split at colons; others are skipped, as getpwent(3) does."""
     if content is None:
         return
+    for line in _raw_lines(content, path):
+        parts = line.split(b":")
+        if len(parts) >= fields and parts[0]:
+            yield parts
+
+
+def _raw_lines(content: bytes, path: str) -> Iterator[bytes]:
+    """One line after the other: a list of them all would take fifty times the file's size."""
     if len(content) > FILE_LIMIT_BYTES:
         raise InvalidArgument(f"the image's {path} is larger than {FILE_LIMIT_BYTES} bytes")
-    for line in content.split(b"\n"):
+    for line in io.BytesIO(content):
         if len(line) > LINE_LIMIT_BYTES:
             raise InvalidArgument(
                 f"the image's {path} has a line longer than {LINE_LIMIT_BYTES} bytes"
             )
-        parts = line.split(b":")
-        if len(parts) >= fields and parts[0]:
-            yield parts
+        yield line.removesuffix(b"\n")
 
 
 def _file_number(field: bytes) -> int | None:

@@ -101,7 +101,9 @@ async def test_a_busy_process_has_a_rate(sampler, group, start):
 async def test_processes_below_the_group_are_counted(sampler, layout, group, start):
     inner = f"{group}/inner/deeper"
     layout.create(inner)
-    outer, below = start(HOLDS), start(HOLDS, inner)
+    # Beside, not in the group itself: version 2 has no processes above groups with controllers.
+    layout.create(f"{group}/beside")
+    outer, below = start(HOLDS, f"{group}/beside"), start(HOLDS, inner)
     assert outer.stdout.readline() == below.stdout.readline() == b"up\n"
     assert (await sampler.sample([Target("c", group)]))["c"].processes == 2
 

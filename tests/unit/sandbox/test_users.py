@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +154,39 @@ def test_group_of_a_member_without_usable_id_is_an_error() -> None:
         resolve_user("badmember", ContainerSecurity(), passwd=passwd, group=GROUP)
     strict = ContainerSecurity(supplemental_groups_policy=SupplementalGroupsPolicy.STRICT)
     assert resolve_user("badmember", strict, passwd=passwd, group=GROUP).additional_gids == (5,)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"1001:x:0:", b"1001:x:0:www", b" 1001:x:0:", b"1001:x:0:\r", b"\t1001:x:0:", b"1001"),
+        *(b"1001:", b"1001:x", b"1001:x:", b"1001:x: 0:", b"1001:x:01001:", b"1001:x:-1:"),
+        *(b"\xc2\xa01001:x:0:", b"\xc2\x851001:x:0:", b"7000:x:0:", b"50:x:0:", b"29:x:0:"),
+    ],
+)
+def test_a_group_named_like_a_number_of_ours_is_refused(line: bytes) -> None:
+    """runc 1.1 takes additional groups for names first."""
+    for group in (GROUP + line + b"\n", line + b"\n" + GROUP, GROUP + line):
+        security = ContainerSecurity(supplemental_groups=(7000,))
+        with pytest.raises(InvalidArgument, match="another id"):
+            resolve_user("www", security, passwd=PASSWD, group=group)
+
+
+def test_other_groups_named_like_numbers_do_no_harm() -> None:
+    group = GROUP + b"1001:x:1001:\n1002:x:0:\n01001:x:0:\n#1001:x:0:\nx:x:0:1001\n"
+    user = resolve_user("www", ContainerSecurity(), passwd=PASSWD, group=group)
+    assert user.additional_gids == (1001, 50, 29)
+
+
+def test_files_of_many_lines_take_little_memory() -> None:
+    content = b"ab\n" * 100_000
+    tracemalloc.start()
+    try:
+        resolve_user("5:6", ContainerSecurity(), passwd=content, group=content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(content)
 
 
 def test_files_are_bounded() -> None:
