@@ -106,24 +106,40 @@ class PluginExhausted(ResourceExhausted, PluginFailed):
     """The plugin printed without end, or could not be started for lack of memory or descriptors."""
 
 
-#: Words that announce a secret, and what follows them. Plugins like to print their configuration
-#: when they fail, and configurations hold tokens.
-_SECRET: Final = re.compile(
-    r"""(?ix) ( [\w-]* (?: token | passw(?:or)?d | secret | authorization | api[_-]?key ) [\w-]*
-        \\?["']? \s* [:=] \s* ) (?: (?:bearer|basic) \s+ )?
-        (?: \\?"[^"]*"? | \\?'[^']*'? | [^\s,;}]+ )"""
+#: A key and what stands between it and its value. Possessive and from the beginning of a word only:
+#: each character is looked at once, whatever a plugin repeats a thousand times.
+_KEY: Final = re.compile(r"""(?<![\w-])([\w-]++)\\?["']?\s*+[:=]\s*+""")
+#: Words that announce a secret. Plugins like to print their configuration when they fail, and
+#: configurations hold tokens.
+_SECRET_WORD: Final = re.compile(r"(?i)token|passw(?:or)?d|secret|authorization|api[_-]?key")
+_VALUE: Final = re.compile(
+    r"""(?i)(?:(?:bearer|basic)\s++)?(?:\\?"[^"]*+"?|\\?'[^']*+'?|[^\s,;}]++)"""
 )
-_BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}|\beyJ[\w-]{10,}\.[\w.-]+")
+_BEARER: Final = re.compile(r"(?i)\b(?:bearer|basic)\s++[\w.~+/=-]{8,}+|\beyJ[\w-]{10,}+\.[\w.-]++")
+#: What a cut may leave of a word: of a long token, the part behind the word that announced it.
+_CUT_WORD: Final = re.compile(r"[\w.~+/=-]*+")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def presentable(text: str) -> str:
     """`text` as one line without control characters and secrets, at most TEXT_LIMIT_CHARS long."""
     # Cut before the patterns run, and once more after: they must not meet megabytes.
-    text = _CONTROL.sub(" ", text[-4 * TEXT_LIMIT_CHARS :])
-    text = _SECRET.sub(r"\1[redacted]", text)
-    text = _BEARER.sub("[redacted]", text).strip()
+    if len(text) > 4 * TEXT_LIMIT_CHARS:
+        text = _CUT_WORD.sub("...", text[-4 * TEXT_LIMIT_CHARS :], count=1)
+    text = _BEARER.sub("[redacted]", _without_secrets(_CONTROL.sub(" ", text))).strip()
     return text if len(text) <= TEXT_LIMIT_CHARS else "..." + text[3 - TEXT_LIMIT_CHARS :]
+
+
+def _without_secrets(text: str) -> str:
+    """`text` with the values of keys that announce a secret replaced."""
+    parts: list[str] = []
+    at = kept = 0
+    while key := _KEY.search(text, at):
+        at = key.end()
+        if _SECRET_WORD.search(key[1]) and (value := _VALUE.match(text, at)):
+            parts += [text[kept:at], "[redacted]"]
+            at = kept = value.end()
+    return "".join([*parts, text[kept:]])
 
 
 def failure_of(

@@ -40,11 +40,12 @@ _SECRET_NAME: Final = re.compile(
     r"|(^|_)(auth|envs?|environ(ment)?)($|_)",
     re.IGNORECASE,
 )
-_URL_USER: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@\"']+@", re.IGNORECASE)
-_URL_QUERY: Final = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?\"']*)\?[^\s\"']+", re.IGNORECASE)
+# Each of these moves over a character once: what is logged may be somebody's 64 KiB of anything.
+_URL: Final = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://[^\s\"']++", re.IGNORECASE)
+_URL_USER: Final = re.compile(r"(://)[^/@]++@")
 #: The same without a scheme, as people write it before an image's name; `name:tag@sha256:` is none.
-_BARE_USER: Final = re.compile(r"[^\s/@'\"`:]{1,256}:[^\s/@'\"`]{1,1024}@(?!sha(?:256|512):)")
-_BEARER: Final = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_BARE_USER: Final = re.compile(r"[^\s/@'\"`:]{1,256}+:[^\s/@'\"`]{1,1024}+@(?!sha(?:256|512):)")
+_BEARER: Final = re.compile(r"\b(bearer|basic)\s++[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:@+,%-]+")
 _FIELDS: Final = "podwright_fields"
 
@@ -56,11 +57,16 @@ def redact_text(text: str) -> str:
     which would always lack one.
     """
     if "://" in text:
-        text = _URL_USER.sub(rf"\1{REDACTED}@", text)
-        text = _URL_QUERY.sub(rf"\1?{REDACTED}", text)
+        text = _URL.sub(_public_url, text)
     if "@" in text:
         text = _BARE_USER.sub(f"{REDACTED}@", text)
     return _BEARER.sub(rf"\1 {REDACTED}", text)
+
+
+def _public_url(match: re.Match[str]) -> str:
+    # User parts first: a password may hold a question mark.
+    head, mark, _ = _URL_USER.sub(rf"\1{REDACTED}@", match[0]).partition("?")
+    return head + (mark and f"?{REDACTED}")
 
 
 def _plain(name: str, value: Value) -> str | int | float | bool | None:

@@ -80,7 +80,17 @@ def test_words_are_made_presentable(text, shown):
 
 
 def test_long_words_keep_their_end():
-    shown = presentable("x" * 100_000 + " the reason")
+    shown = presentable("x " * 100_000 + " the reason")
     assert len(shown) == TEXT_LIMIT_CHARS
     assert shown.startswith("...")
     assert shown.endswith(" the reason")
+
+
+def test_a_secret_longer_than_what_is_looked_at_is_not_shown_by_its_end():
+    assert "hunter2" not in presentable('{"token": "' + "hunter2" * 1000 + '", "mtu": 5}')
+
+
+@pytest.mark.parametrize("text", ["token" * 800, "token-" * 680, "a" * 4096, "eyJ-" * 1000])
+def test_words_repeated_without_end_take_steps_in_proportion(text):
+    """The pattern that was here before took two minutes for the first of these."""
+    assert presentable(text)[-100:] == text[-100:]
