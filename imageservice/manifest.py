@@ -9,7 +9,6 @@ nothing here is ever encoded again.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +20,8 @@ from imageservice.errors import (
     ImageUnsupported,
     ManifestInvalid,
     PlatformNotFound,
-    TooLarge,
 )
+from imageservice.strict_json import reason, strict_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,14 +54,6 @@ _SCHEMA1_TYPES: Final = frozenset(
 #: What servers say that do not know; the document itself decides then.
 _VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
 _FOREIGN_MARKS: Final = (".rootfs.foreign.", ".layer.nondistributable.")
-#: Keys with a meaning to someone: none may appear twice, in whatever case.
-_STRUCTURAL: Final = frozenset(
-    {
-        "schemaversion", "mediatype", "artifacttype", "manifests", "layers", "fslayers", "config",
-        "digest", "size", "urls", "platform", "subject", "rootfs", "diff_ids", "os", "architecture",
-        "variant", "entrypoint", "cmd", "user", "env", "workingdir", "volumes", "type",
-    }
-)  # fmt: skip
 #: Keys that say what a document is; another spelling is the same key to a Go program.
 _TOP_LEVEL: Final = frozenset(
     {"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"}
@@ -242,7 +233,7 @@ def parse_manifest(body: bytes, content_type: str) -> Manifest | Index:
         ManifestInvalid: malformed, ambiguous, contradicting its content type, wrong sizes.
         ImageUnsupported: Docker schema 1, or a media type that is no image.
     """
-    keys = _checked_keys(body, MAX_MANIFEST_BYTES, "manifest")
+    keys = strict_object(body, limit_bytes=MAX_MANIFEST_BYTES, what="manifest")
     for key in keys:
         if key not in _TOP_LEVEL and key.lower() in _TOP_LEVEL_FOLDED:
             raise ManifestInvalid(f"manifest key {key[:40]!a} differs from the standard in case")
@@ -276,7 +267,7 @@ def parse_manifest(body: bytes, content_type: str) -> Manifest | Index:
             return _INDEX_DECODER.decode(body)
         manifest = _MANIFEST_DECODER.decode(body)
     except (msgspec.MsgspecError, DigestInvalid, RecursionError) as error:
-        raise ManifestInvalid(f"manifest is malformed: {_reason(error)}") from error
+        raise ManifestInvalid(f"manifest is malformed: {reason(error)}") from error
     if len(manifest.layers) > MAX_LAYERS:
         raise ManifestInvalid(f"manifest has {len(manifest.layers)} layers, more than {MAX_LAYERS}")
     return manifest
@@ -284,11 +275,11 @@ def parse_manifest(body: bytes, content_type: str) -> Manifest | Index:
 
 def parse_config(body: bytes) -> ImageConfig:
     """Read an image config; raises TooLarge, ManifestInvalid, ImageUnsupported."""
-    _checked_keys(body, MAX_CONFIG_BYTES, "image config")
+    strict_object(body, limit_bytes=MAX_CONFIG_BYTES, what="image config")
     try:
         raw = _CONFIG_DECODER.decode(body)
     except (msgspec.MsgspecError, DigestInvalid, RecursionError) as error:
-        raise ManifestInvalid(f"image config is malformed: {_reason(error)}") from error
+        raise ManifestInvalid(f"image config is malformed: {reason(error)}") from error
     if raw.rootfs is not None and raw.rootfs.type not in ("layers", ""):
         raise ImageUnsupported(f"root file system of type {ascii(raw.rootfs.type)[:80]}")
     config = raw.config or _RawProcessConfig()
@@ -361,40 +352,3 @@ def _level(variant: str, default: int) -> int:
     if not variant:
         return default
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 4 else 0
-
-
-def _checked_keys(body: bytes, limit_bytes: int, what: str) -> dict[str, object]:
-    """The keys of a JSON object that no two readers can read differently."""
-    if len(body) > limit_bytes:
-        raise TooLarge(f"{what} is larger than {limit_bytes} bytes", size_bytes=len(body))
-    try:
-        # The standard decoder, because it alone shows every pair, duplicates included.
-        document = json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse
-        )
-    except (ValueError, RecursionError) as error:
-        raise ManifestInvalid(f"{what} is not valid JSON: {_reason(error)}") from error
-    if not isinstance(document, dict):
-        raise ManifestInvalid(f"{what} is not a JSON object")
-    return document
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate key")
-    if all(isinstance(value, str) for value in result.values()):
-        return result  # labels and annotations: free keys, where case may well tell them apart
-    folded = [key.lower() for key in result if key.lower() in _STRUCTURAL]
-    if len(set(folded)) != len(folded):
-        raise ValueError("keys that differ only in case")
-    return result
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _reason(error: Exception) -> str:
-    """The parser's words, bounded and escaped: they may quote the document."""
-    return ascii(str(error) or type(error).__name__)[1:-1][:200]

@@ -237,9 +237,10 @@ def _tls(
     for name in every:
         try:
             status = Path(name).stat()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path can hold a NUL
+            reason = getattr(error, "strerror", None) or error
             raise HostsConfigInvalid(
-                f"certificate file cannot be read: {error.strerror}", path=name
+                f"certificate file cannot be read: {reason}", path=ascii(name)[1:-1]
             ) from error
         stamps.append((status.st_mtime_ns, status.st_size))
     return Tls(ca_files=files, client_pairs=clients, verify=verify, stamps=tuple(stamps))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _BLOCK: Final = 512
 #: Segments of one file: 16 MiB of map text at most, far beyond any real file.
 MAX_SEGMENTS: Final = 400_000
+#: The text of a map of that many segments, each number with its newline in 20 bytes.
+_MAP_LIMIT_BYTES: Final = (1 + 2 * MAX_SEGMENTS) * 20
 #: Longest file: ext4's own limit with 4 KiB blocks.
 MAX_FILE_BYTES: Final = 16 << 40
 
@@ -80,6 +82,8 @@ def read_inline_map(
     while lines_seen < lines_needed:
         if taken + _BLOCK > stored_bytes:
             raise Corrupt("sparse map is longer than the file")
+        if taken > _MAP_LIMIT_BYTES:
+            raise ResourceExhausted("sparse map is too long", limit=_MAP_LIMIT_BYTES)
         block = stream.read(_BLOCK)
         text += block
         taken += _BLOCK

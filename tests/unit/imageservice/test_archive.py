@@ -150,6 +150,16 @@ def test_sparse_1_0() -> None:
         assert stream.read(6) == b"abcdef"
 
 
+def test_sparse_map_of_blanks_is_not_collected_to_its_end() -> None:
+    """2 GiB of map without a line in it: given up after what the longest honest map takes."""
+    header = Tar().add("h", size=2 << 30).done()[:512]
+    chunks = iter([GNU_SPARSE_1_0 + header + b"400000\n".ljust(512, b"0")])
+    stream = ChunkStream(lambda: next(chunks, b"0" * (1 << 20)))
+    with pytest.raises(ResourceExhausted, match="map"):
+        list(read_members(stream))
+    assert stream.position < 17 << 20
+
+
 def test_sparse_0_1() -> None:
     header = pax_member(
         {"GNU.sparse.map": b"0,2,100,1", "GNU.sparse.size": b"200", "GNU.sparse.name": b"n"}

@@ -186,6 +186,15 @@ def test_a_document_over_the_bound_is_not_even_parsed():
         parse_config(b"x" * (4 * 1024 * 1024 + 1))
 
 
+@pytest.mark.parametrize("part", [b"{},", b"[],", b'{"a":1},'])
+def test_a_document_of_a_million_parts_is_not_even_parsed(part):
+    body = b'{"schemaVersion":2,"x":[' + part * (1_000_000 // len(part)) + b"0]}"
+    with pytest.raises(TooLarge, match="parts"):
+        parse_manifest(body, "")
+    with pytest.raises(TooLarge, match="parts"):
+        parse_config(body)
+
+
 @pytest.mark.parametrize(
     ("document", "content_type"),
     [
