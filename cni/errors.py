@@ -112,12 +112,12 @@ _KEY: Final = re.compile(r"""(?<![\w-])([\w-]++)\\?["']?\s*+[:=]\s*+""")
 #: Words that announce a secret. Plugins like to print their configuration when they fail, and
 #: configurations hold tokens.
 _SECRET_WORD: Final = re.compile(r"(?i)token|passw(?:or)?d|secret|authorization|api[_-]?key")
-_VALUE: Final = re.compile(
-    r"""(?i)(?:(?:bearer|basic)\s++)?(?:\\?"[^"]*+"?|\\?'[^']*+'?|[^\s,;}]++)"""
-)
+_VALUE_TEXT: Final = r"""(?:(?:bearer|basic)\s++)?(?:\\?"[^"]*+"?|\\?'[^']*+'?|[^\s,;}]++)"""
+_VALUE: Final = re.compile(_VALUE_TEXT, re.IGNORECASE)
 _BEARER: Final = re.compile(r"(?i)\b(?:bearer|basic)\s++[\w.~+/=-]{8,}+|\beyJ[\w-]{10,}+\.[\w.-]++")
-#: What a cut may leave of a word: of a long token, the part behind the word that announced it.
-_CUT_WORD: Final = re.compile(r"[\w.~+/=-]*+")
+#: What a cut may leave at the front: of a key its end, of a long token the part behind the word
+#: that announced it; so the first value goes as well, whatever it belongs to.
+_CUT: Final = re.compile(rf"""[\w.~+/=-]*+\\?["']?\s*+[:=]?\s*+(?:{_VALUE_TEXT})?""", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -125,7 +125,7 @@ def presentable(text: str) -> str:
     """`text` as one line without control characters and secrets, at most TEXT_LIMIT_CHARS long."""
     # Cut before the patterns run, and once more after: they must not meet megabytes.
     if len(text) > 4 * TEXT_LIMIT_CHARS:
-        text = _CUT_WORD.sub("...", text[-4 * TEXT_LIMIT_CHARS :], count=1)
+        text = _CUT.sub("...", text[-4 * TEXT_LIMIT_CHARS :], count=1)
     text = _BEARER.sub("[redacted]", _without_secrets(_CONTROL.sub(" ", text))).strip()
     return text if len(text) <= TEXT_LIMIT_CHARS else "..." + text[3 - TEXT_LIMIT_CHARS :]
 
