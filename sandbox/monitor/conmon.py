@@ -324,6 +324,8 @@ def _prepare_bundle(bundle: Path, log: logfile.PreparedLog | None) -> None:
     """Remove what an earlier try left, and link to the log. Blocking."""
     for name in ("pid", "conmon.pid", "runtime.log", "log", "oom", "exit"):
         (bundle / name).unlink(missing_ok=True)
+    # Made here: the runtime would make it readable for all, its words may be anybody's.
+    (bundle / "runtime.log").touch(mode=0o600)
     if log is not None:
         (bundle / "log").symlink_to(log.path)
 
