@@ -20,6 +20,7 @@ import msgspec
 from cri.inflight import Inflight
 from cri.resizing import ContainerResizing
 from cri.signals import parse_signal
+from imageservice.snapshots.snapshotter import MappedRoot
 from sandbox.containers import ImageUse
 from sandbox.errors import ContainerNotRunning, PodNotReady
 from sandbox.execs import ExecRequest
@@ -29,9 +30,9 @@ from sandbox.host.errors import (
     InvalidArgument,
     NotFound,
     PodwrightError,
-    Unsupported,
 )
 from sandbox.host.journal import get_logger
+from sandbox.mapping import id_map
 from sandbox.model import Container, ImageDefaults, container_name_key
 from sandbox.states import ContainerState, PodState
 
@@ -162,17 +163,20 @@ class ContainerLifecycle:
     ) -> str:
         await self._engine.limit_layer(pod, container)
         layer = self._paths.layer(container.id)
+        ids = id_map(pod, self._paths)
+        mapped = None if ids is None else MappedRoot(ids, self._paths.lower(container.id))
         parts = await self._images.prepare_rootfs(
             container.id,
             image.id,
             upper_dir=layer / "upper",
             work_dir=layer / "work",
+            mapped=mapped,
         )
         label = self._composer.mount_label(pod, container)
-        rootfs = await self._engine.mount_rootfs(container, parts, label=label)
+        rootfs = await self._engine.mount_rootfs(container, parts, label=label, ids=ids)
         composed = await self._composer.container(pod, container, defaults, rootfs)
         container = msgspec.structs.replace(container, user=composed.user)
-        created = await self._engine.create(container, composed.document)
+        created = await self._engine.create(container, composed.document, mapped=bool(ids))
         # A pod stopped meanwhile has had its processes killed; this one must not outlive it.
         current = self._store.pods.get(pod.id)
         if current is None or current.state is not PodState.READY:
@@ -184,12 +188,6 @@ class ContainerLifecycle:
         wanted = config.image.image or config.image.image_ref
         if not wanted:
             raise InvalidArgument("container config names no image")
-        for mount in config.mounts:
-            if mount.image is not None:
-                raise Unsupported(
-                    "ImageVolumeMountFailed: image volumes are not supported yet",
-                    path=mount.container_path,
-                )
         image = self._images.status(wanted)
         if image is None:
             raise NotFound(f"image {wanted} is not on this node", hint="pull it first")

@@ -34,6 +34,7 @@ from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
 from cri.upkeep import upkeep
+from cri.userns import lack_of_user_namespaces
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
@@ -47,6 +48,7 @@ from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
+from sandbox.host.usernamespaces import UserNamespaces
 from sandbox.interactive import InteractiveExecs
 from sandbox.layer_limits import LayerLimits
 from sandbox.leavings import Leavings
@@ -173,6 +175,14 @@ class Daemon:
         )
         await images.open(group)
         stack.push_async_callback(images.close)
+        user_namespaces = UserNamespaces(runner=runner, worker=namespaces)
+        no_user_namespaces = await lack_of_user_namespaces(
+            user_namespaces,
+            namespaces,
+            run_root=self._paths.run_root,
+            image_root=image_settings.root,
+            syscalls=self._syscalls,
+        )
         network = PodNetwork(
             config.cni(),
             runner,
@@ -194,6 +204,8 @@ class Daemon:
                 host=host,
                 cgroups=cgroups,
                 namespaces=namespaces,
+                user_namespaces=user_namespaces,
+                no_user_namespaces=no_user_namespaces,
                 leavings=leavings,
                 limits=limits,
                 lsm=lsm,
@@ -274,6 +286,7 @@ class Daemon:
             runtimes=infos,
             missing=missing,
             config={key: toml_text(value) for key, value in config.values.items()},
+            no_user_namespaces=no_user_namespaces,
         )
         streaming = StreamingServer(
             config.streaming(),

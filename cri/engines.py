@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
+    from sandbox.host.usernamespaces import UserNamespaces
     from sandbox.layer_limits import LayerLimits
     from sandbox.leavings import Leavings
     from sandbox.lsm import Lsm
@@ -55,6 +56,9 @@ class Parts:
     host: HostFacts
     cgroups: Cgroups
     namespaces: NamespaceWorker
+    user_namespaces: UserNamespaces
+    #: Why no pod of this node can have one; empty when they can.
+    no_user_namespaces: str
     leavings: Leavings
     limits: LayerLimits
     lsm: Lsm
@@ -90,14 +94,22 @@ def build_engines(parts: Parts) -> Engines:
         may_raise="CAP_SYS_RESOURCE" in parts.host.capabilities_effective,
         clock=parts.clock,
     )
+    facts = {
+        name: spec_facts(
+            parts.host,
+            parts.cgroups.layout,
+            parts.infos.get(name),
+            seccomp,
+            no_user_namespaces=parts.no_user_namespaces,
+        )
+        for name in parts.runtimes
+    }
     composer = Composer(
         paths=parts.paths,
         store=parts.store,
         namespaces=parts.namespaces,
-        facts={
-            name: spec_facts(parts.host, parts.cgroups.layout, parts.infos.get(name), seccomp)
-            for name in parts.runtimes
-        },
+        syscalls=parts.syscalls,
+        facts=facts,
         lsm=parts.lsm,
         additions=additions,
         pids_limit=parts.config.get(table.PIDS_LIMIT) or None,
@@ -158,12 +170,14 @@ def build_engines(parts: Parts) -> Engines:
         runtimes=parts.runtimes,
         default_runtime=parts.sandbox.default_handler,
         namespaces=parts.namespaces,
+        user_namespaces=parts.user_namespaces,
         cgroups=parts.cgroups,
         leavings=parts.leavings,
         syscalls=parts.syscalls,
         clock=parts.clock,
         group=parts.group,
         composer=composer,
+        facts=facts,
         lsm=parts.lsm,
     )
     execs = Execs(

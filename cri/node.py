@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cri.node_facts import NETWORK_READY, RUNTIME_READY, Condition, Handler, NodeFacts
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.runtime.command import version_numbers
 from sandbox.security.seccomp import SeccompHost
 from sandbox.spec.inputs import HostFacts as SpecFacts
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: mount_setattr(2) came with Linux 5.12; without it a mount cannot be made read-only recursively.
 RECURSIVE_READ_ONLY_KERNEL = (5, 12)
+#: By program: runc's release notes (1.1.0: sources of bind mounts are opened outside), crun's NEWS
+#: (1.5: the same).
+USER_NAMESPACES_SINCE = {"crun": (1, 5), "runc": (1, 1)}
 
 _log = get_logger("node")
 
@@ -49,10 +53,13 @@ def spec_facts(
     layout: CgroupLayout,
     info: RuntimeInfo | None,
     seccomp_default: Profile | None = None,
+    *,
+    no_user_namespaces: str = "not tried",
 ) -> SpecFacts:
     """The node as the OCI document of one runtime must be made for, but for its LSMs.
 
     Those may change while the daemon runs; the composer asks `sandbox.lsm` each time.
+    `no_user_namespaces` says why the node itself has none, whatever the runtime; empty if it has.
     """
     return SpecFacts(
         cgroup_version=layout.version,
@@ -62,6 +69,9 @@ def spec_facts(
         oom_score_adj_floor=host.oom_score_adj_floor,
         recursive_read_only=recursive_read_only(host, info),
         runtime_spec=info.runtime_spec if info is not None else (1, 0),
+        no_user_namespaces=no_user_namespaces or runtime_lacks_user_namespaces(info),
+        # Seen with crun 1.8.1; naming what is below twice would do no harm.
+        binds_top_only=info is not None and info.name == "crun",
         seccomp=SeccompHost(
             supported=host.seccomp,
             machine=host.architecture,
@@ -88,6 +98,22 @@ def recursive_read_only(host: HostFacts, info: RuntimeInfo | None) -> bool:
     return able and host.kernel_version >= RECURSIVE_READ_ONLY_KERNEL
 
 
+def runtime_lacks_user_namespaces(info: RuntimeInfo | None) -> str:
+    """Why containers of a runtime cannot be in a pod's user namespace; empty when they can.
+
+    Owners of mounts are mapped by us, so all a runtime must do is join a user namespace by its path
+    (and bind a source that it could not reach as the root of that namespace).
+    """
+    if info is None:
+        return "its program does not run"
+    needed = USER_NAMESPACES_SINCE.get(info.name)
+    if needed is None or not info.user_namespaces:
+        return f"{info.name} joins no user namespace of a pod"
+    if version_numbers(info.version) < needed:
+        return f"{info.name} {info.version} is older than {'.'.join(map(str, needed))}"
+    return ""
+
+
 class NodeStatus:
     """Answers Status, without waiting for anything."""
 
@@ -101,6 +127,7 @@ class NodeStatus:
         runtimes: Mapping[str, RuntimeInfo],
         missing: Mapping[str, str],
         config: Mapping[str, object],
+        no_user_namespaces: str = "not tried",
     ) -> None:
         self._network = network
         self._host = host
@@ -109,6 +136,7 @@ class NodeStatus:
         self._runtimes = runtimes
         self._missing = missing
         self._config = config
+        self._no_user_namespaces = no_user_namespaces
 
     async def set_pod_cidr(self, pod_cidr: str) -> None:
         """Have the network's configuration made of it, where a template is set."""
@@ -118,9 +146,11 @@ class NodeStatus:
     def facts(self) -> NodeFacts:
         """The node as of now."""
         ok, reason, message = self._network.ready()
+        handlers = self._handlers()
         return NodeFacts(
             conditions=(self._runtime_condition(), Condition(NETWORK_READY, ok, reason, message)),
-            handlers=self._handlers(),
+            handlers=handlers,
+            user_namespaces_host_network=any(h.user_namespaces for h in handlers),
             cgroup_driver=self._driver,
             mount_options=True,
             info={
@@ -146,8 +176,14 @@ class NodeStatus:
 
     def _handlers(self) -> tuple[Handler, ...]:
         def handler(label: str, name: str) -> Handler:
-            rro = recursive_read_only(self._host, self._runtimes.get(name))
-            return Handler(label, recursive_read_only_mounts=rro)
+            info = self._runtimes.get(name)
+            return Handler(
+                label,
+                recursive_read_only_mounts=recursive_read_only(self._host, info),
+                user_namespaces=not (
+                    self._no_user_namespaces or runtime_lacks_user_namespaces(info)
+                ),
+            )
 
         return (
             handler("", self._default),

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
-    from imageservice.snapshots.snapshotter import Snapshotter
+    from imageservice.snapshots.snapshotter import MappedRoot, Snapshotter
     from sandbox.host.clock import Clock
     from sandbox.host.mounts import Mount
     from sandbox.host.processes import ProcessRunner
@@ -350,10 +350,11 @@ class ImageService:
         upper_dir: Path,
         work_dir: Path,
         read_only: bool = False,
+        mapped: MappedRoot | None = None,
     ) -> tuple[Mount, ...]:
         """Hold the image's layers under `key` and say how to mount them.
 
-        The target of the mounts is `Path()`, for the caller to replace. Nothing is mounted here.
+        The last mount's target is `Path()`, for the caller to replace. Nothing is mounted here.
 
         Args:
             key: the container's id.
@@ -361,6 +362,7 @@ class ImageService:
             upper_dir: for the container's writes.
             work_dir: overlayfs' own, on the same file system; made anew.
             read_only: without upper directory; nothing can ever be written, not even mount points.
+            mapped: for a user namespace; the mounts before the last are then for its making only.
 
         Raises:
             ImageNotFound: no such image on this node.
@@ -369,8 +371,9 @@ class ImageService:
         record = self._catalog.get(image_id)
         if record is None:
             raise ImageNotFound("image is not on this node", image=image_id)
+        dirs = {"upper_dir": upper_dir, "work_dir": work_dir}
         return await self._snapshots.prepare(
-            key, record.chain, upper_dir=upper_dir, work_dir=work_dir, read_only=read_only
+            key, record.chain, **dirs, read_only=read_only, mapped=mapped
         )
 
     async def release_rootfs(self, key: str) -> None:

@@ -21,11 +21,13 @@ from sandbox.additions import Additions
 from sandbox.errors import ContainerNotRunning
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
+from sandbox.mapping import check_mapped, id_map, own_user_namespace
 from sandbox.model import ContainerUser, NamespaceMode
+from sandbox.placing import place_sources
+from sandbox.podfiles import pause_root
 from sandbox.precompile import with_compiled_filter
 from sandbox.resize import Resize
 from sandbox.runtime.books import as_own_sandbox
-from sandbox.security.seccomp import localhost_path
 from sandbox.spec.build import container_labels, container_spec, pause_spec, pod_labels
 from sandbox.spec.inputs import ContainerInputs, PodFiles, PodInputs
 from sandbox.spec.mounts import image_volume_paths
@@ -38,8 +40,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sandbox.host.namespaces import NamespaceWorker
+    from sandbox.host.syscalls import Syscalls
     from sandbox.lsm import Lsm
-    from sandbox.model import Container, ImageDefaults, LinuxResources, PodSandbox, SecurityProfile
+    from sandbox.model import (
+        Container,
+        ImageDefaults,
+        LinuxResources,
+        PodSandbox,
+    )
     from sandbox.paths import Paths
     from sandbox.spec.inputs import HostFacts, PinKind
     from sandbox.store import StateStore
@@ -68,6 +76,7 @@ class Composer:
         paths: Paths,
         store: StateStore,
         namespaces: NamespaceWorker,
+        syscalls: Syscalls,
         facts: Mapping[str, HostFacts],
         lsm: Lsm,
         additions: Additions | None = None,
@@ -83,6 +92,7 @@ class Composer:
             paths: where everything lies.
             store: to find the target of a TARGET pid namespace.
             namespaces: pins the target's pid namespace.
+            syscalls: mounts what the root of a user namespace could not reach.
             facts: what the node can do, by name of the OCI runtime; without `lsm`.
             lsm: AppArmor and SELinux as they are when a document is made.
             additions: CDI devices, hooks and resource limits of the node; None for none of them.
@@ -95,6 +105,7 @@ class Composer:
         self._paths = paths
         self._store = store
         self._namespaces = namespaces
+        self._syscalls = syscalls
         self._facts = facts
         self._lsm = lsm
         self._additions = additions or Additions()
@@ -144,12 +155,12 @@ class Composer:
                 config=pod.config,
                 hostname=hostname_of(pod),
                 pins=pins,
-                rootfs=self._paths.pause_rootfs,
+                rootfs=pause_root(pod, self._paths),
                 argv=PAUSE_ARGV,
                 cgroups_path=pod.cgroup_path,
                 host=host,
                 selinux_level=pod.selinux_level,
-                seccomp_content=_profile(
+                seccomp_content=lookup.localhost_profile(
                     pod.config.security.seccomp, privileged=pod.config.security.privileged
                 ),
                 annotation_patterns=self._patterns.get(pod.runtime, ()),
@@ -260,8 +271,18 @@ class Composer:
             passwd=lookup.user_file(rootfs, "passwd"),
             group=lookup.user_file(rootfs, "group"),
         )
+        ids = id_map(pod, self._paths)
+        resolved = lookup.resolve_mounts(
+            config.mounts,
+            recursive_read_only=host.recursive_read_only,
+            pod_user=own_user_namespace(pod.config.security.namespaces),
+        )
+        if ids is not None:
+            check_mapped(ids, user.uid, user.additional_gids)
+            places = self._paths.places(container.id)
+            resolved = place_sources(resolved, places, ids, host, syscalls=self._syscalls)
         volumes = {
-            path: lookup.volume_directory(rootfs, path)
+            path: lookup.volume_directory(rootfs, path, ids)
             for path in image_volume_paths(image, config.mounts)
         }
         spec = container_spec(
@@ -278,9 +299,7 @@ class Composer:
                 target_pid=target,
                 hostname=hostname_of(pod),
                 files=self._files(pod),
-                mounts=lookup.resolve_mounts(
-                    config.mounts, recursive_read_only=host.recursive_read_only
-                ),
+                mounts=resolved,
                 image_volumes=volumes,
                 devices=lookup.resolve_devices(
                     config.devices, owner=self._additions.device_owner(config)
@@ -294,7 +313,9 @@ class Composer:
                 ),
                 rlimits=self._additions.rlimits_of(pod.config, container),
                 pids_limit=self._pids_limit,
-                seccomp_content=_profile(security.seccomp, privileged=security.privileged),
+                seccomp_content=lookup.localhost_profile(
+                    security.seccomp, privileged=security.privileged
+                ),
                 annotation_patterns=self._patterns.get(container.runtime, ()),
             )
         )
@@ -312,6 +333,8 @@ class Composer:
         directory = self._paths.pins(pod.id)
         wanted = pod.config.security.namespaces
         pins: dict[PinKind, Path] = {}
+        if own_user_namespace(wanted) is not None:
+            pins["user"] = directory / "user"
         if wanted.network is not NamespaceMode.NODE:
             pins["net"] = directory / "net"
             pins["uts"] = directory / "uts"
@@ -359,11 +382,6 @@ def hostname_of(pod: PodSandbox) -> str:
     if pod.config.security.namespaces.network is NamespaceMode.NODE:
         return socket.gethostname()
     return pod.config.hostname or pod.id[:12]
-
-
-def _profile(profile: SecurityProfile | None, *, privileged: bool) -> bytes | None:
-    path = localhost_path(profile, privileged=privileged)
-    return lookup.profile_file(Path(path)) if path is not None else None
 
 
 def _stored_user(user: ResolvedUser) -> ContainerUser:

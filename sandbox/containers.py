@@ -26,6 +26,8 @@ from sandbox.host.journal import get_logger
 from sandbox.model import Container
 from sandbox.monitor.exits import WatchTarget
 from sandbox.monitor.request import MonitorRequest
+from sandbox.placing import open_to_pod
+from sandbox.runtime.pipes import open_streams
 from sandbox.states import ContainerState, Event, next_state
 from sandbox.stopping import Stop
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from sandbox.cgroups import Cgroups
     from sandbox.endings import Endings
     from sandbox.host.clock import Clock
+    from sandbox.host.idmap import IdMap
     from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
     from sandbox.layer_limits import LayerLimits
@@ -147,14 +150,21 @@ class ContainerEngine:
         )
 
     async def mount_rootfs(
-        self, container: Container, parts: Sequence[Mount], *, label: str = ""
+        self,
+        container: Container,
+        parts: Sequence[Mount],
+        *,
+        label: str = "",
+        ids: IdMap | None = None,
     ) -> Path:
         """Make the container's directories and mount its root file system.
 
         Args:
             container: the reserved container.
-            parts: mounts as the snapshotter gave them; targets are relative to the rootfs.
+            parts: mounts as the snapshotter gave them: targets are relative to the rootfs, but for
+                what is only to make it of, below `Paths.lower`.
             label: SELinux label of everything in it, where there is SELinux.
+            ids: the mapping of the pod's user namespace, whose root must reach the rootfs.
 
         Returns:
             The mount point.
@@ -162,19 +172,30 @@ class ContainerEngine:
         rootfs = self._paths.rootfs(container.id)
 
         def work() -> None:
-            files.make_private_dir(self._paths.container(container.id), mode=0o700)
+            if ids is not None:
+                open_to_pod(self._paths.container(container.id), ids)
+            else:
+                files.make_private_dir(self._paths.container(container.id), mode=0o700)
             files.make_private_dir(rootfs, mode=0o755)
             placed = [
                 dataclasses.replace(part, target=rootfs / part.target, options=_with(label, part))
                 for part in parts
             ]
             mounts.mount_all(placed, syscalls=self._syscalls)
+            if ids is not None:
+                # Whoever copies the mount table from now on need not copy these.
+                mounts.unmount_tree(self._paths.lower(container.id), syscalls=self._syscalls)
 
         await asyncio.to_thread(work)
         return rootfs
 
-    async def create(self, container: Container, spec: bytes) -> Container:
+    async def create(self, container: Container, spec: bytes, *, mapped: bool) -> Container:
         """Write the bundle and have conmon and the runtime make the init process.
+
+        Args:
+            container: the reserved container.
+            spec: its OCI document.
+            mapped: it is in a user namespace.
 
         Raises:
             RuntimeFailed: the runtime refused, in its own words.
@@ -197,6 +218,8 @@ class ContainerEngine:
                 stdin_once=config.stdin_once,
             )
         )
+        if mapped:
+            await asyncio.to_thread(open_streams, made.init)
         created = msgspec.structs.replace(
             container,
             state=next_state(container.state, Event.CREATE_COMPLETED, container=container.id),

@@ -29,6 +29,7 @@ from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
 from sandbox.running import Running, give_score, new_directory, prepare
+from sandbox.runtime.pipes import STREAM_MODE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -378,6 +379,7 @@ def _pipe(wanted: bool, readers: ExitStack, writers: ExitStack) -> tuple[Fd | No
         return None, None
     with map_os_errors("cannot make a pipe"):
         reading_number, writing_number = os.pipe2(os.O_CLOEXEC)
+        os.fchmod(writing_number, STREAM_MODE)
     reading, writing = Fd(reading_number), Fd(writing_number)
     readers.callback(reading.close)
     writers.callback(writing.close)

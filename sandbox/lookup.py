@@ -18,6 +18,7 @@ from sandbox.host import files
 from sandbox.host.beneath import make_dirs_beneath
 from sandbox.host.errors import InvalidArgument, NotFound, map_os_errors
 from sandbox.host.mountinfo import mount_of
+from sandbox.security.seccomp import localhost_path
 from sandbox.spec.inputs import DeviceNode, ResolvedMount
 from sandbox.spec.mounts import check_mount
 from sandbox.users import FILE_LIMIT_BYTES
@@ -25,7 +26,8 @@ from sandbox.users import FILE_LIMIT_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from sandbox.model import CriDevice, CriMount
+    from sandbox.host.idmap import IdMap
+    from sandbox.model import CriDevice, CriMount, SecurityProfile, UserNamespace
 
 #: A seccomp profile is a few dozen KiB; a document over this is not one (bytes).
 PROFILE_LIMIT_BYTES: Final = 1024 * 1024
@@ -37,7 +39,10 @@ _FLAG_WORDS: Final = frozenset({"nosuid", "nodev", "noexec"})
 
 
 def resolve_mounts(
-    wanted: Iterable[CriMount], *, recursive_read_only: bool
+    wanted: Iterable[CriMount],
+    *,
+    recursive_read_only: bool,
+    pod_user: UserNamespace | None = None,
 ) -> tuple[ResolvedMount, ...]:
     """Find the sources of the mounts; a missing one is made as a directory (0755), as pods rely on.
 
@@ -47,7 +52,7 @@ def resolve_mounts(
     """
     mounts = tuple(wanted)
     for mount in mounts:  # all are checked before anything is made for one of them
-        check_mount(mount, recursive_read_only=recursive_read_only)
+        check_mount(mount, recursive_read_only=recursive_read_only, pod_user=pod_user)
     return tuple(_resolve_mount(mount) for mount in mounts)
 
 
@@ -211,6 +216,16 @@ def check_root(rootfs: Path) -> None:
             )
 
 
+def localhost_profile(profile: SecurityProfile | None, *, privileged: bool) -> bytes | None:
+    """The bytes of a Localhost seccomp profile; None where another kind, or none, is asked for.
+
+    Raises:
+        InvalidArgument, ResourceExhausted: see `profile_file`.
+    """
+    path = localhost_path(profile, privileged=privileged)
+    return profile_file(Path(path)) if path is not None else None
+
+
 def profile_file(path: Path) -> bytes:
     """A localhost seccomp profile of the node; never an empty answer for a missing file.
 
@@ -228,14 +243,15 @@ def profile_file(path: Path) -> bytes:
         ) from error
 
 
-def volume_directory(rootfs: Path, path: str) -> Path:
+def volume_directory(rootfs: Path, path: str, ids: IdMap | None = None) -> Path:
     """The directory of an image-declared volume inside the mounted root, made where missing.
 
     It lives in the container's writable layer, so what the image has there is seen without copying;
     bound over itself it stays writable under a read-only root. Every component is resolved inside
-    the root, so no link of the image leads out (CVE-2022-23648).
+    the root, so no link of the image leads out (CVE-2022-23648). What is made belongs to root, in a
+    user namespace with the mapping `ids` to root there.
 
     Raises:
         InvalidArgument: a component is not a directory.
     """
-    return make_dirs_beneath(rootfs, path)
+    return make_dirs_beneath(rootfs, path, owner=None if ids is None else ids.root)

@@ -114,6 +114,14 @@ class Namespace(Document, frozen=True, kw_only=True):
     path: str = ""
 
 
+class IdMapping(Document, frozen=True, kw_only=True):
+    """config-linux.md, user namespace mappings: `size` ids; the names end in ID, not in Id."""
+
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int
+
+
 class Device(Document, frozen=True, kw_only=True):
     """A device node to make in the container; `file_mode` holds permission bits only."""
 
@@ -230,6 +238,8 @@ class Linux(Document, frozen=True, kw_only=True):
     """The Linux part."""
 
     namespaces: tuple[Namespace, ...] = ()
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
     devices: tuple[Device, ...] = ()
     cgroups_path: str = ""
     resources: Resources | None = None

@@ -66,7 +66,7 @@ class Paths:
         return self.pod(pod_id) / "shm"
 
     def pins(self, pod_id: str) -> Path:
-        """Directory of a pod's pinned namespaces: files net, ipc, uts, pid."""
+        """Directory of a pod's pinned namespaces: files user, net, ipc, uts, pid."""
         return self.namespaces / pod_id
 
     def container(self, container_id: str) -> Path:
@@ -76,6 +76,14 @@ class Paths:
     def rootfs(self, container_id: str) -> Path:
         """Mount point of a container's root file system."""
         return self.container(container_id) / "rootfs"
+
+    def lower(self, container_id: str) -> Path:
+        """Where layers are mounted with mapped owners while a root file system is made of them."""
+        return self.container(container_id) / "lower"
+
+    def places(self, container_id: str) -> Path:
+        """Where `sandbox.placing` mounts what root of a user namespace could not reach."""
+        return self.container(container_id) / "mounts"
 
     def layer(self, container_id: str) -> Path:
         """A container's writable layer: directories upper, work and volumes."""

@@ -7,15 +7,18 @@ in an image cannot lead a write of ours anywhere.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import files, mounts
 from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.lsm_files import set_selinux_label
+from sandbox.mapping import id_map
 from sandbox.model import NamespaceMode
 
 if TYPE_CHECKING:
+    from sandbox.host.idmap import IdMap
     from sandbox.host.syscalls import Syscalls
     from sandbox.model import DnsConfig, PodSandbox
     from sandbox.paths import Paths
@@ -59,9 +62,10 @@ def write_pod_files(pod: PodSandbox, paths: Paths, hostname: str) -> None:
         text = resolv_conf(dns)
     else:
         text = _host_text(Path("/etc/resolv.conf"))
+    ids = id_map(pod, paths)
     # 0644: programs inside a container run as any user and must be able to read them.
-    _write(directory / "resolv.conf", text)
-    _write(directory / "hostname", hostname + "\n")
+    _write(directory / "resolv.conf", text, ids)
+    _write(directory / "hostname", hostname + "\n", ids)
 
 
 def write_hosts(pod: PodSandbox, paths: Paths, hostname: str) -> None:
@@ -73,7 +77,7 @@ def write_hosts(pod: PodSandbox, paths: Paths, hostname: str) -> None:
         text = _host_text(Path("/etc/hosts"))
     else:
         text = _HOSTS_HEAD + "".join(f"{ip}\t{hostname}\n" for ip in pod.ips)
-    _write(paths.pod(pod.id) / "hosts", text)
+    _write(paths.pod(pod.id) / "hosts", text, id_map(pod, paths))
 
 
 def label_pod_files(pod: PodSandbox, paths: Paths, label: str, *, syscalls: Syscalls) -> None:
@@ -97,6 +101,9 @@ def mount_shm(pod: PodSandbox, paths: Paths, label: str, *, syscalls: Syscalls) 
     options = ["nosuid", "noexec", "nodev", "mode=1777", f"size={SHM_SIZE_BYTES}"]
     if label:
         options.append(f'context="{label}"')
+    ids = id_map(pod, paths)
+    if ids is not None:
+        options += [f"uid={ids.root[0]}", f"gid={ids.root[1]}"]
     mounts.mount_one(
         mounts.Mount(type="tmpfs", source="shm", target=target, options=tuple(options)),
         syscalls=syscalls,
@@ -110,8 +117,35 @@ def _host_text(path: Path) -> str:
         return ""
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, ids: IdMap | None) -> None:
+    """In a user namespace root there is the owner: root in a container may edit its /etc/hosts."""
     files.write_atomic(path, text.encode(), mode=0o644, durable=False)
+    if ids is not None:
+        with map_os_errors("cannot give file to the pod's root", path=str(path)):
+            os.chown(path, *ids.root, follow_symlinks=False)
+
+
+def pause_root(pod: PodSandbox, paths: Paths) -> Path:
+    """The root of the pod's pause process.
+
+    The one that all share, but in a user namespace: its root could not reach a place that only the
+    node's root may pass through, so there it is bound into the pod's directory.
+    """
+    mapped = id_map(pod, paths) is not None
+    return paths.pod(pod.id) / "rootfs" if mapped else paths.pause_rootfs
+
+
+def place_pause(pod: PodSandbox, paths: Paths, *, syscalls: Syscalls) -> None:
+    """Have the root of the pause process where `pause_root` says; blocking."""
+    target = pause_root(pod, paths)
+    if target == paths.pause_rootfs:
+        return
+    files.make_private_dir(paths.pod(pod.id), mode=0o711)
+    files.make_private_dir(target, mode=0o755)
+    mounts.mount_one(
+        mounts.Mount("bind", str(paths.pause_rootfs), target, ("bind", "ro", "nosuid", "nodev")),
+        syscalls=syscalls,
+    )
 
 
 def install_pause(program: Path, rootfs: Path) -> None:
@@ -120,6 +154,8 @@ def install_pause(program: Path, rootfs: Path) -> None:
     Raises:
         PodwrightError: the program cannot be read, or the root cannot be made.
     """
+    # Passable for anybody: in a user namespace even its root is nobody here.
+    files.make_private_dir(rootfs, mode=0o755)
     for name in ("proc", "dev", "sys", "etc"):
         files.make_private_dir(rootfs / name, mode=0o755)
     with map_os_errors(

@@ -1,10 +1,10 @@
 """Pod engine: what a pod sandbox is made of, step by step.
 
-A pod is: a directory with its small files, a /dev/shm, pinned namespaces (net, ipc, uts, and pid
-when shared), and a pause process that reaps zombies. The engine takes and gives paths and values;
-it knows nothing of CNI, images or gRPC: `cri.pod_lifecycle` puts the steps in order and runs
-independent ones at once. Undoing a creation, stopping and removing are lists of the same
-idempotent steps.
+A pod is: a directory with its small files, a /dev/shm, pinned namespaces (net, ipc, uts, pid when
+shared, user where it has its own), and a pause process that reaps zombies. The engine takes and
+gives paths and values; it knows nothing of CNI, images or gRPC: `cri.pod_lifecycle` puts the steps
+in order and runs independent ones at once. Undoing a creation, stopping and removing are lists of
+the same idempotent steps.
 
 Why namespaces are pinned first and joined by path, by the pause process too: they exist before any
 process of the pod, so CNI can work on the network while pause is being made, and nobody ever joins
@@ -29,7 +29,9 @@ from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.host.trees import remove_tree
+from sandbox.mapping import id_map
 from sandbox.model import NamespaceMode, PodSandbox, ProcessRef
+from sandbox.spec.linux import check_pod
 from sandbox.states import PodState
 from sandbox.steps import run_steps
 
@@ -43,12 +45,13 @@ if TYPE_CHECKING:
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.syscalls import Syscalls
     from sandbox.host.sysctls import Kind
+    from sandbox.host.usernamespaces import UserNamespaces
     from sandbox.leavings import Leavings
     from sandbox.lsm import Lsm
     from sandbox.model import PodConfig
     from sandbox.paths import Paths
     from sandbox.runtime.driver import OciRuntime
-    from sandbox.spec.inputs import PinKind
+    from sandbox.spec.inputs import HostFacts, PinKind
     from sandbox.store import StateStore
 
 #: How long the pause process may take to vanish after SIGKILL before the step counts as failed.
@@ -68,12 +71,14 @@ class PodEngine:
         runtimes: Mapping[str, OciRuntime],
         default_runtime: str,
         namespaces: NamespaceWorker,
+        user_namespaces: UserNamespaces,
         cgroups: Cgroups,
         leavings: Leavings,
         syscalls: Syscalls,
         clock: Clock,
         group: asyncio.TaskGroup,
         composer: Composer,
+        facts: Mapping[str, HostFacts],
         lsm: Lsm,
     ) -> None:
         self._paths = paths
@@ -81,12 +86,14 @@ class PodEngine:
         self._runtimes = runtimes
         self._default_runtime = default_runtime
         self._namespaces = namespaces
+        self._user_namespaces = user_namespaces
         self._cgroups = cgroups
         self._leavings = leavings
         self._syscalls = syscalls
         self._clock = clock
         self._group = group
         self._composer = composer
+        self._facts = facts
         self._lsm = lsm
         self._on_stopped: Callable[[PodSandbox], None] = lambda _pod: None
         self._watched: set[str] = set()
@@ -118,9 +125,11 @@ class PodEngine:
 
         Raises:
             AlreadyExists: another pod holds the name.
-            InvalidArgument: unknown handler.
+            InvalidArgument: unknown handler, or namespaces that no pod can have.
+            Unsupported: a user namespace where this node or the handler has none.
         """
         runtime_name, _ = self.runtime(handler)
+        check_pod(config, self._facts[runtime_name], runtime_name)
         pod_id = secrets.token_hex(32)
         with self._lsm.level(config, self._store.selinux_levels()) as level:
             pod = PodSandbox(
@@ -142,10 +151,11 @@ class PodEngine:
         """Make and pin the namespaces the pod does not share with the node.
 
         Returns:
-            Path of each pin by kind (net, ipc, uts).
+            Path of each pin by kind (user, net, ipc, uts).
 
         Raises:
             InvalidArgument: a sysctl was refused by the kernel.
+            Unsupported: no user namespace can be made.
         """
         wanted = pod.config.security.namespaces
         kinds: set[Kind] = set()
@@ -153,13 +163,22 @@ class PodEngine:
             kinds |= {"net", "uts"}
         if wanted.ipc is not NamespaceMode.NODE:
             kinds.add("ipc")
-        made = await self._namespaces.create(
-            self._paths.pins(pod.id),
+        directory, hostname = self._paths.pins(pod.id), hostname_of(pod) if "uts" in kinds else ""
+        ids = id_map(pod, self._paths)
+        if ids is None:
+            made = await self._namespaces.create(
+                directory, frozenset(kinds), hostname=hostname, sysctls=sysctls
+            )
+            return {kind: made[kind] for kind in kinds}
+        made = await self._user_namespaces.create(
+            directory,
             frozenset(kinds),
-            hostname=hostname_of(pod) if "uts" in kinds else "",
+            uids=ids.uids,
+            gids=ids.gids,
+            hostname=hostname,
             sysctls=sysctls,
         )
-        return {kind: made[kind] for kind in kinds}
+        return {"user": made["user"], **{kind: made[kind] for kind in kinds}}
 
     def network_pin(self, pod: PodSandbox) -> Path:
         """Where the pod's network namespace is pinned."""
@@ -188,6 +207,7 @@ class PodEngine:
         spec = await self._composer.pause(pod, pins)
 
         def write_bundle() -> None:
+            podfiles.place_pause(pod, self._paths, syscalls=self._syscalls)
             files.make_private_dir(bundle, mode=0o700)
             files.write_atomic(bundle / "config.json", spec, mode=0o600, durable=False)
 

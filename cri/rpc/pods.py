@@ -11,7 +11,6 @@ from cri import validate
 from cri.convert_container import container_status
 from cri.convert_pod import pod_config, pod_item, pod_state, pod_status
 from cri.convert_shared import resources
-from cri.rpc.limits import check_pod
 from cri.rpc.lists import ListCache, has_labels, id_prefix
 from protos import api_pb2 as pb
 
@@ -45,7 +44,6 @@ class PodCalls:
         handler = validate.text(
             request.runtime_handler, "runtime_handler", limit=validate.NAME_LIMIT
         )
-        check_pod(config)
         return pb.RunPodSandboxResponse(pod_sandbox_id=await self._pods.run(config, handler))
 
     async def stop_pod_sandbox(

@@ -22,12 +22,12 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from imageservice.snapshots.ledger import LayerRow, Ledger
 from imageservice.snapshots.probe import probe_options
-from imageservice.snapshots.snapshotter import LayerFacts, SnapshotUsage, Staging
+from imageservice.snapshots.root import effective, layers_in_use, map_layers, root_mount
+from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
 from imageservice.snapshots.syncing import SyncGate
 from imageservice.snapshots.upper import Correction, LowerLayer, find_corrections, make_upper
 from imageservice.trees import count_tree
@@ -42,13 +42,14 @@ from sandbox.host.errors import (
 )
 from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
 from sandbox.host.journal import get_logger
-from sandbox.host.mounts import Mount, list_mounts
 from sandbox.host.pidfd import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from sandbox.host.database import Database
+    from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
 
 _log = get_logger(__name__)
@@ -68,6 +69,7 @@ class OverlaySnapshotter:
         self._root = root
         self.layers_dir = root / "layers"
         self._staging_dir = root / "staging"
+        self._empty = self.layers_dir / _EMPTY
         self._ledger = Ledger(database)
         self._syscalls = syscalls
         self._clock = clock or SystemClock()
@@ -176,6 +178,7 @@ class OverlaySnapshotter:
         upper_dir: Path,
         work_dir: Path,
         read_only: bool = False,
+        mapped: MappedRoot | None = None,
     ) -> tuple[Mount, ...]:
         """See `Snapshotter`."""
         known: list[LayerRow] = []
@@ -185,16 +188,24 @@ class OverlaySnapshotter:
                 raise NotFound("image layer is not on this node", layer=diff_id)
             known.append(row)
         await self._ledger.lease(key, chain)
-        rows = _effective(known)
+        rows = effective(known)
         lower = [self.layers_dir / row.directory for row in rows]
+        parts: tuple[Mount, ...] = ()
+        if mapped is not None:
+            parts = await asyncio.to_thread(map_layers, lower or [self._empty], mapped)
+            lower = [part.target for part in parts]
         if read_only:
-            return (self._mount(lower, ()),)
+            return (*parts, root_mount(lower, (), options=self._options, empty=self._empty))
         described = (
             self.layers_dir / r.directory for r in rows[::-1] if b"" not in r.facts.implied
         )
         corrections = await self._corrections_of(chain, rows)
-        await asyncio.to_thread(make_upper, upper_dir, work_dir, next(described, None), corrections)
-        return (self._mount(lower, (f"upperdir={upper_dir}", f"workdir={work_dir}")),)
+        ids = mapped.ids if mapped is not None else None
+        await asyncio.to_thread(
+            make_upper, upper_dir, work_dir, next(described, None), corrections, ids
+        )
+        writable = (f"upperdir={upper_dir}", f"workdir={work_dir}")
+        return (*parts, root_mount(lower, writable, options=self._options, empty=self._empty))
 
     async def _corrections_of(
         self, chain: tuple[str, ...], rows: Sequence[LayerRow]
@@ -210,19 +221,6 @@ class OverlaySnapshotter:
                 known = await asyncio.to_thread(find_corrections, layers)
             self._corrections[chain] = known
         return known
-
-    def _mount(self, lower: Sequence[Path], writable: tuple[str, ...]) -> Mount:
-        """`lower` is lowest first; overlayfs wants the topmost first."""
-        empty = self.layers_dir / _EMPTY
-        if not lower and not writable:
-            return Mount("bind", str(empty), Path(), ("bind", "ro"))
-        directories = [*reversed(lower)] or [empty]
-        if not writable and len(directories) == 1:
-            directories.append(empty)  # without an upper directory overlayfs wants two
-        options = (f"lowerdir={':'.join(map(str, directories))}", *writable)
-        kept = self._options if writable else tuple(o for o in self._options if o != "volatile")
-        mode = () if writable else ("ro",)
-        return Mount("overlay", "overlay", Path(), (*options, *kept, *mode))
 
     async def release(self, key: str) -> None:
         """See `Snapshotter`."""
@@ -282,7 +280,7 @@ class OverlaySnapshotter:
         make_private_dir(self._root)
         make_private_dir(self.layers_dir)
         make_private_dir(self._staging_dir)
-        make_private_dir(self.layers_dir / _EMPTY, 0o755)
+        make_private_dir(self._empty, 0o755)
 
     async def _empty_staging(self) -> None:
         """Remove what an earlier daemon was writing, once its last worker has noticed its end."""
@@ -343,38 +341,12 @@ class OverlaySnapshotter:
         return broken
 
     def _remove_strays(self, names: set[str]) -> None:
-        mounted = self._mounted_names() if names else set()
+        mounted = layers_in_use() if names else set()
         for name in names - mounted:
             try:
                 self._remove_directory(name)
             except PodwrightError as error:
                 _log.warning("cannot remove stray layer", directory=name, error=error)
-
-    def _mounted_names(self) -> set[str]:
-        pattern = re.compile(re.escape(str(self.layers_dir)) + r"/([0-9a-z]+)")
-        found: set[str] = set()
-        for mount in list_mounts():
-            if mount.type == "overlay":
-                found.update(pattern.findall(str(mount.super_options)))
-        return found
-
-
-def _effective(rows: Sequence[LayerRow]) -> list[LayerRow]:
-    """The layers that matter, lowest first.
-
-    overlayfs refuses one directory twice; of a layer that is in a chain twice the upper one alone
-    has the same effect, for it brings everything again. It also ignores an opaque mark on a layer's
-    root, so what lies below such a layer is left out.
-    """
-    kept: list[LayerRow] = []
-    seen: set[str] = set()
-    for row in reversed(rows):
-        if row.diff_id not in seen:
-            seen.add(row.diff_id)
-            kept.append(row)
-        if row.facts.opaque_root:
-            break
-    return kept[::-1]
 
 
 def _name(number: int) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import PodwrightError, Unsupported, map_os_errors
 from sandbox.host.files import remove_tree
+from sandbox.host.idmap import WORD
 from sandbox.host.journal import get_logger
-from sandbox.host.mounts import Mount, mount_one, unmount
+from sandbox.host.mounts import Mount, mount_all, mount_one, unmount, unmount_tree
 
 if TYPE_CHECKING:
     from sandbox.host.syscalls import Syscalls
@@ -47,6 +48,44 @@ def probe_options(directory: Path, syscalls: Syscalls) -> tuple[str, ...]:
         hint="load the overlay module, and keep images on ext4, XFS with ftype=1 or tmpfs",
         path=str(directory.parent),
     )
+
+
+def probe_mapping(directory: Path, namespace: Path, syscalls: Syscalls) -> str:
+    """Why root file systems cannot have the mapping of a user namespace; empty when they can.
+
+    Mounts a small overlay on a layer with mapped owners and looks who owns a file in it; blocking.
+
+    Args:
+        directory: made, used and removed; on the file system that holds the layers.
+        namespace: where a user namespace is pinned whose root is not the node's.
+        syscalls: the kernel.
+    """
+    parts = {name: directory / name for name in ("layer", "lower", "upper", "work", "target")}
+    words = tuple(f"{name}dir={parts[name]}" for name in ("lower", "upper", "work"))
+    try:
+        # A daemon that was killed in the middle of this has left mounts.
+        unmount_tree(directory, syscalls=syscalls)
+        remove_tree(directory)
+        with map_os_errors("cannot make probe directories", path=str(directory)):
+            directory.mkdir(0o700)
+            for path in parts.values():
+                path.mkdir(0o700)
+            (parts["layer"] / "file").touch(0o600)
+        bind = Mount(
+            "bind", str(parts["layer"]), parts["lower"], ("bind", "ro", f"{WORD}={namespace}")
+        )
+        try:
+            mount_all(
+                [bind, Mount("overlay", "overlay", parts["target"], words)], syscalls=syscalls
+            )
+            if (parts["target"] / "file").stat().st_uid == 0:
+                return "overlayfs does not follow the mapping of its layers"
+        finally:
+            unmount_tree(directory, syscalls=syscalls)
+            remove_tree(directory)
+    except (PodwrightError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _mounts(options: tuple[str, ...], target: Path, syscalls: Syscalls) -> bool:

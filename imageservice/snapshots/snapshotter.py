@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imageservice.forms import LayerForm
+    from sandbox.host.idmap import IdMap
     from sandbox.host.mounts import Mount
 
 
@@ -78,6 +79,20 @@ class LayerFacts:
     opaque_root: bool = False
     implied: frozenset[bytes] = frozenset()
     form: LayerForm = "tree"
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRoot:
+    """A root file system for a user namespace.
+
+    Attributes:
+        ids: the mapping; owners on the layers' disks are the ids inside.
+        layers_at: an empty directory, made if missing, in which the layers are mounted with that
+            mapping. overlayfs keeps what it needs of them: once it is mounted they can go.
+    """
+
+    ids: IdMap
+    layers_at: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +162,13 @@ class Snapshotter(Protocol):
         upper_dir: Path,
         work_dir: Path,
         read_only: bool = False,
+        mapped: MappedRoot | None = None,
     ) -> tuple[Mount, ...]:
         """Take a lease on the layers and say how to mount them; nothing is mounted here.
 
         The lease is recorded before anything is made. Again under the same key: the new chain
-        takes the place of the old. The target of the mounts is empty (`Path()`), to be replaced.
+        takes the place of the old. The target of the last mount is empty (`Path()`), to be
+        replaced; those before it, if any, have absolute ones and hold what it is made of.
 
         Args:
             key: name of the lease.
@@ -159,6 +176,7 @@ class Snapshotter(Protocol):
             upper_dir: where writes go; made if missing, kept as it is if not.
             work_dir: made anew.
             read_only: no upper directory; the other two are not used.
+            mapped: for a pod with a user namespace.
 
         Raises:
             NotFound: a layer is not committed.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from sandbox.host.idmap import IdMap
+
 _OPAQUE: Final = "trusted.overlay.opaque"
 #: Directories corrected in one image; each costs an inode in every container of it.
 MAX_CORRECTIONS: Final = 1024
@@ -124,6 +126,7 @@ def make_upper(
     work_dir: Path,
     root_like: Path | None,
     corrections: Sequence[Correction] = (),
+    ids: IdMap | None = None,
 ) -> None:
     """Make the writable directories. Blocking.
 
@@ -136,6 +139,8 @@ def make_upper(
         work_dir: overlayfs' own.
         root_like: the directory to look like; None for root's 0755.
         corrections: see the module's text.
+        ids: whose owners those are, on a layer's disk; None where they are the node's. What a
+            container writes belongs to the ids outside, so the directories do, too.
 
     Raises:
         ResourceExhausted: disk full; what was made is incomplete and `upper_dir` is gone again.
@@ -154,23 +159,26 @@ def make_upper(
             for correction in corrections:
                 target = upper + b"/" + correction.path
                 os.mkdir(target, 0o700)  # noqa: PTH102 - a path in bytes
-                _look_like(target, correction.source)
+                _look_like(target, correction.source, ids)
             # Deepest first: making a directory moved the times of the one above it.
             for correction in reversed(corrections):
                 status = os.lstat(correction.source)
                 times = (status.st_atime_ns, status.st_mtime_ns)
                 os.utime(upper + b"/" + correction.path, ns=times)
             if root_like is not None:
-                _look_like(upper, os.fsencode(root_like))
+                _look_like(upper, os.fsencode(root_like), ids)
+            elif ids is not None:
+                os.chown(upper_dir, *ids.root)
         except BaseException:
             remove_tree(upper_dir)
             raise
 
 
-def _look_like(target: bytes, source: bytes) -> None:
+def _look_like(target: bytes, source: bytes, ids: IdMap | None) -> None:
     """Owner, mode, then attributes, as for any file."""
     status = os.lstat(source)
-    os.chown(target, status.st_uid, status.st_gid)
+    owner = (status.st_uid, status.st_gid)
+    os.chown(target, *(owner if ids is None else ids.owner(*owner)))
     os.chmod(target, stat.S_IMODE(status.st_mode))  # noqa: PTH101 - a path in bytes
     for name in os.listxattr(source, follow_symlinks=False):
         if name.startswith(("trusted.overlay.", "security.")):

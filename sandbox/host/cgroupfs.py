@@ -331,13 +331,18 @@ def _below(directory: Path) -> Iterable[Path]:
 
 
 def _mkdir(directory: Path) -> bool:
+    made = False
     try:
-        directory.mkdir(mode=0o755)
-    except FileExistsError:
-        return False
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o755)
+            made = True
+        # Our umask cuts that down, and the kernel guards what may be written there by itself. Root
+        # of a user namespace has to pass, or a runtime could not show a container its own groups.
+        if directory.stat().st_mode & 0o011 != 0o011:
+            directory.chmod(0o755)
     except OSError as error:
         raise from_os_error(error, "cannot make cgroup") from error
-    return True
+    return made
 
 
 def _inherit_cpuset(directory: Path) -> None:

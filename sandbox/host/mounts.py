@@ -7,6 +7,7 @@ mount_setattr(2), propagation or text for the file system is decided here and no
     Mount("bind", "/srv/data", Path("/run/x"), ("rbind", "ro", "nosuid"))
     Mount("overlay", "overlay", Path("/run/r"), ("lowerdir=/l2:/l1", "upperdir=/u", "workdir=/w"))
     Mount("tmpfs", "shm", Path("/run/shm"), ("size=65536k", "mode=1777", "nodev"))
+    Mount("bind", "/srv/data", Path("/run/x"), ("rbind", "X-mount.idmap=/run/namespaces/p/user"))
 
 All functions block: call them in a thread.
 """
@@ -19,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sandbox.host import overlay
+from sandbox.host import idmap, overlay
 from sandbox.host import syscalls as sc
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import InvalidArgument, PodwrightError, from_os_error
@@ -127,6 +128,7 @@ class _Parsed:
     cleared: int = 0
     propagation: list[int] = field(default_factory=list)
     recursive_read_only: bool = False
+    idmap: str = ""
     data: list[str] = field(default_factory=list)
 
 
@@ -147,6 +149,8 @@ def _parse(mount: Mount) -> _Parsed:
             parsed.propagation.append(_PROPAGATION[word])
         elif word == _RECURSIVE_READ_ONLY:
             parsed.recursive_read_only = True
+        elif word.startswith(idmap.WORD + "="):
+            parsed.idmap = word.partition("=")[2]
         elif word:
             parsed.data.append(word)
     return parsed
@@ -208,6 +212,17 @@ def _refuse_symlink(target: Path) -> None:
 
 
 def _mount_new(mount: Mount, parsed: _Parsed, syscalls: sc.Syscalls) -> None:
+    if parsed.idmap:
+        if not parsed.flags & sc.MS_BIND:
+            raise InvalidArgument("only a bind mount has mapped owners", path=str(mount.target))
+        idmap.mount_idmapped(
+            mount.source,
+            mount.target,
+            parsed.idmap,
+            recursive=bool(parsed.flags & sc.MS_REC),
+            syscalls=syscalls,
+        )
+        return
     if parsed.flags & sc.MS_BIND:
         kind = parsed.flags & (sc.MS_BIND | sc.MS_REC)
         syscalls.mount(mount.source, mount.target, "", kind)

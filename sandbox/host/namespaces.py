@@ -2,8 +2,8 @@
 
 These three belong to a thread (setns(2)), so a thread that goes in and comes back is enough, and
 nothing forks. One persistent thread costs a quarter of a new thread each time. A thread that
-cannot come back to the host's namespaces is never used again: another takes its place. User and pid
-namespaces need a new process: those are the OCI runtime's business.
+cannot come back to the host's namespaces is never used again: another takes its place. A user
+namespace needs a new process (`usernamespaces`), a pid namespace is the OCI runtime's business.
 
     pod directory/net   ── bind mount of /proc/thread-self/ns/net (nsfs)
                  /ipc   ── the namespace lives as long as the mount, no process is needed
@@ -206,7 +206,7 @@ class NamespaceWorker:
             Denied, ResourceExhausted: as the kernel says.
         """
         plan = plan_sysctls(sysctls or {}, kinds)
-        _check_hostname(hostname)
+        check_hostname(hostname)
         if hostname and "uts" not in kinds:
             raise InvalidArgument("host name needs a uts namespace of the pod's own")
         return await self._maker.run(
@@ -360,7 +360,8 @@ class NamespaceWorker:
         self._visitor.close()
 
 
-def _check_hostname(name: str) -> None:
+def check_hostname(name: str) -> None:
+    """Raise InvalidArgument for what cannot be a host name; an empty one is not set at all."""
     if len(name.encode(errors="surrogatepass")) > HOSTNAME_LIMIT_BYTES:
         raise InvalidArgument(f"host name is longer than {HOSTNAME_LIMIT_BYTES} bytes")
     if any(c.isspace() or not c.isprintable() or c == "/" for c in name):

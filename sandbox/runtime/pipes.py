@@ -9,28 +9,60 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import map_os_errors
 from sandbox.host.files import Fd
+from sandbox.host.pidfd import start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandbox.model import ProcessRef
+
 #: A pipe's default capacity (pipe(7)): one read takes all there can be.
 READ_BYTES: Final = 64 * 1024
+#: Of a pipe that is a standard stream: see `make_pipe`.
+STREAM_MODE: Final = 0o666
 
 
 def make_pipe() -> tuple[Fd, Fd]:
     """(reading end, writing end), both close-on-exec, the reading end non-blocking.
+
+    The command may open it again by name (/dev/stderr), whoever it runs as: only who may look into
+    the command's /proc finds that name.
 
     Raises:
         ResourceExhausted: no descriptor is left.
     """
     with map_os_errors("cannot make a pipe"):
         reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.fchmod(writing, STREAM_MODE)
     os.set_blocking(reading, False)
     return Fd(reading), Fd(writing)
+
+
+def open_streams(process: ProcessRef) -> None:
+    """Do the same for the streams of a container's first process that are pipes of conmon.
+
+    Runtimes give them to the container's user, but from inside a user namespace runc cannot. Call
+    before the container's program runs. Blocking; a process that is gone needs nothing.
+    """
+    try:
+        streams = os.open(f"/proc/{process.pid}/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if start_ticks(process.pid) != process.start_ticks:
+            return
+        for name in ("0", "1", "2"):
+            with suppress(OSError):
+                if stat.S_ISFIFO(os.stat(name, dir_fd=streams).st_mode):
+                    os.chmod(name, STREAM_MODE, dir_fd=streams)
+    finally:
+        os.close(streams)
 
 
 async def drain(pipe: Fd, take: Callable[[bytes], bool]) -> None:

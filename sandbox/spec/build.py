@@ -44,6 +44,7 @@ def pause_spec(inputs: PodInputs) -> oci.Spec:
     process_label, mount_label = pod_labels(config, host, inputs.selinux_level)
     process.check_strings(inputs.argv, "an argument of the pause process")
     _, rules = linux.devices((), (), privileged=False)
+    uids, gids = linux.user_mappings(security.namespaces)
     return oci.Spec(
         oci_version=oci.OCI_VERSION,
         process=oci.Process(
@@ -79,6 +80,8 @@ def pause_spec(inputs: PodInputs) -> oci.Spec:
             namespaces=linux.pause_namespaces(
                 config, inputs.pins, cgroup_version=host.cgroup_version
             ),
+            uid_mappings=uids,
+            gid_mappings=gids,
             cgroups_path=inputs.cgroups_path,
             resources=oci.Resources(
                 devices=rules,
@@ -117,8 +120,11 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
         security.capabilities, held=host.capabilities, privileged=privileged
     )
     process_label, mount_label = container_labels(config, inputs.pod, host, inputs.selinux_level)
+    pod_namespaces = inputs.pod.security.namespaces
+    uids, gids = linux.user_mappings(pod_namespaces)
     all_mounts, propagation = mounts.container_mounts(
         privileged=privileged,
+        namespaces=pod_namespaces,
         readonly_rootfs=security.readonly_rootfs,
         files=inputs.files,
         volumes=_volumes(inputs),
@@ -169,6 +175,8 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
                 privileged=privileged,
                 cgroup_version=host.cgroup_version,
             ),
+            uid_mappings=uids,
+            gid_mappings=gids,
             devices=nodes,
             cgroups_path=inputs.cgroups_path,
             resources=_resources(inputs, host, rules),

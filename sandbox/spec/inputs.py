@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sandbox.users import ResolvedUser
 
 #: Kinds of pinned namespaces, as they are called in the pins' directory.
-PinKind = Literal["net", "ipc", "uts", "pid"]
+PinKind = Literal["user", "net", "ipc", "uts", "pid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class HostFacts:
         oom_score_adj_floor: lowest value the daemon may set; its own oom_score_adj without
             CAP_SYS_RESOURCE, else -1000.
         recursive_read_only: kernel >= 5.12 (mount_setattr) and the OCI runtime knows `rro`.
+        no_user_namespaces: why no pod can have a user namespace of its own; empty when it can.
+        binds_top_only: in a user namespace the OCI runtime binds a source without the mounts below.
         seccomp: machine, kernel version, filter support.
         runtime_spec: version (major, minor) of the OCI runtime-spec that the runtime knows.
         apparmor: None without AppArmor.
@@ -50,6 +52,8 @@ class HostFacts:
     oom_score_adj_floor: int = -1000
     recursive_read_only: bool = False
     runtime_spec: tuple[int, int] = (1, 0)
+    no_user_namespaces: str = "not tried"
+    binds_top_only: bool = False
     seccomp: SeccompHost = field(default_factory=SeccompHost)
     apparmor: AppArmorHost | None = None
     selinux: SELinuxHost | None = None
@@ -145,8 +149,8 @@ class PodInputs:
         config: the request.
         hostname: the pod's, checked; the UTS pin has it already, so this is for runtimes that make
             a machine of their own.
-        pins: namespaces pinned before the pause process starts: net, ipc, uts; a kind that is the
-            host's is absent.
+        pins: namespaces pinned before the pause process starts: user, net, ipc, uts; a kind that is
+            the host's is absent.
         rootfs: directory with catatonit and the empty directories proc and dev.
         argv: what the pause process runs, as seen inside rootfs.
         cgroups_path: the OCI text, in the form of the cgroup driver.
@@ -182,7 +186,7 @@ class ContainerInputs:
         image_name: for the runtime's annotations.
         user: from `sandbox.users.resolve_user`.
         rootfs: where the root file system is mounted.
-        pins: the pod's pinned namespaces: net, ipc, uts, and pid where the pod shares one.
+        pins: the pod's pinned namespaces: user, net, ipc, uts, and pid where the pod shares one.
         target_pid: for pid mode TARGET, a pin of the target container's pid namespace.
         hostname: of the pod, or the node's for a pod on the host network.
         files: the pod's files.

@@ -1,6 +1,6 @@
 """The Linux part of a document: namespaces, devices, masked and read-only paths.
 
-Namespaces. Network, IPC and UTS are the *pod's* decision: every container of a pod joins the
+Namespaces. User, network, IPC and UTS are the *pod's* decision: every container of a pod joins the
 pod's pins, or the host's where the pod is on the host. The pid namespace is the container's own
 decision. A namespace is joined only by a pinned path, never through /proc/PID: that number can
 belong to another process by the time the runtime opens it (CVE-2019-14891).
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from sandbox import oci
 from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
-from sandbox.model import NamespaceMode, NamespaceOptions, PodConfig
+from sandbox.mapping import own_user_namespace
+from sandbox.model import NamespaceMode
 from sandbox.spec.paths import clean_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from sandbox.spec.inputs import DeviceNode, PinKind
+    from sandbox.model import IdMapping, NamespaceOptions, PodConfig
+    from sandbox.spec.inputs import DeviceNode, HostFacts, PinKind
 
 #: What the pause process must not see through its /proc, since a container of a shared pid
 #: namespace can reach the pause's root by /proc/1/root: it has no more rights than they do.
@@ -67,18 +69,34 @@ _STANDARD_RULES: Final = (
 )
 
 _JOINED: Final[tuple[tuple[oci.NamespaceType, PinKind], ...]] = (
+    ("user", "user"),
     ("network", "net"),
     ("ipc", "ipc"),
     ("uts", "uts"),
 )
 
 
+def check_pod(config: PodConfig, host: HostFacts, runtime: str) -> None:
+    """Refuse what the pod's namespaces cannot be on this node, before anything is made.
+
+    Raises:
+        InvalidArgument: no pod can have them.
+        Unsupported: this node, or this runtime, has no user namespaces.
+    """
+    check_namespaces(config)
+    reason = host.no_user_namespaces
+    if reason and own_user_namespace(config.security.namespaces) is not None:
+        raise Unsupported(
+            f"pods of runtime {runtime} cannot have a user namespace: {reason}",
+            hint="see podwright check; or set hostUsers to true, or leave it unset",
+        )
+
+
 def check_namespaces(config: PodConfig) -> None:
     """Refuse combinations of namespaces that CRI does not have, before anything is made.
 
     Raises:
-        InvalidArgument: a mode that means nothing for a pod.
-        Unsupported: a user namespace.
+        InvalidArgument: a mode that means nothing for a pod, or beside a user namespace.
     """
     options = config.security.namespaces
     for what, mode in (("network", options.network), ("ipc", options.ipc)):
@@ -86,16 +104,48 @@ def check_namespaces(config: PodConfig) -> None:
             raise InvalidArgument(f"{what} namespace mode {mode.name} means nothing for a pod")
     if options.pid is NamespaceMode.TARGET:
         raise InvalidArgument("pid namespace mode TARGET means nothing for a pod")
-    refuse_user_namespace(options)
+    if own_user_namespace(options) is None:
+        return
+    for what, mode in (("pid", options.pid), ("ipc", options.ipc)):
+        # Root inside owns nothing of the node's; Kubernetes refuses both at its border as well.
+        if mode is NamespaceMode.NODE:
+            raise InvalidArgument(
+                f"a pod with a user namespace cannot share the node's {what} namespace",
+                hint="set hostUsers to true, or let the pod have its own",
+            )
 
 
-def refuse_user_namespace(options: NamespaceOptions) -> None:
-    """Raise Unsupported when a user namespace is asked for; nothing here maps ids."""
-    user = options.user
-    if user is not None and (user.mode is not NamespaceMode.NODE or user.uids or user.gids):
-        raise Unsupported(
-            "user namespaces are not supported", hint="set hostUsers to true or leave it unset"
+def check_same_user_namespace(pod: NamespaceOptions, own: NamespaceOptions) -> None:
+    """A container is in its pod's user namespace; one that names none goes there too.
+
+    Raises:
+        InvalidArgument: it asks for another, or for another mapping.
+    """
+    if own.user is None:
+        return
+    if own_user_namespace(own) != own_user_namespace(pod):
+        raise InvalidArgument(
+            "the container's user namespace is not the pod's",
+            hint="send the pod's userns_options with each of its containers",
         )
+
+
+def user_mappings(
+    options: NamespaceOptions,
+) -> tuple[tuple[oci.IdMapping, ...], tuple[oci.IdMapping, ...]]:
+    """Of users and of groups, for the document; empty in the node's user namespace.
+
+    The namespace is joined by its pin and has them already; runtimes want them all the same, to
+    know who root is outside.
+    """
+    user = own_user_namespace(options)
+    if user is None:
+        return (), ()
+    return tuple(map(_mapping, user.uids)), tuple(map(_mapping, user.gids))
+
+
+def _mapping(line: IdMapping) -> oci.IdMapping:
+    return oci.IdMapping(container_id=line.container_id, host_id=line.host_id, size=line.length)
 
 
 def pause_namespaces(
@@ -129,11 +179,10 @@ def container_namespaces(
 
     Raises:
         FailedPrecondition: a pin that the configuration asks for is missing.
-        InvalidArgument: pid mode TARGET without a target.
-        Unsupported: a user namespace.
+        InvalidArgument: pid mode TARGET without a target, pid mode NODE or another user namespace
+            in a pod with a user namespace.
     """
-    refuse_user_namespace(config.security.namespaces)
-    refuse_user_namespace(own)
+    check_same_user_namespace(config.security.namespaces, own)
     namespaces = [oci.Namespace(type="mount"), *_joined(config, pins)]
     match own.pid:
         case NamespaceMode.CONTAINER:
@@ -147,7 +196,10 @@ def container_namespaces(
             if config.security.namespaces.pid is not NamespaceMode.NODE:
                 namespaces.append(_pinned("pid", "pid", pins))
         case NamespaceMode.NODE:
-            pass
+            if own_user_namespace(config.security.namespaces) is not None:
+                raise InvalidArgument(
+                    "a container in a user namespace cannot share the node's pid namespace"
+                )
     if cgroup_version == 2 and not privileged:
         namespaces.append(oci.Namespace(type="cgroup"))
     return tuple(namespaces)
@@ -160,7 +212,9 @@ def shares_host_uts(config: PodConfig) -> bool:
 
 def _joined(config: PodConfig, pins: Mapping[PinKind, Path]) -> list[oci.Namespace]:
     options = config.security.namespaces
-    host = set()
+    host: set[PinKind] = set()
+    if own_user_namespace(options) is None:
+        host.add("user")
     if options.network is NamespaceMode.NODE:
         host |= {"net", "uts"}
     if options.ipc is NamespaceMode.NODE:

@@ -17,13 +17,21 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox import oci
 from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
-from sandbox.model import CriMount, ImageDefaults, MountPropagation
+from sandbox.mapping import own_user_namespace
+from sandbox.model import (
+    CriMount,
+    ImageDefaults,
+    MountPropagation,
+    NamespaceMode,
+    NamespaceOptions,
+)
 from sandbox.spec.paths import clean_path, depth, is_at_or_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from sandbox.model import UserNamespace
     from sandbox.spec.inputs import PodFiles, ResolvedMount
 
 #: Most mounts a container may ask for; the kernel's own limit is 100 000 in a mount namespace.
@@ -39,6 +47,10 @@ _OPTION_GROUPS: Final[tuple[frozenset[str], ...]] = (
 )
 _ALLOWED_OPTIONS: Final = frozenset().union(*_OPTION_GROUPS)
 
+_DEFAULT_NAMESPACES: Final = NamespaceOptions()
+#: Group tty, see `default_mounts`.
+_TTY_GROUP: Final = 5
+
 _PROPAGATION: Final = {
     MountPropagation.PRIVATE: "rprivate",
     MountPropagation.HOST_TO_CONTAINER: "rslave",
@@ -49,14 +61,29 @@ _PROPAGATION: Final = {
 _NO_VOLUMES: Final = ("/proc", "/sys", "/dev")
 
 
-def default_mounts(*, privileged: bool) -> tuple[oci.Mount, ...]:
-    """Kernel file systems of a container.
+def default_mounts(
+    *, privileged: bool, namespaces: NamespaceOptions = _DEFAULT_NAMESPACES
+) -> tuple[oci.Mount, ...]:
+    """Kernel file systems of a container in a pod with these `namespaces`.
 
     The size of /dev and the group of its terminals (5 is tty in Debian, Fedora and Alpine) are what
-    Docker and containerd use. A privileged container may write /sys and the cgroups.
+    Docker and containerd use; where the pod's user namespace has no such group, root's is taken. A
+    privileged container may write /sys and the cgroups.
     """
     access = "rw" if privileged else "ro"
     quiet = ("nosuid", "noexec", "nodev")
+    user = own_user_namespace(namespaces)
+    terminals = ("gid=5",) if user is None or user.gids[0].length > _TTY_GROUP else ()
+    sysfs = oci.Mount(destination="/sys", type="sysfs", source="sysfs", options=(*quiet, access))
+    if user is not None and namespaces.network is NamespaceMode.NODE:
+        # sysfs shows a network namespace, and only who owns that may mount one. Recursively read-
+        # only, because what is mounted below the host's (debugfs, bpf) comes along.
+        sysfs = oci.Mount(
+            destination="/sys",
+            type="bind",
+            source="/sys",
+            options=("rbind", "rprivate", *quiet, "rro"),
+        )
     return (
         oci.Mount(destination="/proc", type="proc", source="proc", options=quiet),
         dev_mount(),
@@ -64,10 +91,17 @@ def default_mounts(*, privileged: bool) -> tuple[oci.Mount, ...]:
             destination="/dev/pts",
             type="devpts",
             source="devpts",
-            options=("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+            options=(
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                *terminals,
+            ),
         ),
         oci.Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=quiet),
-        oci.Mount(destination="/sys", type="sysfs", source="sysfs", options=(*quiet, access)),
+        sysfs,
         oci.Mount(
             destination="/sys/fs/cgroup",
             type="cgroup",
@@ -87,16 +121,19 @@ def dev_mount() -> oci.Mount:
     )
 
 
-def check_mount(mount: CriMount, *, recursive_read_only: bool) -> str:
+def check_mount(
+    mount: CriMount, *, recursive_read_only: bool, pod_user: UserNamespace | None = None
+) -> str:
     """Check a request before anything of it is looked up; gives the cleaned container path.
 
     Args:
         mount: the request.
         recursive_read_only: whether this node and runtime can do it.
+        pod_user: the user namespace of the pod, None on the node's.
 
     Raises:
         InvalidArgument: paths, options, or a combination that CRI forbids.
-        Unsupported: recursive read-only or mapped ids, where they cannot be had.
+        Unsupported: recursive read-only where it cannot be had, or ids mapped as the pod's are not.
     """
     path = clean_path(mount.container_path, "the container path of a mount")
     if path == "/":
@@ -105,8 +142,7 @@ def check_mount(mount: CriMount, *, recursive_read_only: bool) -> str:
         raise InvalidArgument("a mount needs a host path or an image, not both", path=path)
     if mount.host_path:
         clean_path(mount.host_path, "the host path of a mount")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise Unsupported("mounts with mapped ids are not supported", path=path)
+    _check_mapping(path, mount, pod_user)
     if mount.image is not None and mount.propagation is not MountPropagation.PRIVATE:
         raise InvalidArgument("an image volume needs private propagation", path=path)
     if mount.recursive_read_only:
@@ -140,6 +176,25 @@ def check_mount(mount: CriMount, *, recursive_read_only: bool) -> str:
     return path
 
 
+def _check_mapping(path: str, mount: CriMount, pod_user: UserNamespace | None) -> None:
+    if mount.uid_mappings or mount.gid_mappings:
+        have = (pod_user.uids, pod_user.gids) if pod_user is not None else ((), ())
+        if (mount.uid_mappings, mount.gid_mappings) != have:
+            raise Unsupported(
+                "a mount's owners can be mapped only as the pod's user namespace maps them",
+                hint="send the pod's own uids and gids with the mount",
+                path=path,
+            )
+    if pod_user is not None and mount.propagation is MountPropagation.BIDIRECTIONAL:
+        # The kernel makes every mount of a mount namespace with another owner a slave.
+        raise InvalidArgument(
+            "mounts made inside a user namespace never reach the node: bidirectional propagation"
+            " needs a pod on the node's user namespace",
+            hint="set hostUsers to true, or leave it unset",
+            path=path,
+        )
+
+
 def image_volume_paths(image: ImageDefaults, mounts: Iterable[CriMount]) -> tuple[str, ...]:
     """For which of the image's volumes the caller must provide a directory.
 
@@ -171,6 +226,7 @@ def container_mounts(
     volumes: Mapping[str, Path],
     mounts: Iterable[ResolvedMount],
     recursive_read_only: bool,
+    namespaces: NamespaceOptions = _DEFAULT_NAMESPACES,
 ) -> tuple[tuple[oci.Mount, ...], str]:
     """All mounts in their order, and the root's propagation (empty for the runtime's default).
 
@@ -178,9 +234,10 @@ def container_mounts(
         InvalidArgument, Unsupported: see `check_mount`.
         FailedPrecondition: a source lies on a mount without the propagation that was asked for.
     """
+    user = own_user_namespace(namespaces)
     asked: dict[str, ResolvedMount] = {}
     for item in mounts:
-        path = check_mount(item.mount, recursive_read_only=recursive_read_only)
+        path = check_mount(item.mount, recursive_read_only=recursive_read_only, pod_user=user)
         asked.pop(path, None)  # the last one wins, and takes its own turn in the order
         asked[path] = item
         if len(asked) > MOUNTS_LIMIT:
@@ -196,7 +253,7 @@ def container_mounts(
 
     first = [
         mount
-        for mount in default_mounts(privileged=privileged)
+        for mount in default_mounts(privileged=privileged, namespaces=namespaces)
         if not any(is_at_or_below(mount.destination, path) for path in asked)
     ]
     return (*first, *later), _root_propagation(asked.values())

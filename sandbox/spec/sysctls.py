@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument
 from sandbox.host.sysctls import Kind, plan_sysctls, sysctl_kind, sysctl_path
+from sandbox.mapping import own_user_namespace
 from sandbox.model import NamespaceMode
 
 if TYPE_CHECKING:
     from sandbox.model import PodConfig
 
+#: The largest group id that Kubernetes knows.
+LAST_GROUP: Final = 2**31 - 1
 #: Unprivileged ping and low ports: harmless in a network namespace of one's own, and what images
-#: made on Docker and containerd expect. 2^31-1 is the largest group id that Kubernetes knows.
+#: made on Docker and containerd expect.
 DEFAULT_SYSCTLS: Final = {
     "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
+    "net.ipv4.ping_group_range": f"0 {LAST_GROUP}",
 }
 
 
@@ -49,6 +52,15 @@ def check_sysctls(config: PodConfig) -> None:
     plan_sysctls(config.sysctls, frozenset(own))
 
 
+def _defaults(config: PodConfig) -> dict[str, str]:
+    """The kernel takes only groups that the pod's user namespace has."""
+    user = own_user_namespace(config.security.namespaces)
+    if user is None:
+        return DEFAULT_SYSCTLS
+    last = min(user.gids[0].length - 1, LAST_GROUP)
+    return {**DEFAULT_SYSCTLS, "net.ipv4.ping_group_range": f"0 {last}"}
+
+
 def pod_sysctls(config: PodConfig) -> dict[str, str]:
     """All sysctls for the pod's namespaces: the defaults, and over them the request's.
 
@@ -61,6 +73,6 @@ def pod_sysctls(config: PodConfig) -> dict[str, str]:
     # By path, because a key may be written with slashes, and two spellings must not both be set.
     asked = {sysctl_path(key) for key in config.sysctls}
     defaults = {
-        key: value for key, value in DEFAULT_SYSCTLS.items() if sysctl_path(key) not in asked
+        key: value for key, value in _defaults(config).items() if sysctl_path(key) not in asked
     }
     return {**defaults, **config.sysctls}

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from imageservice.snapshots.snapshotter import LayerFacts, SnapshotUsage, Staging
+from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
 from sandbox.host.errors import NotFound
 from sandbox.host.mounts import Mount
 
@@ -69,7 +69,9 @@ class MemorySnapshotter:
         upper_dir: Path,
         work_dir: Path,
         read_only: bool = False,
+        mapped: MappedRoot | None = None,
     ) -> tuple[Mount, ...]:
+        assert mapped is None, "needs a kernel"
         for diff_id in chain:
             if not self.has(diff_id):
                 raise NotFound("image layer is not on this node", layer=diff_id)

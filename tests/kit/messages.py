@@ -13,7 +13,12 @@ PREDEFINED_GROUP: Final = "registry.k8s.io/k8s-staging-cri-tools/test-image-pred
 
 
 def namespaces(
-    *, network: str = "POD", pid: str = "CONTAINER", ipc: str = "POD", target: str = ""
+    *,
+    network: str = "POD",
+    pid: str = "CONTAINER",
+    ipc: str = "POD",
+    target: str = "",
+    user: api.UserNamespace | None = None,
 ) -> api.NamespaceOption:
     """Namespace modes by name; `target` is the container of pid mode TARGET."""
     return api.NamespaceOption(
@@ -21,6 +26,39 @@ def namespaces(
         pid=pid,
         ipc=ipc,
         target_id=target,
+        userns_options=user,
+    )
+
+
+def user_namespace(
+    first: int, length: int = 65536, *, gids: int | None = None, inside: int = 0
+) -> api.UserNamespace:
+    """A user namespace of its own: ids from `inside` on are those from `first` on outside."""
+
+    def line(host_id: int) -> api.IDMapping:
+        return api.IDMapping(host_id=host_id, container_id=inside, length=length)
+
+    return api.UserNamespace(
+        mode=api.POD, uids=[line(first)], gids=[line(first if gids is None else gids)]
+    )
+
+
+def mapped_mount(
+    container_path: str,
+    host_path: str,
+    user: api.UserNamespace,
+    *,
+    readonly: bool = False,
+    propagation: api.MountPropagation = api.PROPAGATION_PRIVATE,
+) -> api.Mount:
+    """A mount as a kubelet sends it for a pod with a user namespace."""
+    return api.Mount(
+        container_path=container_path,
+        host_path=host_path,
+        readonly=readonly,
+        propagation=propagation,
+        uidMappings=user.uids,
+        gidMappings=user.gids,
     )
 
 

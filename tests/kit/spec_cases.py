@@ -18,13 +18,16 @@ from sandbox.model import (
     Capabilities,
     CriMount,
     HugepageLimit,
+    IdMapping,
     LinuxResources,
     MountPropagation,
     NamespaceMode,
     NamespaceOptions,
+    PodConfig,
     PodSecurity,
     ProfileType,
     SecurityProfile,
+    UserNamespace,
 )
 from sandbox.security.seccomp import SeccompHost
 from sandbox.spec.build import container_spec, pause_spec
@@ -53,6 +56,14 @@ def _limits() -> LinuxResources:
         oom_score_adj=990,
         cpuset_cpus="0-1",
         hugepage_limits=(HugepageLimit(page_size="2MB", limit_bytes=0),),
+    )
+
+
+def _mapped_pod(network: NamespaceMode = NamespaceMode.POD) -> PodConfig:
+    line = (IdMapping(host_id=131_072, container_id=0, length=65_536),)
+    user = UserNamespace(mode=NamespaceMode.POD, uids=line, gids=line)
+    return changed(
+        POD, security=PodSecurity(namespaces=NamespaceOptions(network=network, user=user))
     )
 
 
@@ -183,6 +194,11 @@ CASES: Final[dict[str, Callable[[], oci.Document]]] = {
     "container-privileged-v1": lambda: container_spec(_privileged(HOST_V1)),
     "container-privileged-v2": lambda: container_spec(_privileged(HOST_V2)),
     "container-host-namespaces": lambda: container_spec(_host_container()),
+    "pause-user-namespace": lambda: pause_spec(pod_inputs(_mapped_pod())),
+    "container-user-namespace": lambda: container_spec(container_inputs(_PLAIN, pod=_mapped_pod())),
+    "container-user-namespace-host-network": lambda: container_spec(
+        container_inputs(_PLAIN, pod=_mapped_pod(network=NamespaceMode.NODE))
+    ),
     "container-user": lambda: container_spec(_user()),
     "container-arguments": lambda: container_spec(_arguments()),
     "seccomp-x86_64": lambda: _seccomp(_filter("x86_64")),

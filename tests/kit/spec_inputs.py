@@ -24,7 +24,7 @@ POD_ID: Final = "ab" * 32
 CONTAINER_ID: Final = "cd" * 32
 PINS: Final = {
     kind: Path(f"/run/podwright/namespaces/{POD_ID}/{kind}")
-    for kind in ("net", "ipc", "uts", "pid")
+    for kind in ("user", "net", "ipc", "uts", "pid")
 }
 
 HOST_V1: Final = HostFacts(

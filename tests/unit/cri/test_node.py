@@ -1,7 +1,10 @@
 """What is found out about the node before its first pod."""
 
-from cri.node import swap_is_limited
+import pytest
+
+from cri.node import runtime_lacks_user_namespaces, swap_is_limited
 from sandbox.host.cgroupfs import CgroupLayout
+from sandbox.runtime.driver import RuntimeInfo
 
 MEMORY = frozenset({"memory"})
 
@@ -20,3 +23,21 @@ def test_swap_of_version_2_is_told_by_any_group_below_the_root(tmp_path):
     assert not swap_is_limited(layout)
     (tmp_path / "system.slice" / "memory.swap.max").touch()
     assert swap_is_limited(layout)
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        (RuntimeInfo("crun", "1.8.1"), ""),
+        (RuntimeInfo("runc", "1.1.5+ds1"), ""),
+        (RuntimeInfo("runc", "1.0.3"), "older than 1.1"),
+        (RuntimeInfo("crun", "1.4"), "older than 1.5"),
+        (RuntimeInfo("crun", "1.8.1", user_namespaces=False), "joins no user namespace"),
+        (RuntimeInfo("runsc", "20240101"), "joins no user namespace"),
+        (None, "does not run"),
+    ],
+)
+def test_user_namespaces_only_with_runtimes_known_to_join_them(info, words):
+    said = runtime_lacks_user_namespaces(info)
+    assert words in said
+    assert bool(said) == bool(words)

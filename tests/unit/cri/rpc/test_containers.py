@@ -67,16 +67,6 @@ async def test_every_part_of_create_is_needed(calls, containers, part):
             {"mounts": [pb.Mount(container_path="/a", image=pb.ImageSpec(image="x"))]},
             "image volumes",
         ),
-        (
-            {
-                "mounts": [
-                    pb.Mount(
-                        container_path="/a", host_path="/b", uidMappings=[pb.IDMapping(length=1)]
-                    )
-                ]
-            },
-            "id-mapped",
-        ),
     ],
 )
 async def test_what_this_version_cannot_do_is_refused_by_name(calls, containers, fields, what):

@@ -6,7 +6,7 @@ from cri.rpc.containers import ContainerCalls
 from cri.rpc.pods import PodCalls
 from protos import api_pb2 as pb
 from sandbox.host.clock import SystemClock
-from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
+from sandbox.host.errors import InvalidArgument, NotFound
 from sandbox.model import LinuxResources
 from tests.fakes.daemon import FakeContainers, FakePods
 
@@ -53,20 +53,6 @@ async def test_run_hands_over_the_value_and_the_handler(calls, pods):
 async def test_run_without_a_config(calls):
     with pytest.raises(InvalidArgument, match="config: is missing"):
         await calls.run_pod_sandbox(pb.RunPodSandboxRequest())
-
-
-async def test_user_namespaces_are_refused_not_ignored(calls, pods):
-    mapping = [pb.IDMapping(host_id=1, length=1)]
-    options = pb.NamespaceOption(userns_options=pb.UserNamespace(uids=mapping, gids=mapping))
-    linux = pb.LinuxPodSandboxConfig(
-        security_context=pb.LinuxSandboxSecurityContext(namespace_options=options)
-    )
-    with pytest.raises(Unsupported, match="user namespaces"):
-        await run(calls, linux=linux)
-    options.userns_options.CopyFrom(pb.UserNamespace(mode=pb.NODE))
-    linux.security_context.namespace_options.CopyFrom(options)
-    assert await run(calls, linux=linux)
-    assert len(pods.calls) == 1
 
 
 @pytest.mark.parametrize("method", ["stop_pod_sandbox", "remove_pod_sandbox", "pod_sandbox_status"])

@@ -9,14 +9,12 @@ import pytest
 from msgspec.structs import replace as changed
 
 from sandbox import oci
-from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
+from sandbox.host.errors import FailedPrecondition, InvalidArgument
 from sandbox.model import (
     CriMount,
-    IdMapping,
     NamespaceMode,
     NamespaceOptions,
     PodSecurity,
-    UserNamespace,
 )
 from sandbox.spec.build import container_spec, pause_spec
 from sandbox.spec.inputs import DeviceNode, ResolvedMount
@@ -149,19 +147,6 @@ def test_modes_without_a_meaning_for_pods(options: NamespaceOptions) -> None:
         check_namespaces(config)
     with pytest.raises(InvalidArgument):
         pause_spec(pod_inputs(config))
-
-
-def test_user_namespaces_are_refused() -> None:
-    line = (IdMapping(host_id=100_000, container_id=0, length=65_536),)
-    for user in (UserNamespace(mode=SHARED), UserNamespace(mode=NODE, uids=line)):
-        options = NamespaceOptions(user=user)
-        config = changed(POD, security=PodSecurity(namespaces=options))
-        with pytest.raises(Unsupported):
-            pause_spec(pod_inputs(config))
-        with pytest.raises(Unsupported):
-            container_spec(container_inputs(pod=config))
-    hosts = NamespaceOptions(user=UserNamespace(mode=NODE))
-    check_namespaces(changed(POD, security=PodSecurity(namespaces=hosts)))
 
 
 def test_devices_begin_with_deny_all() -> None:

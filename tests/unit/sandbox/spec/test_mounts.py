@@ -85,7 +85,7 @@ def test_refused(mount: CriMount) -> None:
         build(*resolved(mount))
 
 
-def test_mapped_ids_are_not_supported() -> None:
+def test_ids_are_mapped_only_in_a_user_namespace() -> None:
     mapping = (IdMapping(host_id=0, container_id=0, length=1),)
     for mount in (bind("/a", uid_mappings=mapping), bind("/a", gid_mappings=mapping)):
         with pytest.raises(Unsupported):

@@ -6,7 +6,14 @@ import pytest
 from msgspec.structs import replace as changed
 
 from sandbox.host.errors import InvalidArgument
-from sandbox.model import NamespaceMode, NamespaceOptions, PodConfig, PodSecurity
+from sandbox.model import (
+    IdMapping,
+    NamespaceMode,
+    NamespaceOptions,
+    PodConfig,
+    PodSecurity,
+    UserNamespace,
+)
 from sandbox.spec.sysctls import check_sysctls, pod_sysctls
 from tests.kit.spec_inputs import POD
 
@@ -28,6 +35,14 @@ def test_defaults_and_overrides() -> None:
     slashed = pod_sysctls(pod({"net/ipv4/ip_unprivileged_port_start": "80"}))
     assert start not in slashed
     assert pod_sysctls(pod({}, network=NODE)) == {}
+
+
+def test_ping_is_for_the_groups_of_the_user_namespace() -> None:
+    """The kernel takes no range with a group that does not exist there."""
+    line = (IdMapping(host_id=100_000, container_id=0, length=65_536),)
+    user = UserNamespace(mode=NamespaceMode.POD, uids=line, gids=line)
+    config = changed(POD, security=PodSecurity(namespaces=NamespaceOptions(user=user)))
+    assert pod_sysctls(config)["net.ipv4.ping_group_range"] == "0 65535"
 
 
 @pytest.mark.parametrize(
