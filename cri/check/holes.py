@@ -77,6 +77,13 @@ HOLES: Final = (
     ),
     Hole(
         "runc",
+        ("CVE-2024-45310",),
+        "two containers with a common volume can have empty files and directories made on the node",
+        ("1.1.14", "1.2.0~rc.3"),
+        serious=False,
+    ),
+    Hole(
+        "runc",
         ("CVE-2026-41579",),
         "an image whose /dev is a link has a few links made and `ptmx` removed on the node",
         ("1.3.6", "1.4.3", "1.5.0~rc.3"),

@@ -70,13 +70,13 @@ def prepare_log(path: str) -> PreparedLog:
     try:
         wanted.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         real = wanted.parent.resolve(strict=True) / wanted.name
-        # Not opened for reading: O_NONBLOCK keeps a FIFO without reader from blocking us.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(real, flags | os.O_CREAT | os.O_EXCL, LOG_MODE)
+            fd = os.open(real, flags, LOG_MODE)
             created = True
         except FileExistsError:
-            fd = os.open(real, flags)
+            # Looked at without opening it: a FIFO or a device would notice.
+            fd = os.open(real, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             created = False
         try:
             about = os.fstat(fd)
