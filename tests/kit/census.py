@@ -61,6 +61,11 @@ def take(places: Places, daemon: int | None, ids: Collection[str] = ()) -> Censu
     return census
 
 
+def settled(taken: Census) -> Census:
+    """`taken`, but empty while the daemon has children: beside its first calls it asks versions."""
+    return {} if any("child of the daemon" in line for line in taken["processes"]) else taken
+
+
 def difference(before: Census, after: Census) -> dict[str, dict[str, list[str]]]:
     """What is left and what is missing, by kind; empty when nothing is."""
     found: dict[str, dict[str, list[str]]] = {}

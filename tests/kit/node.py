@@ -137,7 +137,7 @@ class Node(Calls):
     def take_baseline(self) -> None:
         """What there is now is what must be there after each test."""
         until(lambda: not census.workers(self.pid), "unpack workers have ended")
-        self.baseline = self.census()
+        self.baseline = until(lambda: census.settled(self.census()), "no program is asked")
 
     # The daemon.
 
