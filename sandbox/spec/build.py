@@ -188,9 +188,7 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
                 host=host.seccomp,
             ),
             rootfs_propagation=propagation,
-            masked_paths=linux.guarded_paths(
-                security.masked_paths, "a masked path", privileged=privileged
-            ),
+            masked_paths=linux.masked_paths(security.masked_paths, privileged=privileged),
             readonly_paths=linux.guarded_paths(
                 security.readonly_paths, "a read-only path", privileged=privileged
             ),

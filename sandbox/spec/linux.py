@@ -37,6 +37,9 @@ PAUSE_MASKED_PATHS: Final = (
     "/proc/timer_list",
     "/proc/timer_stats",
 )
+#: Masked in every container that has masked paths at all, though older kubelets do not send them.
+#: Power meters tell what other programs compute (CVE-2020-8694, GHSA-7ww5-4wqc-m92c).
+ALWAYS_MASKED_PATHS: Final = ("/sys/devices/virtual/powercap",)
 PAUSE_READONLY_PATHS: Final = (
     "/proc/bus",
     "/proc/fs",
@@ -301,6 +304,18 @@ def _device(node: DeviceNode) -> oci.Device:
         uid=node.uid,
         gid=node.gid,
     )
+
+
+def masked_paths(paths: Iterable[str], *, privileged: bool) -> tuple[str, ...]:
+    """Masked paths: the client's, and what no list of them may forget; see `guarded_paths`.
+
+    An empty list stays empty: it is how a client asks for an unmasked /proc, inside which a user
+    namespace can mount its own; the kernel lets it only where nothing is covered.
+    """
+    masked = guarded_paths(paths, "a masked path", privileged=privileged)
+    if not masked:
+        return masked
+    return (*masked, *(path for path in ALWAYS_MASKED_PATHS if path not in masked))
 
 
 def guarded_paths(paths: Iterable[str], what: str, *, privileged: bool) -> tuple[str, ...]:
