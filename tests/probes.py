@@ -58,6 +58,17 @@ def no_cgroup_write() -> str:
     return ""
 
 
+@functools.cache
+def no_apparmor() -> str:
+    """Why AppArmor cannot confine anything here; empty when it can."""
+    enabled = Path("/sys/module/apparmor/parameters/enabled")
+    if not enabled.exists() or enabled.read_text().strip() != "Y":
+        return "this kernel has no AppArmor, or has it switched off"
+    if not Path("/sys/kernel/security/apparmor/profiles").exists():
+        return "securityfs is not mounted on /sys/kernel/security"
+    return "" if Path("/usr/sbin/apparmor_parser").exists() else "apparmor_parser is not installed"
+
+
 def no_program(name: str) -> str:
     """Why the program cannot be run; empty when it is installed."""
     return "" if shutil.which(name) else f"{name} is not installed"

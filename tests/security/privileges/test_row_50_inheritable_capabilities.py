@@ -17,6 +17,7 @@ from tests.kit.rights import (
     capabilities,
     capability_sets,
     create_with,
+    of_container,
     of_process,
     run_with,
 )
@@ -47,7 +48,7 @@ def test_inheritable_and_ambient_are_empty(
 ) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = run_with(node, pod, "main", SLEEP, change, user=user)
-    outside = of_process(node.container_pid(container))
+    outside = of_container(node, container)
     _, inside, _ = node.exec(container, "cat", "/proc/self/status")
     for status in (outside, inside, of_process(node.pod_pid(pod))):
         sets = capability_sets(status)
@@ -64,7 +65,7 @@ def test_privileged_has_what_the_daemon_has_and_nothing_inheritable(
     pod = node.run_pod("pod", handler=handler, privileged=True)
     container = node.run(pod, "main", SLEEP, privileged=True)
     for status in (
-        of_process(node.container_pid(container)),
+        of_container(node, container),
         node.exec(container, "cat", "/proc/self/status")[1],
     ):
         sets = capability_sets(status)
@@ -75,7 +76,7 @@ def test_privileged_has_what_the_daemon_has_and_nothing_inheritable(
 def test_all_is_what_the_daemon_has(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = run_with(node, pod, "main", SLEEP, capabilities(add=["all"], drop=["sys_time"]))
-    sets = capability_sets(of_process(node.container_pid(container)))
+    sets = capability_sets(of_container(node, container))
     assert sets["CapEff"] == sets["CapBnd"] == held(node) - {"CAP_SYS_TIME"}
 
 
@@ -87,7 +88,7 @@ def test_ambient_only_what_was_asked_for(node: Node, handler: str, user: int) ->
     change = capabilities(drop=["ALL"], add=["CHOWN"], ambient=["NET_BIND_SERVICE", "sys_time"])
     container = run_with(node, pod, "main", SLEEP, change, user=user)
     for status in (
-        of_process(node.container_pid(container)),
+        of_container(node, container),
         node.exec(container, "cat", "/proc/self/status")[1],
     ):
         sets = capability_sets(status)
@@ -111,7 +112,7 @@ def test_ambient_lets_an_ordinary_user_do_it(node: Node, handler: str) -> None:
 def test_ambient_all_is_what_the_daemon_has(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = run_with(node, pod, "main", SLEEP, capabilities(ambient=["ALL"]), user=1000)
-    sets = capability_sets(of_process(node.container_pid(container)))
+    sets = capability_sets(of_container(node, container))
     assert sets["CapAmb"] == sets["CapInh"] == sets["CapEff"] == held(node)
 
 

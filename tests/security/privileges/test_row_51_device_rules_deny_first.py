@@ -81,7 +81,9 @@ def test_a_device_that_was_given_opens_as_it_was_given(node: Node, handler: str,
     """One rule more is one device more: the rest stays as it was."""
     pod = node.run_pod("pod", handler=handler)
     request = node.create_request(pod, "main", SLEEP)
-    request.config.devices.add(container_path="/dev/given", host_path=f"/dev/{GIVEN}", permissions=mode)
+    request.config.devices.add(
+        container_path="/dev/given", host_path=f"/dev/{GIVEN}", permissions=mode
+    )
     answer = node.runtime.CreateContainer(request, timeout=PATIENCE_S)
     container = node.start(answer.container_id)
     opened = {
