@@ -39,6 +39,8 @@ profile {NAMED} flags=(attach_disconnected) {{
   deny /tmp/** w,
 }}
 """
+#: One answer on every node; the kit makes cgroups of that driver.
+SETTINGS = {"runtime.cgroup_driver": '"cgroupfs"'}
 ENFORCED = f"{DEFAULT_PROFILE} (enforce)"
 
 
@@ -256,7 +258,10 @@ def test_it_stays_when_the_daemon_ends_and_the_next_one_puts_its_own(node: Node)
 def test_without_the_parser_only_who_asks_for_the_default_is_refused(
     certs_d: Path, named: str
 ) -> None:
-    settings = {"runtime.apparmor_parser_path": json.dumps("/nonexistent/apparmor_parser")}
+    settings = {
+        **SETTINGS,
+        "runtime.apparmor_parser_path": json.dumps("/nonexistent/apparmor_parser"),
+    }
     if DEFAULT_PROFILE in loaded():
         unload(DEFAULT_PROFILE)
     with Node.running("no parser", certs_d, settings=settings) as node:
@@ -275,7 +280,7 @@ def test_without_the_parser_only_who_asks_for_the_default_is_refused(
 
 
 def test_switched_off_it_is_as_on_a_node_without(certs_d: Path, named: str) -> None:
-    with Node.running("off", certs_d, settings={"runtime.apparmor": '"off"'}) as node:
+    with Node.running("off", certs_d, settings={**SETTINGS, "runtime.apparmor": '"off"'}) as node:
         pod = node.run_pod("pod")
         for number, change in enumerate(
             [nothing, apparmor("RuntimeDefault"), apparmor("Unconfined")]
