@@ -84,9 +84,7 @@ def capabilities(
 
 def profile(kind: str, reference: str = "") -> api.SecurityProfile:
     """A profile by the name of its type: RuntimeDefault, Unconfined, Localhost."""
-    return api.SecurityProfile(
-        profile_type=api.SecurityProfile.ProfileType.Value(kind), localhost_ref=reference
-    )
+    return api.SecurityProfile(profile_type=kind, localhost_ref=reference)
 
 
 def seccomp(kind: str, reference: str = "") -> Change:
