@@ -48,6 +48,7 @@ from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
+from sandbox.host.systemd import Systemd
 from sandbox.host.usernamespaces import UserNamespaces
 from sandbox.interactive import InteractiveExecs
 from sandbox.layer_limits import LayerLimits
@@ -135,6 +136,7 @@ class Daemon:
             sandbox.cgroup_driver,
             clock=clock,
             kill_s=sandbox.timeouts.kill_s,
+            systemd=Systemd(runner),
         )
         runtimes = {
             handler.name: CommandRuntime(

@@ -9,7 +9,9 @@ Two drivers, as the kubelet knows them:
   (systemd.slice(5)).
 
 A pod whose request names no parent gets one of its own, below `podwright`. Only such parents are
-created, limited and removed by us; the kubelet's are the kubelet's.
+created, limited and removed by us; the kubelet's are the kubelet's. With systemd they are units, so
+systemd makes, limits and forgets them: a slice that merely lost its directory would stay in its
+books for ever.
 
 What is stored about an object is the OCI text, since every real path follows from it.
 """
@@ -23,12 +25,14 @@ from typing import TYPE_CHECKING, Final
 from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
 from sandbox.host.pidfd import is_zombie
 from sandbox.limits import Limit, check_memory, hugepage_limits, set_limits
+from sandbox.slices import slice_properties
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.host.cgroupfs import CgroupLayout
     from sandbox.host.clock import Clock
+    from sandbox.host.systemd import Systemd
     from sandbox.model import LinuxResources
     from sandbox.settings import CgroupDriver
 
@@ -87,11 +91,26 @@ class Cgroups:
     """Names, prepares, empties and removes cgroups; see the module text."""
 
     def __init__(
-        self, layout: CgroupLayout, driver: CgroupDriver, *, clock: Clock, kill_s: float = 10.0
+        self,
+        layout: CgroupLayout,
+        driver: CgroupDriver,
+        *,
+        clock: Clock,
+        kill_s: float = 10.0,
+        systemd: Systemd | None = None,
     ) -> None:
-        """Use the hierarchies of `layout`; `kill_s` bounds one `kill` (seconds)."""
+        """Use the hierarchies of `layout`.
+
+        Args:
+            layout: the machine's.
+            driver: who makes groups.
+            clock: for waits.
+            kill_s: bounds one `kill` (seconds).
+            systemd: makes the parents of pods without one; needed by that driver.
+        """
         self._layout = layout
         self._driver = driver
+        self._units = systemd if driver == "systemd" else None
         self._clock = clock
         self._kill_s = kill_s
 
@@ -143,12 +162,15 @@ class Cgroups:
     async def prepare(self, cgroup: str, parent: str) -> None:
         """Make the pod-level cgroup above `cgroup`, with cpuset lists copied down on version 1.
 
-        With systemd nothing is to do: a scope brings its slice along.
+        With systemd a slice that the request names comes along with its first scope.
 
         Raises:
             InvalidArgument, Busy, Denied: as the kernel says.
+            Unavailable: systemd does not answer.
         """
         if self.systemd:
+            if self._units is not None and not parent:
+                await self._units.start_slice(cgroup.partition(":")[0], ())
             return
         above = real_path(cgroup).rpartition("/")[0]
         if above and (not parent or not await asyncio.to_thread(self._exists, above)):
@@ -163,10 +185,14 @@ class Cgroups:
         Raises:
             FailedPrecondition: more memory is in use than the new limit.
             InvalidArgument: a value the kernel does not take; nothing has changed.
+            Unsupported: a limit that systemd has no word for; nothing has changed.
         """
-        if parent or self.systemd:
+        if parent:
             return
         path = self.parent_path(parent, pod_id)
+        if self.systemd:
+            await self._limit_slice(path, resources)
+            return
 
         def work() -> None:
             check_memory(self._layout, path, resources.memory_limit_bytes)
@@ -175,6 +201,13 @@ class Cgroups:
             set_limits(self._layout, path, [limit for limit in wanted if self._has(path, limit)])
 
         await asyncio.to_thread(work)
+
+    async def _limit_slice(self, path: str, resources: LinuxResources) -> None:
+        weight = shares_to_weight(resources.cpu_shares)
+        properties = slice_properties(resources, weight, version=self._layout.version)
+        if self._units is not None and properties:
+            await asyncio.to_thread(check_memory, self._layout, path, resources.memory_limit_bytes)
+            await self._units.set_properties(path.rpartition("/")[2], properties)
 
     def _has(self, path: str, limit: Limit) -> bool:
         """Whether this node can limit that; without swap accounting there is no file for swap."""
@@ -240,19 +273,24 @@ class Cgroups:
 
         Raises:
             Busy: processes are still in it.
+            Unavailable: systemd does not answer, and it is a slice of ours.
         """
-        await asyncio.to_thread(self._layout.remove, real_path(cgroup), clock=self._clock)
+        path = real_path(cgroup)
+        await asyncio.to_thread(self._layout.remove, path, clock=self._clock)
+        name = path.rpartition("/")[2]
+        if self._units is not None and name.startswith(f"{NAME}-pod") and name.endswith(".slice"):
+            await self._units.stop(name)
 
     async def remove_pod(self, cgroup: str, parent: str, pod_id: str) -> None:
         """Remove the pause process's cgroup, then the pod-level one if it is ours.
 
         Raises:
             Busy: processes are still in it.
+            Unavailable: as `remove`.
         """
         await self.remove(cgroup)
         if not parent:
-            above = self.parent_path(parent, pod_id)
-            await asyncio.to_thread(self._layout.remove, above, clock=self._clock)
+            await self.remove(self.parent_path(parent, pod_id))
 
 
 #: cpu.shares 2..262144 of version 1 -> cpu.weight 1..10000 of version 2, linear, as runc and crun

@@ -13,6 +13,7 @@ import grpc
 
 from protos import api_pb2 as api
 from protos import api_pb2_grpc as rpc
+from tests.kit import groups
 from tests.kit.faults import PATIENCE_S
 from tests.kit.messages import container_config, pod_config
 
@@ -73,7 +74,7 @@ class Calls:
 
     def pod_config(self, name: str, **options: object) -> api.PodSandboxConfig:
         """A pod's configuration below this node's control group."""
-        options.setdefault("cgroup_parent", f"/{self.tag}/pod-{name}")
+        options.setdefault("cgroup_parent", groups.parent(self.tag, name))
         options.setdefault("log_directory", str(self.logs / name))
         return pod_config(name, **options)  # type: ignore[arg-type]
 

@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from tests.kit.registry import SLOWNESS
+
 Order = Literal[
     "hold-before",
     "hold-after",
@@ -40,7 +42,7 @@ Order = Literal[
 ]
 
 #: Long enough for a busy machine; who waits that long has failed anyway.
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 60.0 * SLOWNESS
 
 _RUNTIME_VERBS: Final = "create start kill delete state exec update features pause resume list"
 

@@ -34,13 +34,13 @@ import grpc
 from protos import api_pb2 as api
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import unmount_tree
-from tests.kit import census
+from tests.kit import census, groups
 from tests.kit.calls import Calls, until
 from tests.kit.census import Census, Places
 from tests.kit.cni import bin_dir
 from tests.kit.faults import PATIENCE_S, Faults
 from tests.kit.messages import BUSYBOX
-from tests.kit.registry import bound_to_parent, stop
+from tests.kit.registry import SLOWNESS, bound_to_parent, stop
 
 __all__ = ["PATIENCE_S", "Node", "NodeFailed", "until"]
 
@@ -48,7 +48,7 @@ _TOP: Final = Path(__file__).parents[2]
 #: Subnets of a node's network; every node has a "host" of its own, so all may have the same.
 _SUBNETS: Final = ("10.88.78.0/24", "fd00:88:78::/64")
 #: How long leftovers may take to go after the answer that promised it.
-_SETTLE_S: Final = 20.0
+_SETTLE_S: Final = 20.0 * SLOWNESS
 #: More threads than this are no pool any more.
 _THREADS_LIMIT: Final = 60
 
@@ -83,7 +83,7 @@ class Node(Calls):
         self.places = Places(
             run_root=self.run_root,
             state_root=self.state_root,
-            cgroup_parent=f"/{self.tag}",
+            cgroup_parent=groups.top(self.tag),
             leases=self.work / "leases",
             network=self.network,
         )
@@ -268,10 +268,7 @@ class Node(Calls):
 
     def remove_pod_cgroups(self) -> None:
         """Remove the empty groups that a kubelet would have made for its pods, and so removes."""
-        for hierarchy in _hierarchies():
-            for directory in hierarchy.glob(f"{self.tag}/pod-*"):
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
+        groups.remove_pods(self.tag)
 
     # The network.
 
@@ -333,6 +330,7 @@ class Node(Calls):
             "daemon.state_root": json.dumps(str(self.state_root)),
             "daemon.log_level": '"info"',
             "daemon.stop_grace_s": "1",
+            "runtime.cgroup_driver": json.dumps(groups.DRIVER),
             "runtime.conmon_path": json.dumps(str(conmon)),
             # The second one as well: a stand-in has become a program of that directory.
             "cni.bin_dirs": json.dumps([str(self.faults.programs / "cni"), str(self.plugins)]),
@@ -373,18 +371,10 @@ class Node(Calls):
         syscalls = LibcSyscalls()
         unmount_tree(self.run_root, syscalls=syscalls)
         unmount_tree(self.work, syscalls=syscalls)
-        for hierarchy in _hierarchies():
-            for directory, _, _ in os.walk(hierarchy / self.tag, topdown=False):
-                with contextlib.suppress(OSError):
-                    Path(directory).rmdir()
+        groups.remove_all(self.tag)
         subprocess.run(["ip", "netns", "delete", self.tag], check=False)
         for root in (self.run_root, self.work):
             shutil.rmtree(root, ignore_errors=True)
-
-
-def _hierarchies() -> list[Path]:
-    lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
-    return [Path(words[1]) for words in lines if words[2] in ("cgroup", "cgroup2")]
 
 
 def _program(pid: int) -> str:

@@ -26,8 +26,11 @@ MIRRORED_HOSTS: Final = (
     "registry.localhost",
 )
 
+#: How many times slower than usual this machine is; hack/vm says so of its emulated one.
+SLOWNESS: Final = float(os.environ.get("PODWRIGHT_TEST_SLOWNESS", "1"))
+
 #: How long a program may take to answer after it was started.
-START_PATIENCE_S: Final = 30.0
+START_PATIENCE_S: Final = 30.0 * SLOWNESS
 
 
 class RegistryRefused(Exception):

@@ -27,7 +27,7 @@ import grpc
 from protos import api_pb2 as api
 from protos import api_pb2_grpc as rpc
 from tests.kit.cni import bin_dir, remove_bridge, write_conflist
-from tests.kit.registry import START_PATIENCE_S, bound_to_parent, stop, write_hosts
+from tests.kit.registry import SLOWNESS, START_PATIENCE_S, bound_to_parent, stop, write_hosts
 
 #: Two daemons of the kit at the same time need two bridges and two subnets.
 NETWORKS: Final = {
@@ -36,7 +36,7 @@ NETWORKS: Final = {
 }
 
 #: Monitors and shims need a moment to go after the last of their pods went.
-LEFTOVER_PATIENCE_S: Final = 3.0
+LEFTOVER_PATIENCE_S: Final = 3.0 * SLOWNESS
 
 
 class RuntimeDidNotStart(Exception):

@@ -21,7 +21,7 @@ TOP: Final = Path(__file__).parents[3]
 #: Of this program itself; what a command inside ends with is passed on.
 TIME_IS_UP, NO_MACHINE = 124, 125
 #: How much slower than this machine the kit of the tests should expect everything to be.
-SLOWNESS: Final = "20"
+SLOWNESS: Final = "10"
 
 
 def main(words: Sequence[str]) -> int:
