@@ -23,7 +23,7 @@ from metrics.disk_usage import LayerMeter
 from metrics.network_stats import NetworkPlace
 from metrics.sampler import Sampler, Target
 from metrics.sums import add_up
-from sandbox.cgroups import real_path
+from sandbox.cgroups import limited_path, real_path
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import mount_of
@@ -92,14 +92,14 @@ class Stats:
         """Everything that is to be sampled in the background; also forgets layers that are gone."""
         self._layers.keep(set(self._store.containers))
         return [
-            *(_target(c) for c in self._store.containers.values() if _alive(c)),
+            *(self._target(c) for c in self._store.containers.values() if _alive(c)),
             *self._pod_targets(p for p in self._store.pods.values() if _ready(p)),
         ]
 
     async def containers(self, chosen: Collection[Container]) -> list[ContainerUsage]:
         """Usage of each of the containers, in their order; exited ones have their layer only."""
         samples, layers = await asyncio.gather(
-            self._sampler.sample([_target(c) for c in chosen if _alive(c)]),
+            self._sampler.sample([self._target(c) for c in chosen if _alive(c)]),
             self._read_layers(chosen),
         )
         return self._usages(chosen, samples, layers)
@@ -111,7 +111,7 @@ class Stats:
         everyone = [container for group in inside.values() for container in group]
         pod_targets = self._pod_targets(ready)
         samples, layers = await asyncio.gather(
-            self._sampler.sample([*pod_targets, *map(_target, everyone)]),
+            self._sampler.sample([*pod_targets, *map(self._target, everyone)]),
             self._read_layers(everyone),
         )
         shared = {target.id for target in pod_targets if not target.cgroup}
@@ -131,7 +131,7 @@ class Stats:
         everyone = [container for group in inside.values() for container in group]
         networks, samples, layers, facts = await asyncio.gather(
             self._sampler.sample(self._pod_targets(ready)),
-            self._sampler.sample([_target(c) for c in everyone], detail=True),
+            self._sampler.sample([self._target(c) for c in everyone], detail=True),
             self._read_layers(everyone),
             asyncio.to_thread(self._machine),
         )
@@ -172,6 +172,13 @@ class Stats:
 
     def _parent(self, pod: PodSandbox) -> str:
         return self._cgroups.parent_path(pod.config.cgroup_parent, pod.id)
+
+    def _target(self, container: Container) -> Target:
+        return Target(
+            id=container.id,
+            cgroup=limited_path(self._cgroups.layout, container.cgroup_path),
+            first_pid=container.init.pid if container.init is not None else 0,
+        )
 
     def _pod_targets(self, pods: Iterable[PodSandbox]) -> list[Target]:
         """A pod whose parent is not its own is sampled for its network only: cgroup is empty."""
@@ -276,14 +283,6 @@ def _alive(container: Container) -> bool:
 
 def _ready(pod: PodSandbox) -> bool:
     return pod.state is PodState.READY
-
-
-def _target(container: Container) -> Target:
-    return Target(
-        id=container.id,
-        cgroup=real_path(container.cgroup_path),
-        first_pid=container.init.pid if container.init is not None else 0,
-    )
 
 
 def _network_place(pod: PodSandbox) -> NetworkPlace | None:

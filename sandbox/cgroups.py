@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: Name of the parent of pods without one, and prefix of our scopes.
 NAME: Final = "podwright"
 
+#: What crun calls the cgroup that it makes below a scope (crun(1), run.oci.systemd.subgroup).
+_CRUN_SUBGROUP: Final = "container"
+
 #: Where swap is limited: together with memory on version 1, by itself on version 2.
 SWAP_FILES: Final = ("memory.memsw.limit_in_bytes", "memory.swap.max")
 
@@ -78,6 +81,21 @@ def real_path(cgroup: str) -> str:
         return cgroup
     parent, prefix, name = pieces
     return f"{slice_path(parent).rstrip('/')}/{prefix}-{name}.scope"
+
+
+def limited_path(layout: CgroupLayout, cgroup: str) -> str:
+    """The real path of the cgroup that has a container's limits, and all of its processes.
+
+    With systemd and version 2, crun makes a cgroup below the scope, because systemd may at any time
+    write its own idea of a scope's files; the scope itself has no limit then. What else a container
+    may make of that name limits nobody but itself.
+    """
+    path = real_path(cgroup)
+    if layout.version == 2 and layout.root is not None and path != cgroup:
+        inner = f"{path}/{_CRUN_SUBGROUP}"
+        if (layout.root / inner[1:]).is_dir():
+            return inner
+    return path
 
 
 def _checked_parent(parent: str) -> str:

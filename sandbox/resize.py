@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sandbox import limits
-from sandbox.cgroups import real_path
+from sandbox.cgroups import limited_path
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def apply(
         RuntimeFailed, RuntimeBusy: the runtime or the kernel refused; nothing has changed.
         InvalidArgument, Denied: as the kernel says; nothing has changed.
     """
-    path = real_path(container.cgroup_path)
+    path = await asyncio.to_thread(limited_path, layout, container.cgroup_path)
     asked = change.asked
     before, pages = await asyncio.to_thread(_look, layout, path, container, asked)
     try:

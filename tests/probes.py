@@ -74,6 +74,25 @@ def no_program(name: str) -> str:
     return "" if shutil.which(name) else f"{name} is not installed"
 
 
+def has_version_2_and_systemd() -> bool:
+    """Whether the controllers are in the one tree of version 2, and systemd is process 1."""
+    return all(
+        Path(place).exists()
+        for place in ("/sys/fs/cgroup/cgroup.controllers", "/run/systemd/system")
+    )
+
+
+def no_vm() -> str:
+    """Why hack/vm cannot run here; empty when all that it needs is installed."""
+    if os.geteuid() != 0:
+        return "hack/vm wants root"
+    places = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    for name in ("qemu-system-x86_64", "mmdebstrap", "mkfs.ext4", "depmod"):
+        if shutil.which(name, path=places) is None:
+            return no_program(name)
+    return ""
+
+
 def _try_mount(mount: Mount) -> str:
     with tempfile.TemporaryDirectory() as name:
         try:

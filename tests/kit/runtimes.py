@@ -253,6 +253,9 @@ def _configure_podwright(work: Path, run: Path) -> tuple[list[str], Path]:
 run_root = "{run}/podwright"
 state_root = "{work}/state"
 
+[runtime]
+cgroup_driver = "{os.environ.get("PODWRIGHT_TEST_DRIVER", "auto")}"
+
 [cni]
 conf_dir = "{work}/cni"
 bin_dirs = ["{bin_dir()}"]

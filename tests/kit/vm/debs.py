@@ -14,8 +14,12 @@ from pathlib import Path
 from tests.kit.vm import recipe
 
 
+class CannotBuild(Exception):
+    """Debian's archive, or a tool, did not give what is needed."""
+
+
 class Apt:
-    """A private view of Debian's archive below `home`."""
+    """A private view of Debian's archive below `home`. Every method raises CannotBuild."""
 
     def __init__(self, home: Path) -> None:
         """Write the configuration and fetch the lists."""
@@ -46,14 +50,14 @@ class Apt:
         """ "name=version" of what the suite's `package` brings whose name begins with `prefix`.
 
         Raises:
-            LookupError: nothing such.
+            CannotBuild: nothing such.
         """
         text = self._run(
             "apt-get", "-qq", "-s", "--no-install-recommends", "-t", suite, "install", package
         )
         found = re.search(rf"^Inst ({re.escape(prefix)}\S*) \((\S+)", text, re.MULTILINE)
         if found is None:
-            raise LookupError(f"{suite} has no {prefix}… for {package}")
+            raise CannotBuild(f"{suite} has no {prefix}… for {package}")
         return f"{found[1]}={found[2]}"
 
     def _run(self, *argv: str, cwd: Path | None = None) -> str:
@@ -69,5 +73,5 @@ class Apt:
         words = [argv[0], *(word for option in options for word in ("-o", option)), *argv[1:]]
         done = subprocess.run(words, cwd=cwd, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise OSError(f"{' '.join(argv)}: {done.stderr.strip()[-1000:]}")
+            raise CannotBuild(f"{' '.join(argv)}: {done.stderr.strip()[-1000:]}")
         return done.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.kit.vm import recipe
-from tests.kit.vm.debs import Apt
+from tests.kit.vm.debs import Apt, CannotBuild
 
 UNIT: Final = """\
 [Unit]
@@ -51,18 +51,26 @@ exec /bin/busybox switch_root /root /lib/systemd/systemd
 
 
 def bootstrap(tree: Path, apt: Apt) -> None:
-    """Make the root tree with all packages, ready to boot but for a kernel's modules."""
+    """Make the root tree with all packages, ready to boot but for a kernel's modules.
+
+    Raises:
+        CannotBuild: not every package is to be had.
+    """
     packages = ",".join(recipe.PACKAGES)
-    subprocess.run(
+    made = subprocess.run(
         [
             *("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=directory"),
             *('--aptopt=APT::Install-Recommends "false"', f"--include={packages}"),
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.LEFT_OUT),
             *("bookworm", str(tree), str(apt.sources)),
         ],
-        check=True,
+        check=False,
+        capture_output=True,
+        text=True,
         env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
+    if made.returncode:
+        raise CannotBuild(f"mmdebstrap: {made.stderr[-1000:]}")
     for folder in ("var/cache/apt", "var/lib/apt/lists"):
         shutil.rmtree(tree / folder)
     _write(tree / "etc/hostname", "podwright-vm\n")

@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.cgroups import Cgroups, pod_limits, real_path, shares_to_weight, slice_path
+from sandbox.cgroups import (
+    Cgroups,
+    limited_path,
+    pod_limits,
+    real_path,
+    shares_to_weight,
+    slice_path,
+)
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
+from sandbox.host.systemd import Systemd
 from sandbox.model import LinuxResources
 from tests.fakes.clock import FakeClock
+from tests.fakes.processes import FakeProcessRunner
 
 POD, CID = "p" * 64, "c" * 64
 
@@ -203,3 +212,50 @@ async def test_systemd_makes_its_own_slices(tmp_path: Path) -> None:
     groups = cgroups("systemd", CgroupLayout(2, {}, tmp_path, frozenset()))
     await groups.prepare(groups.pod_cgroup("", POD), "")
     assert names(tmp_path) == []
+
+
+async def test_systemd_makes_limits_and_forgets_the_slice_of_a_pod_without_parent(
+    tmp_path: Path,
+) -> None:
+    layout = CgroupLayout(2, {}, tmp_path, frozenset({"cpu", "memory"}))
+    runner = FakeProcessRunner()
+    groups = Cgroups(layout, "systemd", clock=FakeClock(), systemd=Systemd(runner))
+    cgroup = groups.pod_cgroup("", POD)
+    name = f"podwright-pod{POD}.slice"
+    await groups.prepare(cgroup, "")
+    await groups.limit_pod("", POD, ASKED)
+    await groups.remove_pod(cgroup, "", POD)
+    assert [(run.argv[6], name in run.argv) for run in runner.runs] == [
+        ("StartTransientUnit", True),
+        ("SetUnitProperties", True),
+        ("StopUnit", True),
+    ]
+    assert "MemoryMax" in runner.runs[1].argv
+    runner.runs.clear()
+    theirs = "kubepods-pod1.slice"
+    await groups.prepare(groups.pod_cgroup(theirs, POD), theirs)
+    await groups.limit_pod(theirs, POD, ASKED)
+    await groups.remove_pod(groups.pod_cgroup(theirs, POD), theirs, POD)
+    assert runner.runs == []
+
+
+async def test_a_sweep_forgets_a_slice_by_its_path(tmp_path: Path) -> None:
+    layout = CgroupLayout(2, {}, tmp_path, frozenset())
+    runner = FakeProcessRunner()
+    groups = Cgroups(layout, "systemd", clock=FakeClock(), systemd=Systemd(runner))
+    await groups.remove(f"/podwright.slice/podwright-pod{POD}.slice/podwright-{CID}.scope")
+    assert runner.runs == []
+    await groups.remove(f"/podwright.slice/podwright-pod{POD}.slice")
+    assert [run.argv[6:8] for run in runner.runs] == [("StopUnit", "ss")]
+
+
+def test_limits_are_in_the_group_that_crun_makes_below_a_scope(tmp_path: Path) -> None:
+    cgroup = f"a.slice:podwright:{CID}"
+    scope = f"/a.slice/podwright-{CID}.scope"
+    two = CgroupLayout(2, {}, tmp_path, frozenset())
+    assert limited_path(two, cgroup) == scope
+    (tmp_path / scope[1:] / "container").mkdir(parents=True)
+    assert limited_path(two, cgroup) == f"{scope}/container"
+    assert limited_path(CgroupLayout(1, {"memory": tmp_path}), cgroup) == scope
+    (tmp_path / "x/container").mkdir(parents=True)
+    assert limited_path(two, "/x") == "/x"
