@@ -92,7 +92,7 @@ async def test_a_busy_process_has_a_rate(sampler, group, start):
     await sampler.sample([target])
     began_ns = clock.monotonic_ns()
     rate = None
-    while rate is None:
+    while not rate:  # version 2 counts whole ticks, of which two looks may see none
         rate = (await sampler.sample([target]))["c"].usage_nano_cores
         assert clock.monotonic_ns() - began_ns < 60 * 10**9
     assert 0 < rate < 2 * 10**9  # the machine may be busy with others; one process has one core

@@ -68,7 +68,7 @@ def short() -> list[Suite]:
 
 
 _SHORT_GROUPS: Final = "limits_of_a_container or no_parent"
-_LSM: Final = ("tests/host/test_apparmor.py",)
+_LSM: Final = ("tests/integration/test_apparmor.py",)
 
 
 def every() -> list[Suite]:
