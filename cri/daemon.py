@@ -319,6 +319,7 @@ class Daemon:
                 version=self._version,
             ),
             socket_path=config.socket,
+            socket_gid=config.get(table.SOCKET_GID),
             observer=instruments,
             clock=clock,
         )

@@ -115,12 +115,14 @@ class RpcServer:
         socket_path: Path,
         observer: RpcObserver,
         clock: Clock,
+        socket_gid: int | None = None,
         message_limit_bytes: int = MESSAGE_LIMIT_BYTES,
     ) -> None:
         self._methods = tuple(methods)
         self._socket_path = socket_path
         self._observer = observer
         self._clock = clock
+        self._socket_gid = socket_gid
         self._limit_bytes = message_limit_bytes
         self._server: grpc.aio.Server | None = None
 
@@ -186,7 +188,10 @@ class RpcServer:
             os.umask(before)
         if not bound:
             raise Internal("cannot listen on the socket", path=str(path))
-        with map_os_errors("cannot set the mode of the socket", path=str(path)):
+        with map_os_errors("cannot set group and mode of the socket", path=str(path)):
+            # The group first: the mode must not open it to the one that it had before.
+            if self._socket_gid is not None:
+                os.chown(path, -1, self._socket_gid, follow_symlinks=False)
             path.chmod(SOCKET_MODE)
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:

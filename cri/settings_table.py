@@ -48,6 +48,13 @@ STATE_ROOT = Setting("daemon", "state_root", path, _SANDBOX.state_root, "what mu
 SOCKET = Setting(
     "daemon", "socket", optional_path, None, "gRPC socket; empty: podwright.sock in run_root"
 )
+SOCKET_GID = Setting(
+    "daemon",
+    "socket_gid",
+    integer(0, 2**32 - 2),
+    0,
+    "group that may use the socket, as a number; whoever is in it is as good as root",
+)
 LOG_LEVEL = Setting(
     "daemon",
     "log_level",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from typing import TYPE_CHECKING, Final
 
 from cni.config import load_directory
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from cri.config import Config
     from sandbox.host.processes import ProcessRunner
 
+#: "#1 SMP PREEMPT_DYNAMIC Debian 6.1.90-1 (2024-05-03)".
+_DEBIAN_KERNEL: Final = re.compile(r"\bDebian (\d[0-9a-z.+~-]*)")
 _RUNTIMES: Final = ("crun", "runc")
 #: The reference plugins; others have versions of their own.
 _PLUGINS: Final = frozenset(
@@ -38,12 +42,20 @@ async def exposure(config: Config, runner: ProcessRunner) -> list[Finding]:
     """Findings about the runtimes, the network plugins and the daemon's libraries."""
     accepted = config.get(table.ACCEPTED_ADVISORIES)
     said = [
+        *kernel(os.uname(), accepted),
         *await _runtimes(config, runner, accepted),
         *await _plugins(config.cni(), runner, accepted),
     ]
     if not said:
-        said = [Finding(GROUP, "programs", Level.OK, "none in runtimes and network plugins")]
+        said = [Finding(GROUP, "programs", Level.OK, "none in kernel, runtimes, network plugins")]
     return [*said, *await asyncio.to_thread(libraries, accepted)]
+
+
+def kernel(uname: os.uname_result, accepted: Collection[str] = ()) -> list[Finding]:
+    """About the running kernel; Debian's says in its version text which package it is."""
+    package = _DEBIAN_KERNEL.search(uname.version)
+    release = version_in(uname.release.partition("-")[0].encode())
+    return findings("linux", release, package[1] if package else "", accepted=accepted)
 
 
 async def warn(config: Config, runner: ProcessRunner) -> None:

@@ -116,6 +116,23 @@ HOLES: Final = (
         since="1.6.0",
         serious=False,
     ),
+    # Distributions mend old releases of the kernel under their numbers, so these only warn.
+    Hole(
+        "linux",
+        ("CVE-2022-0185",),
+        "a container that may make user namespaces can write beyond a buffer of the kernel",
+        ("5.10.93", "5.15.16", "5.16.2"),
+        since="5.1",
+        serious=False,
+    ),
+    Hole(
+        "linux",
+        ("CVE-2022-0847",),
+        "a container can write into files that it may only read, those of its image included",
+        ("5.10.102", "5.15.25", "5.16.11"),
+        since="5.8",
+        serious=False,
+    ),
     Hole(
         "aiohttp",
         ("CVE-2026-69244",),
@@ -234,7 +251,7 @@ def _or_clean(name: str, looked_at: Iterable[str], said: list[Finding]) -> list[
     return [*said, Finding(GROUP, name, Level.OK, f"none in {', '.join(looked_at)}")]
 
 
-_PROGRAMS: Final = frozenset({"runc", "crun", "cni-plugins"})
+_PROGRAMS: Final = frozenset({"runc", "crun", "cni-plugins", "linux"})
 
 
 def _plain(mended: str) -> str:

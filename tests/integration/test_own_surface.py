@@ -26,7 +26,9 @@ from tests.kit.messages import BUSYBOX
 from tests.kit.node import PATIENCE_S, Node
 
 MONITORS = f"/podwright-test-monitors-{os.getpid()}"
+SOCKET_GID = 4711
 SETTINGS = {
+    "daemon.socket_gid": str(SOCKET_GID),
     "daemon.log_level": '"debug"',
     "runtime.monitor_cgroup": f'"{MONITORS}"',
     "streaming.tls": '"self-made"',
@@ -51,7 +53,7 @@ class Rule(NamedTuple):
 RUN_RULES = (
     Rule("", "d", {0o711}, "mounts of a container's user namespace pass through"),
     Rule("pods|containers|namespaces", "d", {0o711}, "the same"),
-    Rule("podwright.sock", "s", {0o660}, "the group of the socket is root's until given away"),
+    Rule("podwright.sock", "s", {0o660}, "its group is the one that was configured"),
     Rule("lock", "f", {0o600}),
     Rule("console|exits|runtime", "d", {0o700}),
     Rule(f"exits/{ID}", "f", {0o644}, "conmon's: an exit status, in a closed directory"),
@@ -276,7 +278,8 @@ def _violations(root: Path, rules: tuple[Rule, ...]) -> Iterator[str]:
         kind = KINDS.get(stat.S_IFMT(about.st_mode), "?")
         mode = stat.S_IMODE(about.st_mode)
         fitting = [r for pattern, r in compiled if pattern.fullmatch(name) and r.kind == kind]
-        if (about.st_uid, about.st_gid) != (0, 0):
+        gid = SOCKET_GID if name == "podwright.sock" else 0
+        if (about.st_uid, about.st_gid) != (0, gid):
             yield f"{path} belongs to {about.st_uid}:{about.st_gid}"
         if mode & 0o6000:
             yield f"{path} has a set-id bit"

@@ -1,10 +1,11 @@
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from cri.check.exposure import exposure, warn
+from cri.check.exposure import exposure, kernel, warn
 from cri.check.finding import Level
 from cri.config import load
 from sandbox.host.processes import Finished
@@ -84,6 +85,23 @@ async def test_old_network_plugins_and_their_packages(node):
 async def test_what_is_accepted_by_the_configuration(node):
     node.write_text('[check]\naccepted_advisories = ["CVE-2020-10749"]\n' + node.read_text())
     assert await bad(node, Programs(outputs(plugin="v0.8.5"))) == set()
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "has"),
+    [
+        ("5.10.0-11-amd64", "#1 SMP Debian 5.10.92-1 (2022-01-18)", True),
+        ("5.10.0-12-amd64", "#1 SMP Debian 5.10.103-1 (2022-03-07)", False),
+        ("5.15.24", "#1 SMP", True),
+        ("5.15.25-custom", "#1 SMP", False),
+        ("5.7.19", "#1 SMP", False),
+        ("6.1.0-18-cloud-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.76-1 (2024-02-01)", False),
+    ],
+)
+def test_the_kernel(release, version, has):
+    uname = os.uname_result(("Linux", "node", release, version, "x86_64"))
+    found = [f for f in kernel(uname) if "CVE-2022-0847" in f.detail]
+    assert [f.level for f in found] == [Level.WARNING] * has
 
 
 async def test_a_daemon_that_starts_warns_and_goes_on(node, caplog):
