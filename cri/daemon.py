@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 from cni.network import PodNetwork
+from cri import settings_security as security
 from cri import settings_table as table
 from cri.check.exposure import warn
 from cri.config import toml_text
@@ -342,7 +343,8 @@ class Daemon:
             containers=len(containers.list()),
         )
         group.create_task(upkeep(store, pods, network, self._clock), name="upkeep")
-        group.create_task(warn(config, runner), name="known holes")
+        if config.get(security.HOLES_AT_START):
+            group.create_task(warn(config, runner), name="known holes")
         await self._stopping.wait()
         notify("STOPPING=1")
         _log.info("stopping", grace_s=config.get(table.STOP_GRACE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from cri.setting import Setting, boolean, choice, optional_path, path
+from cri.setting import Setting, boolean, choice, optional_path, path, words
 from sandbox.lsm import LsmSettings
 
 LsmChoice = Literal["auto", "off"]
@@ -52,6 +52,21 @@ COMPILED_SECCOMP = Setting(
     boolean,
     True,
     "compile seccomp filters once and hand them to runtimes that take them",
+)
+
+ACCEPTED_ADVISORIES: Setting[tuple[str, ...]] = Setting(
+    "check",
+    "accepted_advisories",
+    words,
+    (),
+    "holes by their public names (CVE-...) that you know to be mended or out of reach here",
+)
+HOLES_AT_START = Setting(
+    "check",
+    "holes_at_start",
+    boolean,
+    True,
+    "name known holes of runtimes, plugins and libraries in the log after each start",
 )
 
 TABLE: Final[tuple[Setting[object], ...]] = tuple(

@@ -360,14 +360,6 @@ STREAMING_TOKEN_LIFE = Setting(
     "from the answer with a URL until a client must have come",
 )
 
-ACCEPTED_ADVISORIES: Setting[tuple[str, ...]] = Setting(
-    "check",
-    "accepted_advisories",
-    words,
-    (),
-    "holes by their public names (CVE-...) that you know to be mended or out of reach here",
-)
-
 _ALL: Final[tuple[Setting[object], ...]] = (
     *(value for value in list(globals().values()) if isinstance(value, Setting)),
     *settings_security.TABLE,

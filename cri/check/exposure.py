@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni.config import load_directory
 from cni.invoke import find_plugin
-from cri import settings_table as table
+from cri import settings_security as security
 from cri.check.finding import Finding, Level
 from cri.check.holes import GROUP, findings, libraries
 from cri.check.programs import TIMEOUT_S, is_program, package_version, version_in
@@ -40,7 +40,7 @@ _log = get_logger("check")
 
 async def exposure(config: Config, runner: ProcessRunner) -> list[Finding]:
     """Findings about the runtimes, the network plugins and the daemon's libraries."""
-    accepted = config.get(table.ACCEPTED_ADVISORIES)
+    accepted = config.get(security.ACCEPTED_ADVISORIES)
     said = [
         *kernel(os.uname(), accepted),
         *await _runtimes(config, runner, accepted),

@@ -84,7 +84,8 @@ RUN_RULES = (
 #: Below the state root, which is closed: nothing in it can be reached but by root.
 STATE_RULES = (
     Rule("", "d", {0o700, 0o711}),
-    Rule("cni|cni/results|containers|images|pause", "d", {0o700, 0o711}),
+    Rule("cni|cni/results|containers|images", "d", {0o700, 0o711}),
+    Rule("pause", "d", {0o755}, "the root that pause processes see, of any user"),
     Rule(r"(images/catalog|state)\.db.*", "f", {0o600}),
     Rule("cni/.*", "f", {0o600}),
     Rule(f"containers/{ID}", "d", {0o700, 0o711}),
