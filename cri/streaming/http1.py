@@ -88,6 +88,9 @@ class HttpExchange:
                     return Malformed(
                         HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is spoken here"
                     )
+                if any(name == b"transfer-encoding" for name, _ in event.headers):
+                    # Even an empty body would leave it open where the next protocol begins.
+                    return Malformed(HTTPStatus.BAD_REQUEST, "a request here has no body")
                 self._request = HttpRequest(
                     method=event.method.decode("ascii"),
                     path=event.target.decode("latin-1").partition("?")[0],

@@ -71,7 +71,8 @@ def difference(before: Census, after: Census) -> dict[str, dict[str, list[str]]]
     found: dict[str, dict[str, list[str]]] = {}
     for kind in before.keys() & after.keys():
         left, missing = after[kind] - before[kind], before[kind] - after[kind]
-        if left or missing:
+        # A descriptor that a program of the start had is no loss.
+        if left or (missing and kind != "descriptors"):
             found[kind] = {"left": sorted(left), "missing": sorted(missing)}
     return found
 
