@@ -31,6 +31,8 @@ from tests.security.conftest import code_of
 
 SLEEP = ["sleep", "1000"]
 COUNT = 100
+#: Descriptors that come and go by themselves; a quarter of the sessions would leave more.
+SLACK = 16
 PROTOCOL = "v5.channel.k8s.io"
 
 
@@ -81,8 +83,8 @@ def test_sessions_that_fail_leave_nothing(node: Node, handler: str) -> None:
     before, _ = counts(node)
     asyncio.run(all_of_them(COUNT))
     until(
-        lambda: counts(node)[0] <= before + 4 and counts(node)[1] == 0,
-        "descriptors and children are as before",
+        lambda: counts(node)[0] <= before + SLACK and counts(node)[1] == 0,
+        f"descriptors and children are as before: {before}",
     )
     assert not node.processes_doing("/no/such/program")
 
