@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -32,12 +33,12 @@ from sandbox.host.trees import remove_tree
 from sandbox.mapping import id_map
 from sandbox.model import NamespaceMode, PodSandbox, ProcessRef
 from sandbox.spec.linux import check_pod
+from sandbox.spec.sysctls import IPV6_SYSCTLS
 from sandbox.states import PodState
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from sandbox.cgroups import Cgroups
     from sandbox.compose import Composer
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 #: How long the pause process may take to vanish after SIGKILL before the step counts as failed.
 PAUSE_KILL_WAIT_S: Final = 10.0
+#: There where the node has IPv6 at all.
+_IPV6: Final = Path("/proc/sys/net/ipv6")
 
 _log = get_logger("pods")
 
@@ -164,6 +167,8 @@ class PodEngine:
         if wanted.ipc is not NamespaceMode.NODE:
             kinds.add("ipc")
         directory, hostname = self._paths.pins(pod.id), hostname_of(pod) if "uts" in kinds else ""
+        if "net" in kinds and _IPV6.exists():
+            sysctls = {**IPV6_SYSCTLS, **sysctls}
         ids = id_map(pod, self._paths)
         if ids is None:
             made = await self._namespaces.create(

@@ -28,6 +28,12 @@ DEFAULT_SYSCTLS: Final = {
     "net.ipv4.ping_group_range": f"0 {LAST_GROUP}",
 }
 
+#: For every network namespace of a node that has IPv6: interfaces made later take it over. Without
+#: it a pod believes whoever sends it router advertisements, another pod on the same bridge, say
+#: (CVE-2020-10749); plugins write it for the host's end only. A pod whose network is configured by
+#: advertisements sets the same key to 1 itself, or its plugin does (`tuning`).
+IPV6_SYSCTLS: Final = {"net.ipv6.conf.default.accept_ra": "0"}
+
 
 def check_sysctls(config: PodConfig) -> None:
     """Refuse what is malformed, not namespaced, or would reach the host.
