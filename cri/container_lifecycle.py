@@ -5,47 +5,44 @@
     remove: stopped at once ─► engine's leftovers ─► lease released ─► record deleted last
 
 Whatever fails in create is undone by the steps of remove; if that fails too, the container stays
-listed as EXITED so that the client removes it. The image's lease is keyed by the container's id and
-given back after the root file system is unmounted, never before.
+listed as EXITED so that the client removes it. What is done with images is in
+`cri.container_images`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from cri.container_images import stop_signal
 from cri.inflight import Inflight
 from cri.resizing import ContainerResizing
-from cri.signals import parse_signal
-from imageservice.snapshots.snapshotter import MappedRoot
-from sandbox.containers import ImageUse
 from sandbox.errors import ContainerNotRunning, PodNotReady
 from sandbox.execs import ExecRequest
-from sandbox.host.errors import (
-    AlreadyExists,
-    Internal,
-    InvalidArgument,
-    NotFound,
-    PodwrightError,
-)
+from sandbox.host.errors import AlreadyExists, Internal, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.mapping import id_map
-from sandbox.model import Container, ImageDefaults, container_name_key
+from sandbox.model import Container, container_name_key
 from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from cri.container_images import ContainerImages
     from cri.events import Events
-    from imageservice.service import Image, ImageService
     from sandbox.compose import Composer
     from sandbox.containers import ContainerEngine
     from sandbox.endings import Endings
     from sandbox.execs import ExecResult, Execs
-    from sandbox.model import ContainerConfig, LinuxResources, PodConfig, PodSandbox
+    from sandbox.model import (
+        ContainerConfig,
+        ImageDefaults,
+        LinuxResources,
+        PodConfig,
+        PodSandbox,
+    )
     from sandbox.paths import Paths
     from sandbox.store import StateStore
 
@@ -65,7 +62,7 @@ class ContainerLifecycle:
         endings: Endings,
         composer: Composer,
         execs: Execs,
-        images: ImageService,
+        images: ContainerImages,
         store: StateStore,
         paths: Paths,
         events: Events,
@@ -139,42 +136,29 @@ class ContainerLifecycle:
             raise PodNotReady(
                 "pod sandbox is not ready, no container can be made in it", pod=pod.id
             )
-        image = self._image_of(config)
-        defaults = image_defaults(image)
+        image = self._images.find(config)
+        defaults = self._images.defaults(image.image_id)
         container = await self._engine.reserve(
             pod,
             config,
-            ImageUse(
-                image_id=image.id,
-                image_ref=image.repo_digests[0] if image.repo_digests else image.id,
-                image_name=image.repo_tags[0] if image.repo_tags else image.id,
-            ),
+            image,
             log_path=self._log_path(pod, config),
             stop_signal=stop_signal(config, defaults),
         )
         try:
-            return await self._build(pod, container, image, defaults)
+            return await self._build(pod, container, defaults)
         except BaseException as error:
             await self._undo(container, error)
             raise
 
-    async def _build(
-        self, pod: PodSandbox, container: Container, image: Image, defaults: ImageDefaults
-    ) -> str:
+    async def _build(self, pod: PodSandbox, container: Container, defaults: ImageDefaults) -> str:
         await self._engine.limit_layer(pod, container)
-        layer = self._paths.layer(container.id)
         ids = id_map(pod, self._paths)
-        mapped = None if ids is None else MappedRoot(ids, self._paths.lower(container.id))
-        parts = await self._images.prepare_rootfs(
-            container.id,
-            image.id,
-            upper_dir=layer / "upper",
-            work_dir=layer / "work",
-            mapped=mapped,
-        )
         label = self._composer.mount_label(pod, container)
-        rootfs = await self._engine.mount_rootfs(container, parts, label=label, ids=ids)
-        composed = await self._composer.container(pod, container, defaults, rootfs)
+        mounted = await self._images.mount(container, label=label, ids=ids)
+        composed = await self._composer.container(
+            pod, container, defaults, mounted.rootfs, volumes=mounted.volumes
+        )
         container = msgspec.structs.replace(container, user=composed.user)
         created = await self._engine.create(container, composed.document, mapped=bool(ids))
         # A pod stopped meanwhile has had its processes killed; this one must not outlive it.
@@ -183,15 +167,6 @@ class ContainerLifecycle:
             raise PodNotReady("pod sandbox was stopped meanwhile", pod=pod.id)
         self._events.container_created(created)
         return created.id
-
-    def _image_of(self, config: ContainerConfig) -> Image:
-        wanted = config.image.image or config.image.image_ref
-        if not wanted:
-            raise InvalidArgument("container config names no image")
-        image = self._images.status(wanted)
-        if image is None:
-            raise NotFound(f"image {wanted} is not on this node", hint="pull it first")
-        return image
 
     def _log_path(self, pod: PodSandbox, config: ContainerConfig) -> str:
         if not pod.config.log_directory or not config.log_path:
@@ -261,7 +236,7 @@ class ContainerLifecycle:
 
     async def _take_apart(self, container: Container) -> None:
         await self._endings.dismantle(container)
-        await self._images.release_rootfs(container.id)
+        await self._images.release(container.id)
         await self._store.delete_container(container.id)
         self._events.container_deleted(container)
 
@@ -372,27 +347,3 @@ class ContainerLifecycle:
             if isinstance(failure, PodwrightError):
                 raise failure
             raise Internal(f"{type(failure).__name__}: {failure}") from failure
-
-
-def image_defaults(image: Image) -> ImageDefaults:
-    """What the image's config says about running it, in the engine's words."""
-    config = image.config.config
-    return ImageDefaults(
-        entrypoint=tuple(config.entrypoint or ()),
-        cmd=tuple(config.cmd or ()),
-        env=tuple(config.env or ()),
-        user=config.user,
-        working_dir=config.working_dir,
-        stop_signal=config.stop_signal,
-        volumes=tuple(config.volumes or ()),
-    )
-
-
-def stop_signal(config: ContainerConfig, image: ImageDefaults) -> int:
-    """The signal that a stop sends first: the request's, else the image's, else SIGTERM.
-
-    Raises:
-        InvalidArgument: a name or number that is no signal.
-    """
-    text = config.stop_signal or image.stop_signal
-    return parse_signal(text) if text else signal.SIGTERM

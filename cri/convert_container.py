@@ -145,9 +145,12 @@ def _mount(message: pb.Mount, field: str) -> CriMount:
     if message.recursive_read_only:
         # The kubelet promises both (KEP-3857); without them "recursively read-only" would be a lie.
         if not message.readonly:
-            validate.refuse(f"{field}.recursive_read_only", "needs readonly")
+            validate.refuse(f"{field}.recursive_read_only", "needs readonly (RROUnsupported)")
         if propagation is not MountPropagation.PRIVATE:
-            validate.refuse(f"{field}.recursive_read_only", "needs propagation PROPAGATION_PRIVATE")
+            validate.refuse(
+                f"{field}.recursive_read_only",
+                "needs propagation PROPAGATION_PRIVATE (RROUnsupported)",
+            )
     validate.count(message.mount_options, f"{field}.mount_options", len(MOUNT_OPTIONS))
     for option in message.mount_options:
         if option not in MOUNT_OPTIONS:
@@ -295,6 +298,23 @@ def mount_message(value: CriMount) -> pb.Mount:
     )
 
 
+def _mount_messages(container: Container) -> list[pb.Mount]:
+    """The mounts of a container as they came to be.
+
+    For an image volume that is the image's id, with which the kubelet's collector finds out that
+    the image is in use, and its digest, which ends in the pod's status.
+    """
+    messages = [mount_message(mount) for mount in container.config.mounts]
+    for volume in container.image_volumes:
+        message = messages[volume.mount]
+        message.readonly = True
+        image = message.image
+        if image.image != volume.image_id:
+            image.user_specified_image = image.user_specified_image or image.image
+        image.image, image.image_ref = volume.image_id, volume.image_ref
+    return messages
+
+
 def container_item(container: Container) -> pb.Container:
     """The entry of a container in a list; the kubelet's image collector reads its image ids."""
     return pb.Container(
@@ -338,7 +358,7 @@ def container_status(container: Container) -> pb.ContainerStatus:
         message=container.message,
         labels=container.config.labels,
         annotations=container.config.annotations,
-        mounts=[mount_message(mount) for mount in container.config.mounts],
+        mounts=_mount_messages(container),
         log_path=container.log_path,
         resources=None
         if resources is None

@@ -21,6 +21,7 @@ from cri import settings_security as security
 from cri import settings_table as table
 from cri.check.exposure import warn
 from cri.config import toml_text
+from cri.container_images import ContainerImages
 from cri.container_lifecycle import ContainerLifecycle
 from cri.engines import Parts, build_engines
 from cri.events import Events
@@ -227,7 +228,7 @@ class Daemon:
             endings=engines.endings,
             composer=engines.composer,
             execs=engines.execs,
-            images=images,
+            images=ContainerImages(images, engines.containers, self._paths),
             store=store,
             paths=self._paths,
             events=events,

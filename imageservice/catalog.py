@@ -12,17 +12,24 @@ Reads never touch the disk: the kubelet asks for the list every few seconds.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from imageservice.errors import ReferenceInvalid
 from imageservice.reference import parse_reference
-from sandbox.host.database import as_int, as_text
+from sandbox.host.database import Database, as_int, as_text, quarantine
+from sandbox.host.errors import Corrupt
+from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-    from sandbox.host.database import Connection, Database, Row
+    from sandbox.host.clock import Clock
+    from sandbox.host.database import Connection, Row
+
+_log = get_logger(__name__)
 
 #: SQLite's application_id of the catalog: "PWim".
 APPLICATION_ID: Final = 0x5057696D
@@ -75,6 +82,23 @@ MIGRATIONS: Final = (
 #: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
 MIN_PREFIX_CHARS: Final = 4
 _HEX: Final = frozenset("0123456789abcdef")
+
+
+async def open_database(path: Path, *, clock: Clock) -> Database:
+    """The file of the catalog and the snapshots; one that is corrupt is put aside.
+
+    Raises:
+        FailedPrecondition: it is of a newer version, or of another program.
+        PodwrightError: as the kernel says.
+    """
+    try:
+        return await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
+    except Corrupt as error:
+        # Images can be pulled again; a daemon that does not start cannot be helped by anyone.
+        label = str(clock.wall_ns() // 1_000_000_000)
+        aside = await asyncio.to_thread(quarantine, path, label)
+        _log.error("image catalog is corrupt and begun anew", error=error, kept=str(aside))
+    return await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
-from imageservice.catalog import APPLICATION_ID, MIGRATIONS, Catalog, ImageRecord
+from imageservice.catalog import Catalog, ImageRecord, open_database
 from imageservice.collect import Sweeper, referenced_documents
 from imageservice.content import ContentStore
 from imageservice.digest import Digest
@@ -34,8 +34,7 @@ from imageservice.reference import parse_reference
 from imageservice.snapshots.overlay import OverlaySnapshotter
 from imageservice.unpack.pool import UnpackPool
 from imageservice.usage import FsInfo, UsageMeter
-from sandbox.host.database import Database, quarantine
-from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
+from sandbox.host.errors import PodwrightError, ResourceExhausted
 from sandbox.host.files import make_private_dir
 from sandbox.host.journal import get_logger
 
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from imageservice.settings import ImageSettings
     from imageservice.snapshots.snapshotter import MappedRoot, Snapshotter
     from sandbox.host.clock import Clock
+    from sandbox.host.database import Database
     from sandbox.host.mounts import Mount
     from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
@@ -119,7 +119,7 @@ class ImageService:
         root = self._settings.root
         await asyncio.to_thread(make_private_dir, root)
         await self._content.open()
-        self._database = await self._open_database(root / "catalog.db")
+        self._database = await open_database(root / "catalog.db", clock=self._clock)
         try:
             await self._open_on(self._database, group)
         except BaseException:
@@ -169,16 +169,6 @@ class ImageService:
         )
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
         await self._recover()
-
-    async def _open_database(self, path: Path) -> Database:
-        try:
-            return await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
-        except Corrupt as error:
-            # Images can be pulled again; a daemon that does not start cannot be helped by anyone.
-            label = str(self._clock.wall_ns() // _NS)
-            aside = await asyncio.to_thread(quarantine, path, label)
-            _log.error("image catalog is corrupt and begun anew", error=error, kept=str(aside))
-        return await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
 
     async def _recover(self) -> None:
         """Forget images that are not whole, then what nobody refers to."""
@@ -315,7 +305,8 @@ class ImageService:
     async def remove(self, image: str) -> None:
         """Remove the image with all its names and free the space; an unknown one is fine.
 
-        Layers that containers run on stay until their `release_rootfs`.
+        An image in use is removed as well, as the CRI demands; the layers that containers run on
+        or have mounted as volumes stay until their `release_rootfs`.
 
         Raises:
             ResourceExhausted: a full disk could not record it even after space was freed.
@@ -357,7 +348,7 @@ class ImageService:
         The last mount's target is `Path()`, for the caller to replace. Nothing is mounted here.
 
         Args:
-            key: the container's id.
+            key: the container's id; `ID/NAME` for a further image that it has as a volume.
             image_id: `Image.id`.
             upper_dir: for the container's writes.
             work_dir: overlayfs' own, on the same file system; made anew.
@@ -377,19 +368,24 @@ class ImageService:
         )
 
     async def release_rootfs(self, key: str) -> None:
-        """Give up what `prepare_rootfs` held; unmount first. An unknown key is fine.
+        """Give up what a container holds; unmount first. An unknown key is fine.
 
-        Layers that only this root file system kept are removed.
+        Its root file system and its volumes; layers that only they kept are removed.
+
+        Args:
+            key: the container's id.
 
         Raises:
             ResourceExhausted: disk full.
         """
-        await self._snapshots.release(key)
+        for held in list(self._snapshots.leases()):
+            if held == key or held.startswith(f"{key}/"):
+                await self._snapshots.release(held)
         await self._sweep_layers()
 
     async def leases(self) -> set[str]:
-        """Keys of all root file systems that hold layers, also those of earlier daemons."""
-        return set(self._snapshots.leases())
+        """Ids of all containers that hold layers, also those of earlier daemons."""
+        return {key.partition("/")[0] for key in self._snapshots.leases()}
 
     async def _sweep_layers(self) -> None:
         if await self._sweeper.layers():

@@ -169,9 +169,17 @@ class Composer:
         return self._encode(spec, pod)
 
     async def container(
-        self, pod: PodSandbox, container: Container, image: ImageDefaults, rootfs: Path
+        self,
+        pod: PodSandbox,
+        container: Container,
+        image: ImageDefaults,
+        rootfs: Path,
+        *,
+        volumes: Mapping[int, Path],
     ) -> Composed:
         """The document of a container whose root file system is mounted at `rootfs`.
+
+        `volumes` says by place in the request's mounts where the images of image volumes are.
 
         Raises:
             InvalidArgument, Unsupported, FailedPrecondition: something in the request.
@@ -179,7 +187,9 @@ class Composer:
         """
         target = await self._target_pid(pod, container)
         host = await self._host(container.runtime)
-        return await asyncio.to_thread(self._container, pod, container, image, rootfs, target, host)
+        return await asyncio.to_thread(
+            self._container, pod, container, image, rootfs, volumes, target, host
+        )
 
     def resize(self, container: Container, asked: LinuxResources) -> Resize:
         """Other limits for a container: what `asked` sets, and what held before for the rest.
@@ -259,6 +269,7 @@ class Composer:
         container: Container,
         image: ImageDefaults,
         rootfs: Path,
+        image_mounts: Mapping[int, Path],
         target: Path | None,
         host: HostFacts,
     ) -> Composed:
@@ -274,6 +285,7 @@ class Composer:
         ids = id_map(pod, self._paths)
         resolved = lookup.resolve_mounts(
             config.mounts,
+            image_mounts,
             recursive_read_only=host.recursive_read_only,
             pod_user=own_user_namespace(pod.config.security.namespaces),
         )

@@ -9,7 +9,6 @@ business.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,9 +19,10 @@ from sandbox import resize
 from sandbox.endings import UNKNOWN_EXIT_CODE
 from sandbox.errors import ContainerNotRunning
 from sandbox.execs import sweep_execs
-from sandbox.host import files, mounts
+from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, Internal, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.image_mounts import VOLUME_OPTIONS, mount_image
 from sandbox.model import Container
 from sandbox.monitor.exits import WatchTarget
 from sandbox.monitor.request import MonitorRequest
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
     from sandbox.layer_limits import LayerLimits
-    from sandbox.model import ContainerConfig, PodSandbox
+    from sandbox.model import ContainerConfig, ImageVolume, PodSandbox
     from sandbox.monitor.conmon import Conmon
     from sandbox.monitor.exits import ExitWatch
     from sandbox.paths import Paths
@@ -55,11 +55,12 @@ _log = get_logger("containers")
 
 @dataclass(frozen=True, slots=True)
 class ImageUse:
-    """What a container keeps of its image: identity only."""
+    """What a container keeps of its images: identity only."""
 
     image_id: str
     image_ref: str
     image_name: str
+    volumes: tuple[ImageVolume, ...] = ()
 
 
 class ContainerEngine:
@@ -131,6 +132,7 @@ class ContainerEngine:
             image_id=image.image_id,
             image_ref=image.image_ref,
             image_name=image.image_name,
+            image_volumes=image.volumes,
             runtime=pod.runtime,
             log_path=log_path,
             cgroup_path=self._cgroups.container_cgroup(
@@ -176,18 +178,33 @@ class ContainerEngine:
                 open_to_pod(self._paths.container(container.id), ids)
             else:
                 files.make_private_dir(self._paths.container(container.id), mode=0o700)
-            files.make_private_dir(rootfs, mode=0o755)
-            placed = [
-                dataclasses.replace(part, target=rootfs / part.target, options=_with(label, part))
-                for part in parts
-            ]
-            mounts.mount_all(placed, syscalls=self._syscalls)
-            if ids is not None:
-                # Whoever copies the mount table from now on need not copy these.
-                mounts.unmount_tree(self._paths.lower(container.id), syscalls=self._syscalls)
+            mount_image(rootfs, parts, label=label, syscalls=self._syscalls)
 
         await asyncio.to_thread(work)
         return rootfs
+
+    async def mount_image_volume(
+        self, container: Container, image_id: str, parts: Sequence[Mount], *, label: str = ""
+    ) -> Path:
+        """Mount an image where the container's mounts take it from; after `mount_rootfs`.
+
+        Args:
+            container: the container.
+            image_id: names the mount point.
+            parts: mounts as the snapshotter gave them.
+            label: SELinux label of everything in it, where there is SELinux.
+
+        Returns:
+            The mount point.
+        """
+        place = self._paths.image_volume(container.id, image_id)
+
+        def work() -> None:
+            files.make_private_dir(place.parent, mode=0o711)
+            mount_image(place, parts, label=label, options=VOLUME_OPTIONS, syscalls=self._syscalls)
+
+        await asyncio.to_thread(work)
+        return place
 
     async def create(self, container: Container, spec: bytes, *, mapped: bool) -> Container:
         """Write the bundle and have conmon and the runtime make the init process.
@@ -379,10 +396,3 @@ class ContainerEngine:
         finally:
             self._stops.pop(container.id, None)
             stop.finished.set()
-
-
-def _with(label: str, part: Mount) -> tuple[str, ...]:
-    """The options of a part, with the label where it is a file system of the container's own."""
-    if label and part.type == "overlay":
-        return (*part.options, f'context="{label}"')
-    return part.options

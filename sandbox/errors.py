@@ -6,15 +6,25 @@ classes here only let a caller tell apart what he must treat differently.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
 from sandbox.host.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
     InvalidArgument,
     NotFound,
+    PodwrightError,
     Unavailable,
     Unsupported,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: The kubelet recognises failures of image volumes by the beginning of the text (KEP-4639).
+IMAGE_VOLUME_PREFIX: Final = "ImageVolumeMountFailed"
 
 
 class PodNotFound(NotFound):
@@ -67,3 +77,18 @@ class MonitorGone(Unavailable):
 
 class LogPathRefused(InvalidArgument):
     """The container's log path is not a place where a log may be written."""
+
+
+@contextmanager
+def image_volume(image: str, container_path: str) -> Iterator[None]:
+    """Have a failure of the block begin as the kubelet expects it, and name the volume.
+
+    Its class stays: a missing image is still NotFound, a full disk still ResourceExhausted.
+    """
+    try:
+        yield
+    except PodwrightError as error:
+        if not error.message.startswith(IMAGE_VOLUME_PREFIX):
+            error.message = f"{IMAGE_VOLUME_PREFIX}: {error.message}"
+            error.fields = {"image": image, "container_path": container_path, **error.fields}
+        raise

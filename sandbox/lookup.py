@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from sandbox import errors
 from sandbox.host import files
 from sandbox.host.beneath import make_dirs_beneath
 from sandbox.host.errors import InvalidArgument, NotFound, map_os_errors
@@ -24,7 +25,7 @@ from sandbox.spec.mounts import check_mount
 from sandbox.users import FILE_LIMIT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sandbox.host.idmap import IdMap
     from sandbox.model import CriDevice, CriMount, SecurityProfile, UserNamespace
@@ -40,11 +41,24 @@ _FLAG_WORDS: Final = frozenset({"nosuid", "nodev", "noexec"})
 
 def resolve_mounts(
     wanted: Iterable[CriMount],
+    images: Mapping[int, Path],
     *,
     recursive_read_only: bool,
     pod_user: UserNamespace | None = None,
 ) -> tuple[ResolvedMount, ...]:
     """Find the sources of the mounts; a missing one is made as a directory (0755), as pods rely on.
+
+    A symbolic link in a host path is followed, once, here; the runtime gets the real path. Which
+    paths of the host a container may have is the client's decision and not ours: the CRI says that
+    links are followed, so whoever can change directories on the way of a path that a pod is given
+    decides where it leads, before it was resolved as well as after. The kubelet knows that and
+    gives, for sub paths of volumes, places that nobody else can change.
+
+    Args:
+        wanted: the request's.
+        images: by place in `wanted`, where the image of an image volume is mounted.
+        recursive_read_only: whether this node and runtime can do it.
+        pod_user: the user namespace of the pod, None on the node's.
 
     Raises:
         InvalidArgument: a mount that `spec.mounts.check_mount` refuses.
@@ -53,7 +67,42 @@ def resolve_mounts(
     mounts = tuple(wanted)
     for mount in mounts:  # all are checked before anything is made for one of them
         check_mount(mount, recursive_read_only=recursive_read_only, pod_user=pod_user)
-    return tuple(_resolve_mount(mount) for mount in mounts)
+    return tuple(
+        _resolve_mount(mount) if mount.image is None else _resolve_image(mount, images[place])
+        for place, mount in enumerate(mounts)
+    )
+
+
+def _resolve_image(mount: CriMount, root: Path) -> ResolvedMount:
+    """The directory that an image volume shows.
+
+    Every component is resolved inside the image, links included. The answer is a path without
+    links, below a mount point of ours, in a file system that is read-only for everybody: nothing
+    can make it lead elsewhere until the runtime binds it.
+
+    Only a directory: single files are outside of the feature (KEP-4639, non-goals), and containerd
+    refuses them too.
+    """
+    assert mount.image is not None
+    with errors.image_volume(mount.image.image, mount.container_path):
+        try:
+            flags = os.O_PATH | os.O_DIRECTORY
+            place = files.open_beneath(root, mount.image_sub_path or ".", flags)
+        except NotFound as error:
+            raise NotFound(
+                "the image has no such sub path", sub_path=mount.image_sub_path
+            ) from error
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                "the sub path is not a directory of the image", sub_path=mount.image_sub_path
+            ) from error
+        with place:
+            source = Path(f"/proc/self/fd/{place.fileno()}").readlink()
+        return ResolvedMount(
+            mount=mount,
+            source=source,
+            source_flags=frozenset(mount_of(source).options) & _FLAG_WORDS,
+        )
 
 
 def _resolve_mount(mount: CriMount) -> ResolvedMount:

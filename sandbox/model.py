@@ -212,6 +212,17 @@ class CriMount(Frozen, frozen=True):
     mount_options: tuple[str, ...] = ()
 
 
+class ImageVolume(Frozen, frozen=True):
+    """What an image mount came to when the container was made.
+
+    `mount` is its place in `ContainerConfig.mounts`; the other two are as in `Container`.
+    """
+
+    mount: int
+    image_id: str
+    image_ref: str
+
+
 class CriDevice(Frozen, frozen=True):
     """CRI Device; `permissions` is a choice of the letters r, w, m."""
 
@@ -342,6 +353,7 @@ class Container(Frozen, frozen=True):
     image_ref: str = ""
     #: First repository tag, or the id; what ContainerStatus.image.image says.
     image_name: str = ""
+    image_volumes: tuple[ImageVolume, ...] = ()
     #: Name of the OCI runtime that holds the container (the pod's `runtime`).
     runtime: str = ""
     log_path: str = ""

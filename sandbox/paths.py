@@ -85,8 +85,12 @@ class Paths:
         """Where `sandbox.placing` mounts what root of a user namespace could not reach."""
         return self.container(container_id) / "mounts"
 
+    def image_volume(self, container_id: str, image_id: str) -> Path:
+        """Mount point of an image that a container has as a volume."""
+        return self.container(container_id) / "image-volumes" / image_id.removeprefix("sha256:")
+
     def layer(self, container_id: str) -> Path:
-        """A container's writable layer: directories upper, work and volumes."""
+        """A container's writable layer: directories upper and work, and image-volumes."""
         return self.layers / container_id
 
     def exit_file(self, container_id: str) -> Path:

@@ -106,7 +106,8 @@ def _place(item: ResolvedMount, place: Path, ids: IdMap, syscalls: Syscalls) -> 
             place.touch(mode=0o600)
     # Never shared: what is taken down here must not be taken down at the source as well.
     private = item.mount.propagation is MountPropagation.PRIVATE
-    mapping = (ids.word,) if item.mount.uid_mappings else ()
+    # The owners in an image are mapped already: the overlay is made of mapped layers.
+    mapping = (ids.word,) if item.mount.uid_mappings and item.mount.image is None else ()
     words = ("rbind", "rprivate" if private else "rslave", *mapping)
     mounts.mount_one(mounts.Mount("bind", str(item.source), place, words), syscalls=syscalls)
     return replace(item, source=place)

@@ -14,7 +14,6 @@ from cri.convert_container import (
 )
 from cri.convert_pod import pod_config
 from cri.convert_shared import resources
-from cri.rpc.limits import check_container
 from cri.rpc.lists import ListCache, has_labels, id_prefix
 from cri.rpc.pods import info_json
 from protos import api_pb2 as pb
@@ -43,7 +42,6 @@ class ContainerCalls:
         if not request.HasField("sandbox_config"):
             validate.refuse("sandbox_config", "is missing")
         config = container_config(request.config)
-        check_container(config)
         of_pod = pod_config(request.sandbox_config, "sandbox_config")
         return pb.CreateContainerResponse(
             container_id=await self._containers.create(pod_id, config, of_pod)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sandbox import oci
+from sandbox.errors import IMAGE_VOLUME_PREFIX
 from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
 from sandbox.mapping import own_user_namespace
 from sandbox.model import (
@@ -144,7 +145,9 @@ def check_mount(
         clean_path(mount.host_path, "the host path of a mount")
     _check_mapping(path, mount, pod_user)
     if mount.image is not None and mount.propagation is not MountPropagation.PRIVATE:
-        raise InvalidArgument("an image volume needs private propagation", path=path)
+        raise InvalidArgument(
+            f"{IMAGE_VOLUME_PREFIX}: an image volume needs private propagation", path=path
+        )
     if mount.recursive_read_only:
         if not mount.readonly:
             raise InvalidArgument(

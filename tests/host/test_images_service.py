@@ -325,6 +325,27 @@ async def test_layers_of_a_container_outlive_their_image(tmp_path: Path) -> None
             )
 
 
+async def test_volumes_of_a_container_are_released_with_it(tmp_path: Path) -> None:
+    """Their keys lie below the container's id; an id that begins alike is somebody else's."""
+    async with FakeRegistry() as registry, image_node(tmp_path) as service:
+        registry.add_image("app", "1", layers=[layer("a")])
+        registry.add_image("data", "1", layers=[layer("b")])
+        app = await pulled(service, registry, "app:1")
+        data = await pulled(service, registry, "data:1")
+        for key, image in (("c1", app), ("c1/x", data), ("c1/y", app), ("c10", data)):
+            upper, work = tmp_path / key / "upper", tmp_path / key / "work"
+            await service.prepare_rootfs(key, image.id, upper_dir=upper, work_dir=work)
+        assert await service.leases() == {"c1", "c10"}
+        await service.remove(app.id)
+        await service.remove(data.id)
+        assert len(layer_directories(tmp_path)) == 2
+        await service.release_rootfs("c1")
+        assert await service.leases() == {"c10"}
+        assert len(layer_directories(tmp_path)) == 1
+        await service.release_rootfs("c10")
+        assert layer_directories(tmp_path) == []
+
+
 async def test_shared_layers_stay_with_the_other_image(tmp_path: Path) -> None:
     base = layer("base")
     async with FakeRegistry() as registry, image_node(tmp_path) as service:

@@ -141,15 +141,22 @@ def _retry_remove_pod(node: Node, scene: Scene) -> None:
 # Containers.
 
 
+#: An image volume, so that its lease and its mount are there to be left behind.
+_VOLUMES: Final = (
+    api.Mount(container_path="/image", image=api.ImageSpec(image=BUSYBOX), image_sub_path="bin"),
+)
+
+
 def _begin_create(node: Node, scene: Scene) -> Call:
-    request = node.create_request(scene.pod, "main", SLEEP)
+    request = node.create_request(scene.pod, "main", SLEEP, mounts=_VOLUMES)
     return node.runtime.CreateContainer.future(request, timeout=PATIENCE_S)
 
 
 def _retry_create(node: Node, scene: Scene) -> None:
-    container = node.create(scene.pod, "main", SLEEP)
+    container = node.create(scene.pod, "main", SLEEP, mounts=_VOLUMES)
     assert [c.id for c in node.containers() if c.pod_sandbox_id == scene.pod] == [container]
     node.start(container)
+    assert node.exec(container, "/image/busybox", "test", "-x", "/image/sh")[0] == 0
     assert node.exec(container, "echo", "alive")[1] == "alive\n"
 
 

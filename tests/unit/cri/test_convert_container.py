@@ -15,6 +15,7 @@ from sandbox.model import (
     CriMount,
     HugepageLimit,
     ImageSpec,
+    ImageVolume,
     LinuxResources,
     MountPropagation,
     NamespaceMode,
@@ -324,6 +325,33 @@ def test_status_of_an_exited_container():
     assert status.stop_signal == pb.SIGNAL_SIGTERM
     assert status.log_path == "/var/log/pods/x/app/0.log"
     assert not status.HasField("resources")
+
+
+def test_status_tells_what_image_volumes_came_to():
+    """Image.id, which the kubelet's collector compares, and the digest for the pod's status."""
+    asked = (
+        CriMount(container_path="/a", host_path="/b"),
+        CriMount(container_path="/c", image=ImageSpec(image="busybox"), image_sub_path="bin"),
+        CriMount(
+            container_path="/d", image=ImageSpec(image="sha256:1", user_specified_image="app:1")
+        ),
+    )
+    volumes = tuple(
+        ImageVolume(mount=place, image_id="sha256:1", image_ref="docker.io/library/b@sha256:2")
+        for place in (1, 2)
+    )
+    config = ContainerConfig(name="app", image=ImageSpec(image="sha256:9"), mounts=asked)
+    plain, by_name, by_id = container_status(container(config=config, image_volumes=volumes)).mounts
+    assert not plain.HasField("image")
+    assert not plain.readonly
+    for mount, named in ((by_name, "busybox"), (by_id, "app:1")):
+        assert mount.readonly
+        assert mount.image == pb.ImageSpec(
+            image="sha256:1",
+            image_ref="docker.io/library/b@sha256:2",
+            user_specified_image=named,
+        )
+    assert by_name.image_sub_path == "bin"
 
 
 @pytest.mark.parametrize(

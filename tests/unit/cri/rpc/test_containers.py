@@ -6,7 +6,7 @@ from cri.rpc.containers import ContainerCalls
 from cri.rpc.sessions import SessionCalls, fit
 from cri.validate import SECONDS_LIMIT
 from protos import api_pb2 as pb
-from sandbox.host.errors import DeadlineExceeded, InvalidArgument, NotFound, Unsupported
+from sandbox.host.errors import DeadlineExceeded, InvalidArgument, NotFound
 from sandbox.model import LinuxResources
 from tests.fakes.daemon import FakeContainers
 from tests.fakes.streaming import FakeStreaming
@@ -57,21 +57,6 @@ async def test_every_part_of_create_is_needed(calls, containers, part):
     message.ClearField(part)
     with pytest.raises(InvalidArgument, match=part):
         await calls.create_container(message)
-    assert containers.calls == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "what"),
-    [
-        (
-            {"mounts": [pb.Mount(container_path="/a", image=pb.ImageSpec(image="x"))]},
-            "image volumes",
-        ),
-    ],
-)
-async def test_what_this_version_cannot_do_is_refused_by_name(calls, containers, fields, what):
-    with pytest.raises(Unsupported, match=what):
-        await create(calls, **fields)
     assert containers.calls == []
 
 
