@@ -11,7 +11,7 @@ import pytest
 
 from protos import api_pb2 as api
 from tests.kit.faults import PATIENCE_S
-from tests.kit.messages import BUSYBOX
+from tests.kit.messages import BUSYBOX, namespaces, user_namespace
 from tests.kit.node import Node
 from tests.kit.oci import OCI, Entry, Image, ImageConfig, make_image, make_layer
 from tests.kit.registry import Pusher, running_registry, write_hosts
@@ -303,3 +303,22 @@ def test_failed_creation_leaves_no_mount(node: Node) -> None:
     refused(node, pod, volume("/v", DATA), volume("/w", SCRATCH))
     places = Path("/proc/self/mountinfo").read_text()
     assert f"{node.run_root}/containers" not in places
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain request", "mapped request"])
+def test_owners_in_a_user_namespace_are_the_ids_inside(
+    node: Node, handler: str, mapped: bool
+) -> None:
+    """Mapped as the root file system is, whether or not the mount repeats the pod's mapping."""
+    spaces = namespaces(user=user_namespace(200_000))
+    pod = node.run_pod("mapped", handler=handler, spaces=spaces)
+    mount = volume("/v", DATA)
+    if mapped:
+        mount.uidMappings.extend(spaces.userns_options.uids)
+        mount.gidMappings.extend(spaces.userns_options.gids)
+    container = node.run(
+        pod, "main", SLEEP, spaces=spaces, mounts=[mount, volume("/part", DATA, "inside")]
+    )
+    assert sh(node, container, "stat -c '%u %g' /v/conf /v/file") == "1000 1001\n0 0\n"
+    assert sh(node, container, "cat /v/conf/a /part/file") == "first\ndeep\n"
+    assert node.exec(container, "sh", "-c", "echo x > /v/new")[0] != 0
