@@ -184,7 +184,8 @@ class Daemon:
             user_namespaces,
             namespaces,
             run_root=self._paths.run_root,
-            image_root=image_settings.root,
+            pins=self._paths.run_root / "probe",
+            layers=image_settings.root / "probe-mapping",
             syscalls=self._syscalls,
         )
         network = PodNetwork(

@@ -30,21 +30,28 @@ async def lack_of_user_namespaces(
     worker: NamespaceWorker,
     *,
     run_root: Path,
-    image_root: Path,
+    pins: Path,
+    layers: Path,
     syscalls: Syscalls,
 ) -> str:
-    """Why no pod can have one; empty when they can. What is made for it is gone afterwards."""
+    """Why no pod can have one; empty when they can. What is made for it is gone afterwards.
+
+    Args:
+        maker: makes the namespace to try with.
+        worker: takes it away again.
+        run_root: where containers' root file systems are reached.
+        pins: a directory to be made for the namespace.
+        layers: a directory to be made on the file system that holds the layers.
+        syscalls: the kernel.
+    """
     closed = await asyncio.to_thread(impassable, run_root)
     if closed is not None:
         return f"users other than root cannot pass through {closed}"
-    pins = run_root / "probe"
     try:
         await worker.unpin(pins)  # of a daemon that was killed just here
         made = await maker.create(pins, frozenset({"ipc"}), uids=PROBE_IDS, gids=PROBE_IDS)
         try:
-            return await asyncio.to_thread(
-                probe_mapping, image_root / "probe-mapping", made["user"], syscalls
-            )
+            return await asyncio.to_thread(probe_mapping, layers, made["user"], syscalls)
         finally:
             await worker.unpin(pins)
     except PodwrightError as error:

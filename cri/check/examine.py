@@ -15,6 +15,7 @@ from cri.check.lsm import security_modules
 from cri.check.machine import kernel, python, rights, storage
 from cri.check.network import network
 from cri.check.programs import programs
+from cri.check.userns import user_namespaces
 from sandbox.host.host_facts import HostFacts
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.processes import HostProcessRunner
@@ -72,5 +73,6 @@ async def examine(config: Config) -> list[Finding]:
         *before,
         *await programs(sandbox, config.get(table.PAUSE_PATH), runner),
         *after,
+        *await user_namespaces(sandbox, image_root, runner, syscalls, PROC, privileged=privileged),
         *await exposure(config, runner),
     ]

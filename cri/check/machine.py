@@ -179,7 +179,7 @@ def storage(
     ]
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """`path`, or the nearest directory above that exists: both are on the same file system."""
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -187,7 +187,7 @@ def _existing(path: Path) -> Path:
 
 
 def _space(name: str, path: Path) -> Finding:
-    facts = os.statvfs(_existing(path))
+    facts = os.statvfs(existing(path))
     free_bytes = facts.f_bavail * facts.f_frsize
     # Some file systems (btrfs) have no number of inodes at all.
     inodes_low = facts.f_files > 0 and facts.f_favail < FREE_INODES
@@ -202,7 +202,7 @@ def _space(name: str, path: Path) -> Finding:
 
 
 def _run_root(path: Path) -> Finding:
-    kind = mount_of(_existing(path)).type
+    kind = mount_of(existing(path)).type
     return Finding(
         STORAGE,
         "run directory",
@@ -213,7 +213,7 @@ def _run_root(path: Path) -> Finding:
 
 
 def _executable(path: Path) -> Finding:
-    options = mount_of(_existing(path)).options
+    options = mount_of(existing(path)).options
     return Finding(
         STORAGE,
         "programs may run there",
@@ -226,7 +226,7 @@ def _executable(path: Path) -> Finding:
 def _overlay(image_root: Path, syscalls: Syscalls, *, privileged: bool) -> Finding:
     if not privileged:
         return Finding(STORAGE, "overlayfs", Level.WARNING, "not tried", "run the check as root")
-    at = _existing(image_root)
+    at = existing(image_root)
     try:
         options = probe_options(at / f".podwright-check-{os.getpid()}", syscalls)
     except (Unsupported, PodwrightError) as error:
@@ -238,7 +238,7 @@ def _overlay(image_root: Path, syscalls: Syscalls, *, privileged: bool) -> Findi
 
 def _layer_limits(state_root: Path, asked_bytes: int) -> Finding:
     name = "limits of writable layers"
-    state = quota_state(_existing(state_root))
+    state = quota_state(existing(state_root))
     if state is QuotaState.ENFORCED:
         shown = f"{asked_bytes} bytes for each container" if asked_bytes else "possible, none set"
         return Finding(STORAGE, name, Level.OK, shown)
@@ -247,7 +247,7 @@ def _layer_limits(state_root: Path, asked_bytes: int) -> Finding:
         STORAGE,
         name,
         Level.ERROR if asked_bytes else Level.OK,
-        f"{without} project quota on {mount_of(_existing(state_root)).type}:"
+        f"{without} project quota on {mount_of(existing(state_root)).type}:"
         + (" the daemon will not start" if asked_bytes else " pods that ask for one are refused"),
         REMEDY if asked_bytes else "",
     )
