@@ -25,6 +25,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,7 @@ from sandbox.host.errors import (
     map_os_errors,
 )
 from sandbox.host.namespaces import check_hostname
+from sandbox.host.processes import KILL_WAIT_S
 from sandbox.host.sysctls import plan_sysctls, sysctl_kind
 
 if TYPE_CHECKING:
@@ -103,6 +105,9 @@ class UserNamespaces:
                 ) from error
             finally:
                 helper.kill_group(signal.SIGKILL)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(KILL_WAIT_S):
+                        await helper.wait()
 
     async def _follow(
         self,

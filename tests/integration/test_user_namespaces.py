@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import grpc
@@ -248,6 +249,83 @@ def test_the_network_belongs_to_the_pod(node: Node, handler: str) -> None:
     assert inside(node, container, "hostname").strip() == "pod"
     assert node.pod_status(pod).network.ip in inside(node, container, "ip addr show eth0")
     assert node.exec(container, "ping", "-c", "1", "127.0.0.1")[0] == 0
+    # What no container may by default: it has no CAP_NET_ADMIN, not even over its own network.
+    assert node.exec(container, "ip", "addr", "add", "127.0.0.9/8", "dev", "lo")[0] != 0
+
+
+def test_privileged_inside_is_still_nobody_outside(node: Node, handler: str) -> None:
+    """All capabilities over what is the pod's, none over what is the node's."""
+    pod = node.run_pod("pod", handler=handler, spaces=spaces(), privileged=True)
+    container = node.run(pod, "main", SLEEP, spaces=spaces(), privileged=True)
+    assert inside(node, container, "cat /proc/self/uid_map").split()[1] == str(USERS)
+    inside(node, container, "ip addr add 127.0.0.9/8 dev lo")
+    inside(node, container, "mkdir /m && mount -t tmpfs none /m && mount -t proc none /m")
+    for attempt in (
+        "hostname new && cat /proc/1/root/etc/shadow-of-the-node",
+        "echo 1 >/proc/sys/kernel/panic",
+        "mknod /disk b 254 0",
+        "mount -t ext4 /dev/vda /m",
+        "echo b >/proc/sysrq-trigger",
+        "dmesg -n 1",
+    ):
+        assert node.exec(container, "sh", "-c", attempt)[0] != 0, attempt
+
+
+def test_a_debugger_joins_its_target(node: Node, handler: str) -> None:
+    pod = node.run_pod("pod", handler=handler, spaces=spaces())
+    target = node.run(pod, "target", SLEEP, spaces=spaces())
+    own = namespaces(pid="TARGET", target=target, user=OWN)
+    debugger = node.run(pod, "debugger", SLEEP, spaces=own)
+    pids = [node.container_pid(c) for c in (target, debugger)]
+    assert namespace_of(pids[0], "pid") == namespace_of(pids[1], "pid")
+    assert "sleep 1000" in inside(node, debugger, "cat /proc/1/cmdline | tr '\\0' ' '")
+
+
+def test_a_read_only_root_with_masked_paths(node: Node, handler: str, tmp_path: Path) -> None:
+    pod = node.run_pod("pod", handler=handler, spaces=spaces())
+    request = node.create_request(
+        pod,
+        "main",
+        SLEEP,
+        spaces=spaces(),
+        read_only=True,
+        mounts=[mapped_mount("/new/place", str(tmp_path), OWN)],
+    )
+    security = request.config.linux.security_context
+    security.masked_paths.extend(["/proc/kcore", "/sys/firmware"])
+    security.readonly_paths.extend(["/proc/sys"])
+    container = node.runtime.CreateContainer(request).container_id
+    node.ids.add(container)
+    node.start(container)
+    assert node.exec(container, "touch", "/made")[0] != 0
+    inside(node, container, "touch /new/place/made")
+    assert owner(tmp_path / "made") == (0, 0)
+    assert inside(node, container, "ls /sys/firmware") == ""
+    assert node.exec(container, "sh", "-c", "echo x >/proc/sys/kernel/shmmax")[0] != 0
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_killed_while_it_is_made(node: Node, moment: int) -> None:
+    """The daemon dies in the middle of a pod's or a container's creation; then all goes on."""
+    own, handler = spaces(), ["crun", "runc"][moment % 2]
+    request = api.RunPodSandboxRequest(
+        config=node.pod_config("pod", spaces=own), runtime_handler=handler
+    )
+    making = node.runtime.RunPodSandbox.future(request)
+    time.sleep(0.02 * moment)
+    node.restart()
+    making.exception()
+    node.assert_true()
+    pod = node.run_pod("pod", handler=handler, spaces=own)
+    creating = node.runtime.CreateContainer.future(
+        node.create_request(pod, "main", SLEEP, spaces=own)
+    )
+    time.sleep(0.015 * moment)
+    node.restart()
+    creating.exception()
+    node.assert_true()
+    container = node.run(pod, "main", SLEEP, spaces=own)
+    inside(node, container, "touch /made")
 
 
 def test_on_the_host_network(node: Node, handler: str) -> None:
@@ -257,7 +335,7 @@ def test_on_the_host_network(node: Node, handler: str) -> None:
     assert namespace_of(node.container_pid(container), "net") == namespace_of("self", "net")
     shown = inside(node, container, "ls /sys/class/net").split()
     assert sorted(shown) == sorted(path.name for path in Path("/sys/class/net").iterdir())
-    assert node.exec(container, "ip", "link", "add", "dummy0", "type", "dummy")[0] != 0
+    assert node.exec(container, "ip", "addr", "add", "127.0.0.9/8", "dev", "lo")[0] != 0
     rows = [row.split() for row in inside(node, container, "cat /proc/mounts").splitlines()]
     writable = [row[1] for row in rows if row[2] == "sysfs" and "rw" in row[3].split(",")]
     assert writable == []
