@@ -38,7 +38,7 @@ PACKAGES: Final = (
     *("python3", "python3-venv", "busybox-static", "curl", "strace", "ca-certificates"),
     *("crun", "runc", "conmon", "catatonit", "containernetworking-plugins", "docker-registry"),
     *("iptables", "nftables", "iproute2", "apparmor", "uidmap", "libseccomp2", "libcap2-bin"),
-    *("e2fsprogs", "xfsprogs", "quota", "openssl", "gcc", "libc6-dev"),
+    *("e2fsprogs", "xfsprogs", "quota", "openssl", "gcc", "libc6-dev", "sudo"),
 )
 
 #: Never read inside, and half of the bytes.

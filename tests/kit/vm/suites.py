@@ -60,25 +60,27 @@ _CRITEST: Final = (
 
 def short() -> list[Suite]:
     """What fits into a few minutes, with both drivers and both runtimes."""
-    groups = "tests/integration/test_groups.py"
     return [
-        Suite("control groups", "systemd", (groups, "-k", _SHORT_GROUPS), 900.0),
-        Suite("AppArmor, groups of the host", "cgroupfs", (*_HOST, *_present(_LSM)), 600.0),
+        Suite("control groups", "systemd", (_GROUPS, "-k", _SHORT_GROUPS), 900.0),
+        Suite("control groups of the host", "cgroupfs", _HOST, 600.0),
+        Suite("AppArmor", "cgroupfs", (_APPARMOR, "-k", _SHORT_APPARMOR), 600.0),
     ]
 
 
+_GROUPS: Final = "tests/integration/test_groups.py"
 _SHORT_GROUPS: Final = "limits_of_a_container or no_parent"
-_LSM: Final = ("tests/integration/test_apparmor.py",)
+_APPARMOR: Final = "tests/integration/test_apparmor.py"
+_SHORT_APPARMOR: Final = (
+    "default_holds and unset or refused_by_name and missing or found_and_enforced and localhost"
+)
 
 
 def every() -> list[Suite]:
     """All that concerns what this kernel may lack."""
     drivers: tuple[Driver, ...] = ("cgroupfs", "systemd")
-    suites = [
-        Suite("host", "cgroupfs", (*_HOST, *_present(_LSM), "tests/host/test_check.py"), 900.0)
-    ]
+    suites = [Suite("host", "cgroupfs", (*_HOST, "tests/host/test_check.py"), 900.0)]
     folders = {
-        "control groups": ("tests/integration/test_groups.py",),
+        "control groups": (_GROUPS,),
         "containers, pods": (
             "tests/integration/test_containers.py",
             "tests/integration/test_pods.py",
@@ -86,6 +88,12 @@ def every() -> list[Suite]:
         "usage, events, resize": ("tests/integration/test_observe.py",),
         "restarts": ("tests/integration/test_restart.py",),
     }
+    suites += [
+        Suite("AppArmor", "cgroupfs", (_APPARMOR,), 3600.0),
+        Suite(
+            "user namespaces", "cgroupfs", ("tests/integration/test_user_namespaces.py",), 3600.0
+        ),
+    ]
     suites += [
         Suite(name, driver, paths, 3600.0) for name, paths in folders.items() for driver in drivers
     ]
@@ -96,11 +104,6 @@ def every() -> list[Suite]:
         for handler in ("crun", "runc")
         for driver in drivers
     ]
-
-
-def _present(paths: Iterable[str]) -> tuple[str, ...]:
-    top = Path(__file__).parents[3]
-    return tuple(path for path in paths if (top / path).exists())
 
 
 @dataclass(frozen=True, slots=True)
