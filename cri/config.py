@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from cni.settings import CniSettings
 from cri import settings_devices as devices
+from cri import settings_images as image_table
 from cri import settings_security as security
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
@@ -125,23 +126,24 @@ class Config:
     def images(self) -> ImageSettings:
         """What the image service is told."""
         return ImageSettings(
-            root=self.get(table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images",
-            registry_config_dirs=self.get(table.REGISTRY_DIRS),
-            max_concurrent_downloads=self.get(table.MAX_DOWNLOADS),
-            pull_progress_timeout_s=self.get(table.PULL_PROGRESS_TIMEOUT),
-            min_progress_bytes=self.get(table.MIN_PROGRESS),
-            connect_timeout_s=self.get(table.CONNECT_TIMEOUT),
-            mirror_connect_timeout_s=self.get(table.MIRROR_CONNECT_TIMEOUT),
-            response_timeout_s=self.get(table.RESPONSE_TIMEOUT),
-            max_connections_per_host=self.get(table.MAX_CONNECTIONS),
-            pinned_images=self.get(table.PINNED_IMAGES),
-            unpack_workers=self.get(table.UNPACK_WORKERS),
-            unpack_idle_s=self.get(table.UNPACK_IDLE),
-            unpack_progress_timeout_s=self.get(table.UNPACK_PROGRESS_TIMEOUT),
-            max_layer_bytes=self.get(table.MAX_LAYER_BYTES),
-            max_expansion_ratio=self.get(table.MAX_EXPANSION),
-            max_layer_entries=self.get(table.MAX_LAYER_ENTRIES),
-            keep_partial_s=self.get(table.KEEP_PARTIAL),
+            root=self.get(image_table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images",
+            registry_config_dirs=self.get(image_table.REGISTRY_DIRS),
+            layer_form=self.get(image_table.LAYER_FORM),
+            max_concurrent_downloads=self.get(image_table.MAX_DOWNLOADS),
+            pull_progress_timeout_s=self.get(image_table.PULL_PROGRESS_TIMEOUT),
+            min_progress_bytes=self.get(image_table.MIN_PROGRESS),
+            connect_timeout_s=self.get(image_table.CONNECT_TIMEOUT),
+            mirror_connect_timeout_s=self.get(image_table.MIRROR_CONNECT_TIMEOUT),
+            response_timeout_s=self.get(image_table.RESPONSE_TIMEOUT),
+            max_connections_per_host=self.get(image_table.MAX_CONNECTIONS),
+            pinned_images=self.get(image_table.PINNED_IMAGES),
+            unpack_workers=self.get(image_table.UNPACK_WORKERS),
+            unpack_idle_s=self.get(image_table.UNPACK_IDLE),
+            unpack_progress_timeout_s=self.get(image_table.UNPACK_PROGRESS_TIMEOUT),
+            max_layer_bytes=self.get(image_table.MAX_LAYER_BYTES),
+            max_expansion_ratio=self.get(image_table.MAX_EXPANSION),
+            max_layer_entries=self.get(image_table.MAX_LAYER_ENTRIES),
+            keep_partial_s=self.get(image_table.KEEP_PARTIAL),
         )
 
     def streaming(self) -> StreamingSettings:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cni.settings import CniSettings
-from cri import settings_devices, settings_security
+from cri import settings_devices, settings_images, settings_security
 from cri.setting import (
     Setting,
     boolean,
@@ -26,7 +26,6 @@ from cri.setting import (
     words,
 )
 from cri.streaming.settings import StreamingSettings, TlsChoice
-from imageservice.settings import ImageSettings
 from metrics.settings import LogRateSettings, MetricsSettings, SamplerSettings
 from sandbox.settings import SandboxSettings
 
@@ -35,7 +34,6 @@ CgroupDriverChoice = Literal["auto", "cgroupfs", "systemd"]
 _SANDBOX = SandboxSettings()
 _TIMES = _SANDBOX.timeouts
 _CNI = CniSettings()
-_IMAGES = ImageSettings()
 _METRICS = MetricsSettings()
 _SAMPLER = SamplerSettings()
 _LOG_RATES = LogRateSettings()
@@ -184,100 +182,6 @@ CNI_ENVIRONMENT = Setting(
     "cni", "environment", variables, _CNI.environment, "further variables for plugins, NAME=value"
 )
 
-IMAGE_ROOT = Setting("image", "root", optional_path, None, "images; empty: images in state_root")
-REGISTRY_DIRS = Setting(
-    "image",
-    "registry_config_dirs",
-    paths,
-    _IMAGES.registry_config_dirs,
-    "certs.d directories; the first that knows a registry wins; read at each pull",
-)
-MAX_DOWNLOADS = Setting(
-    "image",
-    "max_concurrent_downloads",
-    integer(1, 64),
-    _IMAGES.max_concurrent_downloads,
-    "layers of one pull fetched at once",
-)
-PULL_PROGRESS_TIMEOUT = Setting(
-    "image",
-    "pull_progress_timeout_s",
-    seconds,
-    _IMAGES.pull_progress_timeout_s,
-    "a transfer that moves fewer than min_progress_bytes in this time is given up",
-)
-MIN_PROGRESS = Setting(
-    "image", "min_progress_bytes", integer(1), _IMAGES.min_progress_bytes, "see above"
-)
-CONNECT_TIMEOUT = Setting(
-    "image", "connect_timeout_s", seconds, _IMAGES.connect_timeout_s, "TCP and TLS to a registry"
-)
-MIRROR_CONNECT_TIMEOUT = Setting(
-    "image",
-    "mirror_connect_timeout_s",
-    seconds,
-    _IMAGES.mirror_connect_timeout_s,
-    "the same while another host is left to try",
-)
-RESPONSE_TIMEOUT = Setting(
-    "image", "response_timeout_s", seconds, _IMAGES.response_timeout_s, "headers of an answer"
-)
-MAX_CONNECTIONS = Setting(
-    "image",
-    "max_connections_per_host",
-    integer(1, 256),
-    _IMAGES.max_connections_per_host,
-    "connections to one registry at once",
-)
-PINNED_IMAGES = Setting(
-    "image",
-    "pinned_images",
-    words,
-    _IMAGES.pinned_images,
-    "images that the kubelet's collection leaves alone; * stands for any characters",
-)
-UNPACK_WORKERS = Setting(
-    "image",
-    "unpack_workers",
-    integer(0, 64),
-    _IMAGES.unpack_workers,
-    "layers unpacked at once; 0: one for each processor, at most four",
-)
-UNPACK_IDLE = Setting(
-    "image",
-    "unpack_idle_s",
-    seconds,
-    _IMAGES.unpack_idle_s,
-    "an idle unpack worker is kept so long",
-)
-UNPACK_PROGRESS_TIMEOUT = Setting(
-    "image",
-    "unpack_progress_timeout_s",
-    seconds,
-    _IMAGES.unpack_progress_timeout_s,
-    "an unpack worker that does not move for this long is killed",
-)
-MAX_LAYER_BYTES = Setting(
-    "image", "max_layer_bytes", integer(1), _IMAGES.max_layer_bytes, "plain bytes of one layer"
-)
-MAX_EXPANSION = Setting(
-    "image",
-    "max_expansion_ratio",
-    integer(1),
-    _IMAGES.max_expansion_ratio,
-    "plain bytes for each compressed one, beyond the first GiB",
-)
-MAX_LAYER_ENTRIES = Setting(
-    "image", "max_layer_entries", integer(1), _IMAGES.max_layer_entries, "entries of one layer"
-)
-KEEP_PARTIAL = Setting(
-    "image",
-    "keep_partial_s",
-    seconds,
-    _IMAGES.keep_partial_s,
-    "a download that broke off is kept so long for the next try",
-)
-
 METRICS_ADDRESS = Setting(
     "metrics", "address", text, _METRICS.address, "IP:PORT of GET /metrics; empty: not served"
 )
@@ -362,6 +266,7 @@ STREAMING_TOKEN_LIFE = Setting(
 
 _ALL: Final[tuple[Setting[object], ...]] = (
     *(value for value in list(globals().values()) if isinstance(value, Setting)),
+    *settings_images.TABLE,
     *settings_security.TABLE,
     *settings_devices.TABLE,
 )

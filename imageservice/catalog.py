@@ -78,6 +78,10 @@ MIGRATIONS: Final = (
         value TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE layers ADD COLUMN form TEXT NOT NULL DEFAULT 'tree';
+    ALTER TABLE layers ADD COLUMN index_digest TEXT NOT NULL DEFAULT '';
+    """,
 )
 #: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
 MIN_PREFIX_CHARS: Final = 4

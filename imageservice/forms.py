@@ -10,3 +10,6 @@ LayerForm = Literal["tree", "indexed"]
 
 TAR_NAME: Final = "layer.tar"
 INDEX_NAME: Final = "index.erofs"
+
+#: What an operator may ask for: "auto" is indexed where this kernel can mount an index.
+LayerChoice = Literal["auto", "indexed", "tree"]

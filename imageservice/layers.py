@@ -265,4 +265,5 @@ def _facts(done: Done) -> LayerFacts:
         size_bytes=done.size_bytes,
         opaque_root=done.opaque_root,
         implied=frozenset(path.encode("latin-1") for path in done.implied),
+        index_digest=done.index_digest,
     )

@@ -130,7 +130,11 @@ class ImageService:
         self._catalog = Catalog(database)
         await self._catalog.load()
         snapshots = OverlaySnapshotter(
-            self._settings.root, database, syscalls=self._syscalls, clock=self._clock
+            self._settings.root,
+            database,
+            syscalls=self._syscalls,
+            clock=self._clock,
+            layer_form=self._settings.layer_form,
         )
         self._snapshots: Snapshotter = snapshots
         await snapshots.open()

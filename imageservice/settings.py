@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imageservice.forms import LayerChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class ImageSettings:
     Attributes:
         root: directory of catalog, content, layers and ingests (0700).
         registry_config_dirs: `certs.d` directories; the first that knows a registry wins.
+        layer_form: how layers are kept; see `LayerChoice`. Those that are there stay as they are.
         max_concurrent_downloads: layers of one pull fetched at once.
         pull_progress_timeout_s: a transfer that moves fewer than `min_progress_bytes` in this time
             is given up; there is no limit for a whole pull.
@@ -69,6 +74,7 @@ class ImageSettings:
         Path("/etc/podwright/certs.d"),
         Path("/etc/containerd/certs.d"),
     )
+    layer_form: LayerChoice = "auto"
     max_concurrent_downloads: int = 3
     pull_progress_timeout_s: float = 300.0
     min_progress_bytes: int = 256 * 1024

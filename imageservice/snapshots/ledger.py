@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _RUNNING_MARK: Final = "snapshots-running"
 _COLUMNS: Final = (
     "diff_id, directory, entries, size_bytes, opaque_root, implied, boot_id, is_checked, "
-    "used_bytes, inodes"
+    "used_bytes, inodes, form, index_digest"
 )
 
 
@@ -198,18 +198,21 @@ def _insert(connection: Connection, rows: Collection[LayerRow]) -> None:
             int(row.is_checked),
             row.used_bytes,
             row.inodes,
+            row.facts.form,
+            row.facts.index_digest,
         )
         for row in rows
     ]
     connection.executemany(
         f"INSERT OR REPLACE INTO layers ({_COLUMNS}) "  # noqa: S608 - a constant
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         values,
     )
 
 
 def _layer(row: Row) -> LayerRow:
-    diff_id, directory, entries, size, opaque, implied, boot_id, checked, used, inodes = row
+    (diff_id, directory, entries, size, opaque, implied, boot_id, checked) = row[:8]
+    (used, inodes, form, index_digest) = row[8:]
     paths = as_bytes(implied)
     return LayerRow(
         diff_id=as_text(diff_id),
@@ -219,6 +222,8 @@ def _layer(row: Row) -> LayerRow:
             size_bytes=as_int(size),
             opaque_root=bool(as_int(opaque)),
             implied=frozenset(path[:-1] for path in paths.split(b"\0")) if paths else frozenset(),
+            form="indexed" if as_text(form) == "indexed" else "tree",
+            index_digest=as_text(index_digest),
         ),
         boot_id=as_text(boot_id),
         is_checked=bool(as_int(checked)),

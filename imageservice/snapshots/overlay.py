@@ -1,7 +1,9 @@
-"""Layers as directory trees, composed by overlayfs.
+"""Layers as directories, composed by overlayfs.
 
-    layers/<n>      a committed layer; n is a short number, for 128 of them must fit in the
-                    page of option text that mount(2) takes
+    layers/<n>      a committed layer: its files, or its tar and an index over it (`forms`); n is a
+                    short number, for 128 of them must fit in the page of option text that
+                    mount(2) takes
+    mounts/<n>      where an indexed layer is seen (`places`)
     layers/empty    the lower directory of an image without layers (overlayfs wants one)
     staging/<n>     a layer being written, on the same file system
 
@@ -24,13 +26,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.ledger import LayerRow, Ledger
+from imageservice.snapshots.places import LayerPlaces
 from imageservice.snapshots.probe import probe_options
 from imageservice.snapshots.root import effective, layers_in_use, map_layers, root_mount
 from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
 from imageservice.snapshots.syncing import SyncGate
 from imageservice.snapshots.upper import Correction, LowerLayer, find_corrections, make_upper
-from imageservice.trees import count_tree
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import (
     Busy,
@@ -38,6 +41,7 @@ from sandbox.host.errors import (
     NotFound,
     PodwrightError,
     ResourceExhausted,
+    Unsupported,
     map_os_errors,
 )
 from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from imageservice.forms import LayerChoice, LayerForm
     from sandbox.host.database import Database
     from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
@@ -64,10 +69,19 @@ class OverlaySnapshotter:
     """See `Snapshotter`."""
 
     def __init__(
-        self, root: Path, database: Database, *, syscalls: Syscalls, clock: Clock | None = None
+        self,
+        root: Path,
+        database: Database,
+        *,
+        syscalls: Syscalls,
+        clock: Clock | None = None,
+        layer_form: LayerChoice = "tree",
     ) -> None:
         self._root = root
-        self.layers_dir = root / "layers"
+        self._places = LayerPlaces(root, syscalls=syscalls)
+        self._choice: LayerChoice = layer_form
+        self.layer_form: LayerForm = "tree"
+        self.layers_dir = self._places.layers_dir
         self._staging_dir = root / "staging"
         self._empty = self.layers_dir / _EMPTY
         self._ledger = Ledger(database)
@@ -97,11 +111,32 @@ class OverlaySnapshotter:
         self._options = await asyncio.to_thread(
             probe_options, self._staging_dir / "probe", self._syscalls
         )
+        await self._choose_form()
         await self._ledger.load()
         was_orderly = await self._ledger.mark_running(boot_id())
         present = await asyncio.to_thread(self._list_layers)
         await self._drop_broken(present, was_orderly=was_orderly)
+        await self._places.open([row.directory for row in self._leased()])
         self._next = 1 + max((_number(name) for name in present), default=0)
+
+    async def _choose_form(self) -> None:
+        if self._choice == "tree":
+            return
+        reason = await asyncio.to_thread(
+            probe_indexed, self._staging_dir / "probe-indexed", self._syscalls
+        )
+        if not reason:
+            self.layer_form = "indexed"
+        elif self._choice == "indexed":
+            raise Unsupported(
+                f"layers cannot be indexed here: {reason}",
+                hint="set image.layer_form to auto or tree, or use Linux 6.12 with EROFS",
+                path=str(self._root),
+            )
+
+    def _leased(self) -> list[LayerRow]:
+        held = {diff_id for chain in self._ledger.leases().values() for diff_id in chain}
+        return [row for diff_id in held if (row := self._ledger.get(diff_id)) is not None]
 
     async def close(self) -> None:
         """See `Snapshotter`."""
@@ -131,7 +166,7 @@ class OverlaySnapshotter:
         except BaseException:
             self._staged.discard(path)
             raise
-        return Staging(diff_id, path)
+        return Staging(diff_id, path, self.layer_form)
 
     async def commit(self, staging: Staging, facts: LayerFacts) -> None:
         """See `Snapshotter`."""
@@ -189,16 +224,15 @@ class OverlaySnapshotter:
             known.append(row)
         await self._ledger.lease(key, chain)
         rows = effective(known)
-        lower = [self.layers_dir / row.directory for row in rows]
+        await self._places.mount(rows)
+        lower = [self._places.of(row) for row in rows]
         parts: tuple[Mount, ...] = ()
         if mapped is not None:
             parts = await asyncio.to_thread(map_layers, lower or [self._empty], mapped)
             lower = [part.target for part in parts]
         if read_only:
             return (*parts, root_mount(lower, (), options=self._options, empty=self._empty))
-        described = (
-            self.layers_dir / r.directory for r in rows[::-1] if b"" not in r.facts.implied
-        )
+        described = (self._places.of(r) for r in rows[::-1] if b"" not in r.facts.implied)
         corrections = await self._corrections_of(chain, rows)
         ids = mapped.ids if mapped is not None else None
         await asyncio.to_thread(
@@ -213,10 +247,7 @@ class OverlaySnapshotter:
         """Remembered for each chain: layers never change."""
         known = self._corrections.get(chain)
         if known is None:
-            layers = [
-                LowerLayer(self.layers_dir / row.directory, row.facts.implied)
-                for row in reversed(rows)
-            ]
+            layers = [LowerLayer(self._places.of(row), row.facts.implied) for row in reversed(rows)]
             with map_os_errors("cannot read image layers"):
                 known = await asyncio.to_thread(find_corrections, layers)
             self._corrections[chain] = known
@@ -224,7 +255,12 @@ class OverlaySnapshotter:
 
     async def release(self, key: str) -> None:
         """See `Snapshotter`."""
+        rows = [self._ledger.get(diff_id) for diff_id in self._ledger.leases().get(key, ())]
         await self._ledger.unlease(key)
+        await self._places.unmount_unless(
+            lambda row: any(row.diff_id in chain for chain in self._ledger.leases().values()),
+            [row for row in rows if row is not None],
+        )
 
     async def remove(self, diff_ids: Collection[str]) -> None:
         """See `Snapshotter`."""
@@ -319,7 +355,7 @@ class OverlaySnapshotter:
         ]
         broken: list[LayerRow] = []
         if doubtful and not was_orderly:
-            broken = await asyncio.to_thread(self._find_broken, doubtful)
+            broken = await asyncio.to_thread(self._places.find_broken, doubtful)
         for row in broken:
             _log.warning("layer is not whole and is dropped", layer=row.diff_id)
         dropped = self._ledger.drop([*missing, *(row.diff_id for row in broken)])
@@ -329,19 +365,8 @@ class OverlaySnapshotter:
         recorded = {row.directory for row in self._ledger.layers().values()}
         await asyncio.to_thread(self._remove_strays, present - recorded)
 
-    def _find_broken(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
-        broken: list[LayerRow] = []
-        for row in rows:
-            try:
-                found = count_tree(self.layers_dir / row.directory)
-            except OSError:
-                found = (-1, -1)
-            if found != (row.facts.entries, row.facts.size_bytes):
-                broken.append(row)
-        return broken
-
     def _remove_strays(self, names: set[str]) -> None:
-        mounted = layers_in_use() if names else set()
+        mounted = layers_in_use(self._root) if names else set()
         for name in names - mounted:
             try:
                 self._remove_directory(name)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from imageservice.snapshots.ledger import LayerRow
     from imageservice.snapshots.snapshotter import MappedRoot
 
-#: A layer in the options of an overlay: in the store, or where `map_layers` has mounted it.
-_LAYER = re.compile(r"/layers/([0-9a-z]+)")
+#: Where `map_layers` mounts layers; in an overlay's options it tells them from other stores' own.
+_MAPPED = "mapped-layers"
 
 
 def effective(rows: Sequence[LayerRow]) -> list[LayerRow]:
@@ -72,7 +72,7 @@ def map_layers(lower: Sequence[Path], mapped: MappedRoot) -> tuple[Mount, ...]:
     Raises:
         ResourceExhausted: disk full.
     """
-    top = mapped.layers_at / "layers"
+    top = mapped.layers_at / _MAPPED
     make_private_dir(top)
     with map_os_errors("cannot make places for layers", path=str(top)):
         for layer in lower:
@@ -81,10 +81,16 @@ def map_layers(lower: Sequence[Path], mapped: MappedRoot) -> tuple[Mount, ...]:
     return tuple(Mount("bind", str(layer), top / layer.name, words) for layer in lower)
 
 
-def layers_in_use() -> set[str]:
-    """Names of layers' directories that some overlay on this machine is made of; blocking."""
+def layers_in_use(root: Path) -> set[str]:
+    """Names of directories of the store `root` that some overlay is made of; blocking.
+
+    A layer with mapped owners does not show whose it is: one of another store with the same name
+    keeps ours, until the next start.
+    """
+    store = re.escape(str(root))
+    layer = re.compile(rf"(?:{store}/(?:layers|mounts)|/{_MAPPED})/([0-9a-z]+)")
     found: set[str] = set()
     for mount in list_mounts():
         if mount.type == "overlay":
-            found.update(_LAYER.findall(str(mount.super_options)))
+            found.update(layer.findall(str(mount.super_options)))
     return found

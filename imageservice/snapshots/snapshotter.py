@@ -72,6 +72,7 @@ class LayerFacts:
         opaque_root: it hides everything below it.
         implied: directories in it that its archive does not describe (b"" is the root): their
             owner, mode and times are made up.
+        index_digest: `sha256:...` of the index of an indexed layer; the tar's is the diffID.
     """
 
     entries: int
@@ -79,6 +80,7 @@ class LayerFacts:
     opaque_root: bool = False
     implied: frozenset[bytes] = frozenset()
     form: LayerForm = "tree"
+    index_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,15 @@ layer is then that of its bytes (hash, inflate, one file) and not of its files.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import queue
 import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
+
+import msgspec
 
 from imageservice.digest import Digest
 from imageservice.errors import DigestMismatch
@@ -133,12 +136,15 @@ def _index(producer: _Producer, root_fd: int, job: Job, on_progress: Callable[[i
         except NotIndexable:
             return _unpack_written(tar_fd, root_fd, job, producer)
         index_fd = os.open(INDEX_NAME, _NEW_FILE, 0o600, dir_fd=root_fd)
+        hasher = hashlib.sha256()
         try:
             for piece in pieces:
+                hasher.update(piece)
                 _write(index_fd, piece)
         finally:
             os.close(index_fd)
-        return _done("indexed", facts, tree.implied, stream.position, producer)
+        done = _done("indexed", facts, tree.implied, stream.position, producer)
+        return msgspec.structs.replace(done, index_digest=f"sha256:{hasher.hexdigest()}")
     finally:
         os.close(tar_fd)
 

@@ -57,6 +57,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         implied: directories that the archive does not describe, "" for the root; decoded latin-1.
         plain_bytes: length of the plain tar.
         compression: what the blob turned out to be.
+        index_digest: `sha256:...` of the index, where there is one.
     """
 
     form: LayerForm
@@ -66,6 +67,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     implied: tuple[str, ...]
     plain_bytes: int
     compression: str
+    index_digest: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imageservice.catalog import APPLICATION_ID, MIGRATIONS
+from imageservice.forms import INDEX_NAME, TAR_NAME
 from imageservice.snapshots.overlay import OverlaySnapshotter
-from imageservice.snapshots.snapshotter import LayerFacts, Snapshotter
+from imageservice.snapshots.snapshotter import LayerFacts, Snapshotter, Staging
+from imageservice.unpack.archive import read_members
+from imageservice.unpack.entries import plan_entry
+from imageservice.unpack.erofs import write_index
+from imageservice.unpack.layer_tree import LayerTree
+from imageservice.unpack.stream import ChunkStream
 from sandbox.host.database import Database
-from sandbox.host.errors import NotFound
+from sandbox.host.errors import NotFound, Unsupported
 from sandbox.host.libc import LibcSyscalls
 from tests.fakes.snapshotter import MemorySnapshotter
+from tests.kit.tars import Tar
+from tests.kit.tars import diff_id as diff_id_of
 
 A, B = ("sha256:" + letter * 64 for letter in "ab")
 FACTS = LayerFacts(entries=1, size_bytes=4)
 
 
-@pytest.fixture(params=["memory", pytest.param("overlay", marks=pytest.mark.root)])
+REAL = [pytest.param(form, marks=pytest.mark.root) for form in ("tree", "indexed")]
+
+
+@pytest.fixture(params=["memory", *REAL])
 async def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Snapshotter]:
     if request.param == "memory":
         memory = MemorySnapshotter(tmp_path / "images")
@@ -30,17 +42,42 @@ async def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
     database = await Database.open(
         tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
     )
-    overlay = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
-    await overlay.open()
+    overlay = OverlaySnapshotter(
+        tmp_path / "images", database, syscalls=LibcSyscalls(), layer_form=request.param
+    )
+    try:
+        await overlay.open()
+    except Unsupported as error:
+        await database.close()
+        pytest.skip(str(error))
     yield overlay
+    for key in list(overlay.leases()):
+        await overlay.release(key)
     await overlay.close()
     await database.close()
 
 
 async def commit(snapshots: Snapshotter, diff_id: str, text: str = "text") -> None:
     staging = await snapshots.stage(diff_id)
-    (staging.path / "file").write_text(text)
-    await snapshots.commit(staging, FACTS)
+    await snapshots.commit(staging, fill(staging, text))
+
+
+def fill(staging: Staging, text: str = "text") -> LayerFacts:
+    """Make a layer with one file, in the form that is asked for."""
+    if staging.form == "tree":
+        (staging.path / "file").write_text(text)
+        return FACTS
+    tree = LayerTree(max_entries=10)
+    plain = Tar().file("file", text.encode()).done()
+    stream = ChunkStream(iter([plain, b""]).__next__)
+    for member in read_members(stream):
+        entry = plan_entry(member)
+        assert entry is not None
+        tree.apply(entry, stream.position)
+    index = b"".join(write_index(tree.root, tar_bytes=len(plain), uuid=bytes(16)))
+    (staging.path / TAR_NAME).write_bytes(plain)
+    (staging.path / INDEX_NAME).write_bytes(index)
+    return replace(FACTS, form="indexed", index_digest=diff_id_of(index))
 
 
 async def prepare(snapshots: Snapshotter, tmp_path: Path, key: str, *chain: str) -> Path:
@@ -64,7 +101,7 @@ async def test_a_staged_layer_is_invisible_until_committed(snapshots: Snapshotte
 
 async def test_a_discarded_staging_leaves_nothing(snapshots: Snapshotter) -> None:
     staging = await snapshots.stage(A)
-    (staging.path / "file").write_text("text")
+    fill(staging)
     await snapshots.discard(staging)
     assert not staging.path.exists()
     await snapshots.discard(staging)
@@ -78,10 +115,8 @@ async def test_of_two_stagings_the_first_commit_stays(
 ) -> None:
     first, second = await snapshots.stage(A), await snapshots.stage(A)
     assert first.path != second.path
-    (first.path / "file").write_text("first")
-    (second.path / "file").write_text("second")
-    await snapshots.commit(first, FACTS)
-    await snapshots.commit(second, FACTS)
+    await snapshots.commit(first, fill(first, "first"))
+    await snapshots.commit(second, fill(second, "second"))
     assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "first"
     assert not second.path.exists()
 
@@ -90,8 +125,7 @@ async def test_discarding_after_commit_keeps_the_layer(
     snapshots: Snapshotter, tmp_path: Path
 ) -> None:
     staging = await snapshots.stage(A)
-    (staging.path / "file").write_text("kept")
-    await snapshots.commit(staging, FACTS)
+    await snapshots.commit(staging, fill(staging, "kept"))
     await snapshots.discard(staging)
     assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "kept"
 

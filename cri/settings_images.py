@@ -1,0 +1,119 @@
+"""The settings of section `image`; see `settings_table`, which the others are in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cri.setting import Setting, choice, integer, optional_path, paths, seconds, words
+from imageservice.settings import ImageSettings
+
+if TYPE_CHECKING:
+    from imageservice.forms import LayerChoice
+
+_IMAGES = ImageSettings()
+
+IMAGE_ROOT = Setting("image", "root", optional_path, None, "images; empty: images in state_root")
+REGISTRY_DIRS = Setting(
+    "image",
+    "registry_config_dirs",
+    paths,
+    _IMAGES.registry_config_dirs,
+    "certs.d directories; the first that knows a registry wins; read at each pull",
+)
+LAYER_FORM: Setting[LayerChoice] = Setting(
+    "image",
+    "layer_form",
+    choice("auto", "indexed", "tree"),
+    _IMAGES.layer_form,
+    "how new layers are kept: indexed: as the plain tar with an EROFS index, mounted (Linux 6.12);"
+    " tree: as files; auto: indexed where this kernel can",
+)
+MAX_DOWNLOADS = Setting(
+    "image",
+    "max_concurrent_downloads",
+    integer(1, 64),
+    _IMAGES.max_concurrent_downloads,
+    "layers of one pull fetched at once",
+)
+PULL_PROGRESS_TIMEOUT = Setting(
+    "image",
+    "pull_progress_timeout_s",
+    seconds,
+    _IMAGES.pull_progress_timeout_s,
+    "a transfer that moves fewer than min_progress_bytes in this time is given up",
+)
+MIN_PROGRESS = Setting(
+    "image", "min_progress_bytes", integer(1), _IMAGES.min_progress_bytes, "see above"
+)
+CONNECT_TIMEOUT = Setting(
+    "image", "connect_timeout_s", seconds, _IMAGES.connect_timeout_s, "TCP and TLS to a registry"
+)
+MIRROR_CONNECT_TIMEOUT = Setting(
+    "image",
+    "mirror_connect_timeout_s",
+    seconds,
+    _IMAGES.mirror_connect_timeout_s,
+    "the same while another host is left to try",
+)
+RESPONSE_TIMEOUT = Setting(
+    "image", "response_timeout_s", seconds, _IMAGES.response_timeout_s, "headers of an answer"
+)
+MAX_CONNECTIONS = Setting(
+    "image",
+    "max_connections_per_host",
+    integer(1, 256),
+    _IMAGES.max_connections_per_host,
+    "connections to one registry at once",
+)
+PINNED_IMAGES = Setting(
+    "image",
+    "pinned_images",
+    words,
+    _IMAGES.pinned_images,
+    "images that the kubelet's collection leaves alone; * stands for any characters",
+)
+UNPACK_WORKERS = Setting(
+    "image",
+    "unpack_workers",
+    integer(0, 64),
+    _IMAGES.unpack_workers,
+    "layers unpacked at once; 0: one for each processor, at most four",
+)
+UNPACK_IDLE = Setting(
+    "image",
+    "unpack_idle_s",
+    seconds,
+    _IMAGES.unpack_idle_s,
+    "an idle unpack worker is kept so long",
+)
+UNPACK_PROGRESS_TIMEOUT = Setting(
+    "image",
+    "unpack_progress_timeout_s",
+    seconds,
+    _IMAGES.unpack_progress_timeout_s,
+    "an unpack worker that does not move for this long is killed",
+)
+MAX_LAYER_BYTES = Setting(
+    "image", "max_layer_bytes", integer(1), _IMAGES.max_layer_bytes, "plain bytes of one layer"
+)
+MAX_EXPANSION = Setting(
+    "image",
+    "max_expansion_ratio",
+    integer(1),
+    _IMAGES.max_expansion_ratio,
+    "plain bytes for each compressed one, beyond the first GiB",
+)
+MAX_LAYER_ENTRIES = Setting(
+    "image", "max_layer_entries", integer(1), _IMAGES.max_layer_entries, "entries of one layer"
+)
+KEEP_PARTIAL = Setting(
+    "image",
+    "keep_partial_s",
+    seconds,
+    _IMAGES.keep_partial_s,
+    "a download that broke off is kept so long for the next try",
+)
+
+TABLE: Final[tuple[Setting[object], ...]] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Setting)
+)

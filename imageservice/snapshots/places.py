@@ -1,0 +1,116 @@
+"""Where each layer is seen as a directory: a tree as it lies, an indexed one mounted while needed.
+
+An indexed layer is mounted once, at `mounts/NAME`, for all containers that have it, so they share
+its page cache; it is mounted when the first lease needs it and unmounted when the last one ends.
+Mounts survive the daemon and die with the boot, so none of this is recorded: whether a place is
+mounted is asked of the kernel each time (a different device than its parent), at the cost of a
+stat. A place that somebody unmounted by hand is mounted again, never taken for an empty layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from imageservice.snapshots.indexed import is_whole, mount_index
+from imageservice.trees import count_tree
+from sandbox.host.errors import PodwrightError, map_os_errors
+from sandbox.host.files import make_private_dir
+from sandbox.host.journal import get_logger
+from sandbox.host.mounts import unmount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+    from pathlib import Path
+
+    from imageservice.snapshots.ledger import LayerRow
+    from sandbox.host.syscalls import Syscalls
+
+_log = get_logger(__name__)
+
+
+class LayerPlaces:
+    """The places of one store's layers. For one event loop."""
+
+    def __init__(self, root: Path, *, syscalls: Syscalls) -> None:
+        """Layers are committed in `root`/layers and mounted in `root`/mounts."""
+        self.layers_dir = root / "layers"
+        self._mounts_dir = root / "mounts"
+        self._syscalls = syscalls
+        # A mount for a new lease must not meet the unmount for one that ended.
+        self._changing = asyncio.Lock()
+
+    def of(self, row: LayerRow) -> Path:
+        """The directory that shows the layer's files, once `mount` has run."""
+        top = self.layers_dir if row.facts.form == "tree" else self._mounts_dir
+        return top / row.directory
+
+    async def open(self, needed: Collection[str]) -> None:
+        """Unmount what a former daemon left of layers that are not in `needed` (directory names).
+
+        Raises:
+            PodwrightError: as the kernel says.
+        """
+        await asyncio.to_thread(self._open, frozenset(needed))
+
+    async def mount(self, rows: Iterable[LayerRow]) -> None:
+        """Have the layers' files seen at their places.
+
+        Raises:
+            NotFound, Corrupt: the files of an indexed layer are gone or damaged.
+            PodwrightError: as the kernel says.
+        """
+        indexed = [row for row in rows if row.facts.form == "indexed"]
+        if indexed:
+            async with self._changing:
+                await asyncio.to_thread(self._mount, indexed)
+
+    async def unmount_unless(
+        self, is_needed: Callable[[LayerRow], bool], rows: Iterable[LayerRow]
+    ) -> None:
+        """Unmount those of `rows` that nothing needs at this moment; trouble is logged only.
+
+        A place that stays mounted costs some memory, and the next start sees to it.
+        """
+        async with self._changing:
+            idle = [row for row in rows if row.facts.form == "indexed" and not is_needed(row)]
+            if idle:
+                await asyncio.to_thread(self._unmount, [row.directory for row in idle])
+
+    def find_broken(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
+        """Those that are not what was committed: hashed where indexed, else counted. Blocking."""
+        return [row for row in rows if not self._is_whole(row)]
+
+    def _is_whole(self, row: LayerRow) -> bool:
+        directory, facts = self.layers_dir / row.directory, row.facts
+        if facts.form == "indexed":
+            return is_whole(directory, row.diff_id, facts.index_digest)
+        try:
+            return count_tree(directory) == (facts.entries, facts.size_bytes)
+        except OSError:
+            return False
+
+    def _open(self, needed: frozenset[str]) -> None:
+        make_private_dir(self._mounts_dir)
+        with map_os_errors("cannot read the places of layers", path=str(self._mounts_dir)):
+            names = [path.name for path in self._mounts_dir.iterdir()]
+        self._unmount([name for name in names if name not in needed])
+
+    def _mount(self, rows: Iterable[LayerRow]) -> None:
+        for row in rows:
+            place = self._mounts_dir / row.directory
+            with map_os_errors("cannot make the place of a layer", path=str(place)):
+                place.mkdir(mode=0o700, exist_ok=True)
+                mounted = place.stat().st_dev != self._mounts_dir.stat().st_dev
+            if not mounted:
+                mount_index(self.layers_dir / row.directory, place, syscalls=self._syscalls)
+
+    def _unmount(self, names: Iterable[str]) -> None:
+        for name in names:
+            place = self._mounts_dir / name
+            try:
+                unmount(place, syscalls=self._syscalls)
+                with map_os_errors("cannot remove the place of a layer", path=str(place)):
+                    place.rmdir()
+            except PodwrightError as error:
+                _log.warning("cannot unmount layer", path=str(place), error=str(error))
