@@ -60,6 +60,7 @@ async def examine(config: Config) -> list[Finding]:
                 syscalls,
                 privileged=privileged,
                 writable_layer_bytes=config.get(table.WRITABLE_LAYER),
+                layer_form=config.images().layer_form,
             ),
             *network(cni, PROC),
             *devices(sandbox, may_raise="CAP_SYS_RESOURCE" in host.capabilities_effective),

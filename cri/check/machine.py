@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.internal import api_implementation
 
 from cri.check.finding import Finding, Level
+from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.probe import probe_options
 from sandbox.host.errors import PodwrightError, Unsupported
 from sandbox.host.mounts import mount_of
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from imageservice.forms import LayerChoice
     from sandbox.host.host_facts import HostFacts
     from sandbox.host.syscalls import Syscalls
 
@@ -167,6 +169,7 @@ def storage(
     *,
     privileged: bool,
     writable_layer_bytes: int = 0,
+    layer_form: LayerChoice = "auto",
 ) -> list[Finding]:
     """Where state, images and run files lie."""
     return [
@@ -175,6 +178,7 @@ def storage(
         _run_root(run_root),
         _executable(state_root),
         _overlay(image_root, syscalls, privileged=privileged),
+        _layers(image_root, layer_form, syscalls, privileged=privileged),
         _layer_limits(state_root, writable_layer_bytes),
     ]
 
@@ -234,6 +238,35 @@ def _overlay(image_root: Path, syscalls: Syscalls, *, privileged: bool) -> Findi
         return Finding(STORAGE, "overlayfs", Level.ERROR, str(error), remedy)
     words = f" with {', '.join(options)}" if options else ""
     return Finding(STORAGE, "overlayfs", Level.OK, f"a mount at {at} works{words}")
+
+
+def _layers(
+    image_root: Path, wanted: LayerChoice, syscalls: Syscalls, *, privileged: bool
+) -> Finding:
+    name = "form of layers"
+    if wanted == "tree":
+        return Finding(STORAGE, name, Level.OK, "unpacked, as image.layer_form says")
+    if not privileged:
+        return Finding(STORAGE, name, Level.WARNING, "not tried", "run the check as root")
+    at = existing(image_root)
+    reason = probe_indexed(at / f".podwright-check-{os.getpid()}", syscalls)
+    if not reason:
+        return Finding(STORAGE, name, Level.OK, "indexed: the plain tar, mounted by an EROFS index")
+    if wanted == "auto":
+        return Finding(
+            STORAGE,
+            name,
+            Level.WARNING,
+            f"unpacked into files: {reason}",
+            "pulls are several times faster on Linux 6.12 with EROFS and EROFS_FS_BACKED_BY_FILE",
+        )
+    return Finding(
+        STORAGE,
+        name,
+        Level.ERROR,
+        f"the daemon will not start: {reason}",
+        "set image.layer_form to auto or tree, or use Linux 6.12 with EROFS",
+    )
 
 
 def _layer_limits(state_root: Path, asked_bytes: int) -> Finding:

@@ -118,8 +118,29 @@ def test_storage_of_directories_that_do_not_exist_yet(tmp_path):
     findings = {finding.name: finding for finding in found}
     assert str(later) in findings["space for state"].detail
     assert findings["run directory"].level is Level.OK
-    assert findings["overlayfs"].detail == "not tried"
+    assert findings["overlayfs"].detail == findings["form of layers"].detail == "not tried"
     assert not later.exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason", "level", "words"),
+    [
+        ("auto", "", Level.OK, "indexed"),
+        ("auto", "no erofs", Level.WARNING, "unpacked into files: no erofs"),
+        ("indexed", "no erofs", Level.ERROR, "will not start: no erofs"),
+        ("tree", "no erofs", Level.OK, "unpacked, as"),
+    ],
+)
+def test_the_form_of_layers_is_tried(tmp_path, monkeypatch, wanted, reason, level, words):
+    monkeypatch.setattr(machine, "probe_indexed", lambda _path, _calls: reason)
+    monkeypatch.setattr(machine, "probe_options", lambda _path, _calls: ())
+    found = machine.storage(
+        tmp_path, tmp_path, tmp_path, Calls(), privileged=True, layer_form=wanted
+    )
+    [finding] = [each for each in found if each.name == "form of layers"]
+    assert finding.level is level
+    assert words in finding.detail
+    assert bool(finding.remedy) == (level is not Level.OK)
 
 
 def test_protobuf_has_its_library():
