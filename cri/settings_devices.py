@@ -35,7 +35,8 @@ DEVICE_OWNERSHIP = Setting(
     "device_ownership_from_security_context",
     boolean,
     _SANDBOX.device_ownership,
-    "devices in a container belong to its runAsUser and runAsGroup, not to the host's owner",
+    "devices in a container belong to its runAsUser and runAsGroup, not to the host's owner, who is"
+    " nobody in a pod with a user namespace",
 )
 
 TABLE: Final[tuple[Setting[object], ...]] = tuple(

@@ -23,7 +23,7 @@ from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
 from sandbox.mapping import check_mapped, id_map, own_user_namespace
 from sandbox.model import ContainerUser, NamespaceMode
-from sandbox.placing import place_sources
+from sandbox.placing import place_devices, place_sources
 from sandbox.podfiles import pause_root
 from sandbox.precompile import with_compiled_filter
 from sandbox.resize import Resize
@@ -42,12 +42,7 @@ if TYPE_CHECKING:
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.syscalls import Syscalls
     from sandbox.lsm import Lsm
-    from sandbox.model import (
-        Container,
-        ImageDefaults,
-        LinuxResources,
-        PodSandbox,
-    )
+    from sandbox.model import Container, ImageDefaults, LinuxResources, PodSandbox
     from sandbox.paths import Paths
     from sandbox.spec.inputs import HostFacts, PinKind
     from sandbox.store import StateStore
@@ -289,10 +284,18 @@ class Composer:
             recursive_read_only=host.recursive_read_only,
             pod_user=own_user_namespace(pod.config.security.namespaces),
         )
+        owner = self._additions.device_owner(config)
+        devices = lookup.resolve_devices(config.devices, owner=owner)
+        edits = self._additions.edits(
+            pod.config, config, image, user=user, runtime_spec=host.runtime_spec
+        )
         if ids is not None:
             check_mapped(ids, user.uid, user.additional_gids)
             places = self._paths.places(container.id)
             resolved = place_sources(resolved, places, ids, host, syscalls=self._syscalls)
+            devices, edits = place_devices(
+                devices, edits, places, ids, owner=owner, syscalls=self._syscalls
+            )
         volumes = {
             path: lookup.volume_directory(rootfs, path, ids)
             for path in image_volume_paths(image, config.mounts)
@@ -313,16 +316,12 @@ class Composer:
                 files=self._files(pod),
                 mounts=resolved,
                 image_volumes=volumes,
-                devices=lookup.resolve_devices(
-                    config.devices, owner=self._additions.device_owner(config)
-                ),
+                devices=devices,
                 host_devices=lookup.host_devices() if all_devices else (),
                 cgroups_path=container.cgroup_path,
                 host=host,
                 selinux_level=pod.selinux_level,
-                edits=self._additions.edits(
-                    pod.config, config, image, user=user, runtime_spec=host.runtime_spec
-                ),
+                edits=edits,
                 rlimits=self._additions.rlimits_of(pod.config, container),
                 pids_limit=self._pids_limit,
                 seccomp_content=lookup.localhost_profile(

@@ -6,19 +6,23 @@ through the mapping that CRI asks for. So each source is mounted first at a plac
 root can reach, with mapped owners where asked, by us; the runtime then binds the place. No runtime
 has to know about mapped mounts (runc 1.1 does not).
 
+Devices are made at such places too, with owners of the pod's where those are chosen, since nobody
+can make one inside.
+
 The places lie in the container's run directory, so what takes that down takes them too.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from sandbox.host import files, mounts
-from sandbox.host.errors import map_os_errors
+from sandbox.host.errors import InvalidArgument, map_os_errors
 from sandbox.host.mountinfo import list_mounts
 from sandbox.model import MountPropagation
 
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
 
     from sandbox.host.idmap import IdMap
     from sandbox.host.syscalls import Syscalls
-    from sandbox.spec.inputs import HostFacts, ResolvedMount
+    from sandbox.spec.inputs import DeviceNode, Edits, HostFacts, ResolvedMount
+
+_FORMATS: Final = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
 def open_to_pod(directory: Path, ids: IdMap) -> None:
@@ -111,3 +117,68 @@ def _place(item: ResolvedMount, place: Path, ids: IdMap, syscalls: Syscalls) -> 
     words = ("rbind", "rprivate" if private else "rslave", *mapping)
     mounts.mount_one(mounts.Mount("bind", str(item.source), place, words), syscalls=syscalls)
     return replace(item, source=place)
+
+
+def place_devices(
+    asked: Iterable[DeviceNode],
+    edits: Edits,
+    directory: Path,
+    ids: IdMap,
+    *,
+    owner: tuple[int | None, int | None],
+    syscalls: Syscalls,
+) -> tuple[tuple[DeviceNode, ...], Edits]:
+    """Make the nodes of a request and of CDI below `directory`; blocking.
+
+    They are in a file system of their own, because the run directory may be on one with `nodev`.
+
+    Whoever chose an owner (CDI, or the node's setting that takes it from the security context)
+    chose one of the container. The owner of the host's node, which is what a device of a request
+    has otherwise, stays the host's, and so is nobody inside, unless it is one of the pod's ids: a
+    disk of root:disk with 0660 must not be opened up by that the pod has a root of its own.
+
+    Args:
+        asked: devices of the request.
+        edits: with devices of CDI.
+        directory: for the places; made.
+        ids: the pod's mapping.
+        owner: uid and gid that were chosen for the devices of the request; None for the host's.
+        syscalls: the kernel.
+
+    Returns:
+        Both, with the places in.
+
+    Raises:
+        InvalidArgument: an owner that does not exist in the pod's user namespace.
+    """
+    wanted, own = tuple(asked), edits.devices
+    if not wanted and not own:
+        return wanted, edits
+    open_to_pod(directory, ids)
+    top = directory / "devices"
+    with map_os_errors("cannot make a place for devices", path=str(top)):
+        top.mkdir(mode=0o710, exist_ok=True)
+    words = ("nosuid", "noexec", "mode=710", f"gid={ids.root[1]}", "size=1m")
+    mounts.mount_one(mounts.Mount("tmpfs", "devices", top, words), syscalls=syscalls)
+    chosen = (owner[0] is not None, owner[1] is not None)
+    made = tuple(_make(node, top / f"r{n}", ids, chosen) for n, node in enumerate(wanted))
+    others = tuple(_make(node, top / f"c{n}", ids, (True, True)) for n, node in enumerate(own))
+    return made, replace(edits, devices=others)
+
+
+def _make(node: DeviceNode, place: Path, ids: IdMap, chosen: tuple[bool, bool]) -> DeviceNode:
+    """Make a node; `chosen` says of user and group whether they are meant inside."""
+    uid = ids.uids.to_outside(node.uid) if chosen[0] else node.uid
+    gid = ids.gids.to_outside(node.gid) if chosen[1] else node.gid
+    if uid is None or gid is None:
+        raise InvalidArgument(
+            f"the owner {node.uid}:{node.gid} of device {node.container_path} does not exist in the"
+            " pod's user namespace",
+            hint="choose ids below the length of the pod's mapping",
+        )
+    number = 0 if node.kind == "p" else os.makedev(node.major, node.minor)
+    with map_os_errors("cannot make a device for the container", path=node.container_path):
+        os.mknod(place, _FORMATS[node.kind] | 0o600, number)
+        os.chown(place, uid, gid)
+        place.chmod(stat.S_IMODE(node.mode) & 0o777)
+    return replace(node, place=place)

@@ -131,12 +131,16 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
         mounts=inputs.mounts,
         recursive_read_only=host.recursive_read_only,
     )
-    nodes, rules = linux.devices(
+    given, rules = linux.devices(
         (*inputs.devices, *inputs.edits.devices), inputs.host_devices, privileged=privileged
     )
+    nodes = tuple(node for node in given if isinstance(node, oci.Device))
+    # After all others, as the runtimes make nodes when everything is mounted.
+    bound = tuple(node for node in given if isinstance(node, oci.Mount))
     if any(mount.destination == "/dev" and mount.type == "bind" for mount in all_mounts):
         # The client's /dev is bound: making nodes there would make them on the host.
         nodes = tuple(node for node in nodes if not is_at_or_below(node.path, "/dev"))
+        bound = tuple(node for node in bound if not is_at_or_below(node.destination, "/dev"))
     spec = oci.Spec(
         oci_version=oci.OCI_VERSION,
         process=oci.Process(
@@ -158,7 +162,7 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
             path=clean_path(str(inputs.rootfs), "the root file system"),
             readonly=security.readonly_rootfs,
         ),
-        mounts=all_mounts,
+        mounts=(*all_mounts, *bound),
         annotations=container_annotations(
             config,
             pod=inputs.pod,

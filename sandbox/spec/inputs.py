@@ -105,6 +105,8 @@ class DeviceNode:
         kind: c, b, or p (a FIFO has no numbers).
         mode: permission bits.
         permissions: of r, w, m; what the device cgroup allows.
+        place: a finished node on the host, to be bound instead of made: in a user namespace nobody
+            can make one. None where the OCI runtime makes it.
     """
 
     container_path: str
@@ -115,6 +117,7 @@ class DeviceNode:
     uid: int = 0
     gid: int = 0
     permissions: str = "rwm"
+    place: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

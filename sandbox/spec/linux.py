@@ -243,16 +243,20 @@ def _at(kind: oci.NamespaceType, path: Path) -> oci.Namespace:
 
 def devices(
     asked: Iterable[DeviceNode], host: Iterable[DeviceNode], *, privileged: bool
-) -> tuple[tuple[oci.Device, ...], tuple[oci.DeviceRule, ...]]:
-    """Nodes to make and rules of the device cgroup, everything denied first.
+) -> tuple[tuple[oci.Device | oci.Mount, ...], tuple[oci.DeviceRule, ...]]:
+    """Nodes to make or to bind, and rules of the device cgroup, everything denied first.
 
     A privileged container gets every device of the host and may use any; nodes that were asked for
     come over the host's at the same place.
 
+    In a user namespace the runtimes cannot make nodes. They bind the host's node of the *same path*
+    instead, which for a node that was asked for under another name is none, or the wrong one. So
+    nodes that have a `place` are bound from there.
+
     Raises:
         InvalidArgument: a path, a number or permissions that are not usable.
     """
-    nodes: dict[str, oci.Device] = {}
+    nodes: dict[str, oci.Device | oci.Mount] = {}
     rules = [oci.DeviceRule(allow=False, type="a", access="rwm")]
     if privileged:
         rules.append(oci.DeviceRule(allow=True, type="a", access="rwm"))
@@ -263,7 +267,7 @@ def devices(
         rules += _STANDARD_RULES
     for node in asked:
         device = _device(node)
-        nodes[device.path] = device
+        nodes[device.path] = device if node.place is None else _bound(device.path, node.place)
         if node.kind != "p" and not privileged:
             rules.append(
                 oci.DeviceRule(
@@ -303,6 +307,16 @@ def _device(node: DeviceNode) -> oci.Device:
         file_mode=node.mode & 0o7777,
         uid=node.uid,
         gid=node.gid,
+    )
+
+
+def _bound(path: str, place: Path) -> oci.Mount:
+    return oci.Mount(
+        destination=path,
+        type="bind",
+        source=clean_path(str(place), "the place of a device"),
+        # No further words: a remount inside a user namespace must repeat each of the source's.
+        options=("bind", "rprivate"),
     )
 
 

@@ -19,6 +19,7 @@ import pytest
 from protos import api_pb2 as api
 from tests.kit.calls import until
 from tests.kit.crictl import cri_tools
+from tests.kit.messages import namespaces, user_namespace
 from tests.kit.node import PATIENCE_S, Node
 
 SLEEP = ["sleep", "1000"]
@@ -309,6 +310,17 @@ def test_devices_of_the_request_belong_to_the_containers_user(node: Node, handle
     # Without a group asked for, the host's stays.
     container = create(node, pod, "two", devices=(wanted,), user=1234)
     assert says(node, container, "stat -c '%u %g' /dev/mine") == "1234 0"
+    assert (zero.stat().st_uid, zero.stat().st_gid) == (0, 0)
+
+
+def test_devices_in_a_user_namespace_belong_to_its_user(node: Node, handler: str) -> None:
+    zero = make_node("zero", ZERO, mode=0o600)
+    own = namespaces(user=user_namespace(200_000, gids=400_000))
+    pod = node.run_pod("pod", handler=handler, spaces=own)
+    wanted = api.Device(container_path="/dev/mine", host_path=str(zero), permissions="rw")
+    container = create(node, pod, devices=(wanted,), user=1234, group=2345, spaces=own)
+    assert says(node, container, "stat -c '%t,%T %a %u %g' /dev/mine") == "1,5 600 1234 2345"
+    assert says(node, container, "head -c 2 /dev/mine | od -An -tx1") == "00 00"
     assert (zero.stat().st_uid, zero.stat().st_gid) == (0, 0)
 
 

@@ -179,6 +179,21 @@ def test_privileged_has_every_device_and_its_own_on_top() -> None:
     assert rules[-1] == oci.DeviceRule(allow=True, type="a", access="rwm")
 
 
+def test_a_node_at_a_place_is_bound_from_there_and_not_made() -> None:
+    placed = DeviceNode(
+        container_path="/dev/mine", kind="c", major=1, minor=5, permissions="r", place=Path("/p/0")
+    )
+    host = (DeviceNode(container_path="/dev/mine", kind="b", major=8, minor=0),)
+    [mount], rules = devices((placed,), host, privileged=True)
+    assert isinstance(mount, oci.Mount)
+    assert (mount.destination, mount.source) == ("/dev/mine", "/p/0")
+    _, rules = devices((placed,), (), privileged=False)
+    assert rules[-1] == oci.DeviceRule(allow=True, type="c", major=1, minor=5, access="r")
+    inputs = replace(container_inputs(), devices=(placed,))
+    assert container_spec(inputs).mounts[-1] == mount
+    assert container_spec(inputs).linux.devices == ()
+
+
 @pytest.mark.parametrize("text", ["", "x", "rr", "rwmx", "RWM", "r w", "a"])
 def test_device_permissions_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
