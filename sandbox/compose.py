@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,8 +23,9 @@ from sandbox.host.errors import FailedPrecondition, NotFound
 from sandbox.mapping import check_mapped, id_map, own_user_namespace
 from sandbox.model import ContainerUser, NamespaceMode
 from sandbox.placing import place_devices, place_sources
-from sandbox.podfiles import pause_root
+from sandbox.podfiles import hostname_of, pause_root
 from sandbox.precompile import with_compiled_filter
+from sandbox.relabel import relabel_sources
 from sandbox.resize import Resize
 from sandbox.runtime.books import as_own_sandbox
 from sandbox.spec.build import container_labels, container_spec, pause_spec, pod_labels
@@ -289,6 +289,7 @@ class Composer:
         edits = self._additions.edits(
             pod.config, config, image, user=user, runtime_spec=host.runtime_spec
         )
+        sources = resolved
         if ids is not None:
             check_mapped(ids, user.uid, user.additional_gids)
             places = self._paths.places(container.id)
@@ -330,6 +331,9 @@ class Composer:
                 annotation_patterns=self._patterns.get(container.runtime, ()),
             )
         )
+        # Last, when nothing of the request can be refused any more: a label is not taken back.
+        if spec.linux is not None:
+            relabel_sources(sources, spec.linux.mount_label, syscalls=self._syscalls)
         return Composed(document=self._encode(spec, pod), user=_stored_user(user))
 
     def _encode(self, spec: oci.Spec, pod: PodSandbox) -> bytes:
@@ -386,13 +390,6 @@ class Composer:
             target.init.pid, "pid", pin, start_ticks=target.init.start_ticks
         )
         return pin
-
-
-def hostname_of(pod: PodSandbox) -> str:
-    """The node's name on the host network, else the one asked for, else 12 digits of the id."""
-    if pod.config.security.namespaces.network is NamespaceMode.NODE:
-        return socket.gethostname()
-    return pod.config.hostname or pod.id[:12]
 
 
 def _stored_user(user: ResolvedUser) -> ContainerUser:

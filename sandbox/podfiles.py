@@ -8,6 +8,7 @@ in an image cannot lead a write of ours anywhere.
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +37,13 @@ _HOSTS_HEAD: Final = (
     "fe00::1\tip6-allnodes\n"
     "fe00::2\tip6-allrouters\n"
 )
+
+
+def hostname_of(pod: PodSandbox) -> str:
+    """The node's name on the host network, else the one asked for, else 12 digits of the id."""
+    if pod.config.security.namespaces.network is NamespaceMode.NODE:
+        return socket.gethostname()
+    return pod.config.hostname or pod.id[:12]
 
 
 def resolv_conf(dns: DnsConfig) -> str:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox import podfiles
-from sandbox.compose import hostname_of
 from sandbox.host import files, mounts
 from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
@@ -166,7 +165,8 @@ class PodEngine:
             kinds |= {"net", "uts"}
         if wanted.ipc is not NamespaceMode.NODE:
             kinds.add("ipc")
-        directory, hostname = self._paths.pins(pod.id), hostname_of(pod) if "uts" in kinds else ""
+        directory = self._paths.pins(pod.id)
+        hostname = podfiles.hostname_of(pod) if "uts" in kinds else ""
         if "net" in kinds and _IPV6.exists():
             sysctls = {**IPV6_SYSCTLS, **sysctls}
         ids = id_map(pod, self._paths)
@@ -194,7 +194,7 @@ class PodEngine:
 
         def work() -> None:
             label = self._composer.pod_label(pod)
-            podfiles.write_pod_files(pod, self._paths, hostname_of(pod))
+            podfiles.write_pod_files(pod, self._paths, podfiles.hostname_of(pod))
             podfiles.label_pod_files(pod, self._paths, label, syscalls=self._syscalls)
             podfiles.mount_shm(pod, self._paths, label, syscalls=self._syscalls)
 
@@ -238,7 +238,7 @@ class PodEngine:
         )
 
         def write_hosts() -> None:
-            podfiles.write_hosts(ready, self._paths, hostname_of(ready))
+            podfiles.write_hosts(ready, self._paths, podfiles.hostname_of(ready))
             label = self._composer.pod_label(ready)
             podfiles.label_pod_files(ready, self._paths, label, syscalls=self._syscalls)
 

@@ -106,6 +106,22 @@ def _assigned(text: str, name: str) -> str:
     return match[1] if match else ""
 
 
+def has_selinux_label(path: Path, label: str) -> bool:
+    """Whether a file, not what a link points to, has exactly this label.
+
+    Raises:
+        PodwrightError: it cannot be read; that it has none, or can have none, is False.
+    """
+    with map_os_errors("label of a file cannot be read", path=str(path)):
+        try:
+            found = os.getxattr(path, _LABEL_ATTRIBUTE, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LABEL:
+                raise
+            return False
+    return found == label.encode() + b"\0"
+
+
 def set_selinux_label(path: Path, label: str, *, syscalls: Syscalls) -> bool:
     """Label one file, not what a link points to; False when it had the label already.
 
@@ -115,13 +131,7 @@ def set_selinux_label(path: Path, label: str, *, syscalls: Syscalls) -> bool:
     Raises:
         PodwrightError: the file system has no labels (Unsupported), or the policy refuses it.
     """
-    wanted = label.encode() + b"\0"
-    with map_os_errors("label of a file cannot be read", path=str(path)):
-        try:
-            if os.getxattr(path, _LABEL_ATTRIBUTE, follow_symlinks=False) == wanted:
-                return False
-        except OSError as error:
-            if error.errno not in _NO_LABEL:
-                raise
-    syscalls.lsetxattr(path, _LABEL_ATTRIBUTE, wanted)
+    if has_selinux_label(path, label):
+        return False
+    syscalls.lsetxattr(path, _LABEL_ATTRIBUTE, label.encode() + b"\0")
     return True

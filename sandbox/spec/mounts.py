@@ -7,8 +7,8 @@ that part of the tree (a CRI mount of /dev replaces /dev/pts too, as Docker and 
 The pod's files are left out only where a CRI mount takes exactly their place. Of two CRI mounts
 on one place the last one wins.
 
-Nothing is relabelled or given another owner here or anywhere else: a mount source belongs to the
-host.
+Nothing is given another owner here or anywhere else: a mount source belongs to the host. Its
+SELinux label is changed by `sandbox.relabel` alone, where the client asks for it.
 """
 
 from __future__ import annotations

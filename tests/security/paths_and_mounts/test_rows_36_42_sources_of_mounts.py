@@ -5,8 +5,9 @@ to every container.
 Row 42, CVE-2021-43784: very long sources overflowed a length field of the runtime.
 
 Tried: sources bound on the paths that a runtime treats as its own keep owner, mode, attributes and
-content, with the flag for relabelling too; paths of 70,000 bytes and of names over the limit are
-refused before a runtime sees them.
+content, with the flag for relabelling too (tests/host/test_relabel.py has what it does where there
+is a label to give, and which places of the node it is refused for); paths of 70,000 bytes and of
+names over the limit are refused before a runtime sees them.
 """
 
 from __future__ import annotations
