@@ -172,7 +172,9 @@ async def test_a_layer_shows_the_pods_owners_and_is_not_touched(maker, tmp_path)
         own = {(p.stat().st_uid, p.stat().st_gid) for p in snapshots.layers_dir.glob("*/file*")}
         assert own == {(33, 44)}
         # A lost catalog must not take layers from under a container.
-        assert {p.name for p in snapshots.layers_dir.iterdir()} - {"empty"} <= layers_in_use()
+        assert {p.name for p in snapshots.layers_dir.iterdir()} - {"empty"} <= layers_in_use(
+            tmp_path / "images"
+        )
     finally:
         unmount_tree(target, syscalls=calls)
         await snapshots.close()
