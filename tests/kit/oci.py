@@ -100,6 +100,7 @@ class ImageConfig:
     working_dir: str = ""
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    volumes: Sequence[str] = ()
 
     def document(self) -> dict[str, object]:
         """The `config` object, with only what was given."""
@@ -111,6 +112,7 @@ class ImageConfig:
             "WorkingDir": self.working_dir,
             "StopSignal": self.stop_signal,
             "Labels": dict(self.labels),
+            "Volumes": {path: {} for path in self.volumes},
         }
         return {key: value for key, value in values.items() if value}
 

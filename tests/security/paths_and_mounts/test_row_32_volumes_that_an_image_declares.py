@@ -10,7 +10,6 @@ are followed inside the image alone. A file of the host is never seen, changed o
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -26,17 +25,9 @@ from tests.security.conftest import HOST, Hostile, code_of
 SLEEP = ["sleep", "1000"]
 
 
-@dataclass(frozen=True)
-class _WithVolumes(ImageConfig):
-    volumes: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, object]:
-        return ImageConfig.document(self) | {"Volumes": {path: {} for path in self.volumes}}
-
-
 def pulled(hostile: Hostile, node: Node, name: str, volume: str, *entries: Entry) -> str:
     layers = [base_layer(own_shell=False), *([make_layer(entries)] if entries else [])]
-    image = make_image(layers, _WithVolumes(command=["sh"], volumes=(volume,)))
+    image = make_image(layers, ImageConfig(command=["sh"], volumes=(volume,)))
     with contextlib.closing(Pusher(hostile.port)) as pusher:
         pusher.push(image, f"volume-{name}:1")
     reference = f"{HOST}/volume-{name}:1"
