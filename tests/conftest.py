@@ -9,12 +9,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import Unsupported
 from sandbox.host.mounts import list_mounts
 from tests import probes
+
+# Neither a deadline nor the speed of the generator may fail a test: both measure the machine.
+hypothesis.settings.register_profile(
+    "podwright", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("podwright")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
