@@ -90,8 +90,18 @@ def test_no_program_is_started_with_other_rights() -> None:
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
                 given = {each.arg for each in node.keywords}
                 if name in calls or (name in starts and words & given):
-                    found.append(f"{path}:{node.lineno}")
-    assert not found
+                    where = path.relative_to(TOP).as_posix()
+                    found.append((where, node.lineno, ast.unparse(node)))
+    # One program becomes root of the user namespace that it has just left the node's for: there
+    # its numbers mean nothing until it does. It has no groups before it has another number.
+    first = "sandbox/host/userns_init.py"
+    assert [(where, call) for where, _, call in sorted(found)] == [
+        (first, "os.setgroups([])"),
+        (first, "os.setresgid(0, 0, 0)"),
+        (first, "os.setresuid(0, 0, 0)"),
+    ]
+    source = (TOP / first).read_text()
+    assert source.index("libc.unshare(_USER)") < source.index("os.setgroups")
 
 
 def _groups(pid: int) -> set[int]:
