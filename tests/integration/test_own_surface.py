@@ -99,6 +99,8 @@ STATE_RULES = (
     Rule("images/layers/[0-9a-z]+", "d", {0o700, 0o711, 0o755}, "an image's root directory"),
     Rule("images/layers/[0-9a-z]+", "f", {0o600}),
     Rule("images/layers/[0-9a-z]+/.*", "f", {0o600}, "a layer kept as a file"),
+    Rule("images/mounts", "d", {0o700}),
+    Rule("images/mounts/[0-9a-z]+", "d", {0o700, 0o755}, "an image's root directory, once mounted"),
     Rule("pause/(dev|etc|proc|sys)", "d", {0o755}, "the root that pause processes see"),
     Rule("pause/catatonit", "f", {0o755}, "run by pause processes of any user"),
 )
