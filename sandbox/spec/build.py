@@ -11,7 +11,11 @@ from sandbox.security.capabilities import container_capabilities
 from sandbox.security.labels import apparmor_profile, selinux_labels
 from sandbox.security.seccomp import resolve_seccomp
 from sandbox.spec import linux, mounts, process, resources
-from sandbox.spec.annotations import container_annotations, sandbox_annotations
+from sandbox.spec.annotations import (
+    container_annotations,
+    sandbox_annotations,
+    scope_annotations,
+)
 from sandbox.spec.edits import edited
 from sandbox.spec.paths import clean_path, is_at_or_below
 from sandbox.users import ResolvedUser, resolve_pod_user
@@ -163,13 +167,16 @@ def container_spec(inputs: ContainerInputs) -> oci.Spec:
             readonly=security.readonly_rootfs,
         ),
         mounts=(*all_mounts, *bound),
-        annotations=container_annotations(
-            config,
-            pod=inputs.pod,
-            pod_id=inputs.pod_id,
-            image_name=inputs.image_name,
-            patterns=inputs.annotation_patterns,
-        ),
+        annotations={
+            **scope_annotations(inputs.cgroups_path, inputs.pids_limit),
+            **container_annotations(
+                config,
+                pod=inputs.pod,
+                pod_id=inputs.pod_id,
+                image_name=inputs.image_name,
+                patterns=inputs.annotation_patterns,
+            ),
+        },
         linux=oci.Linux(
             namespaces=linux.container_namespaces(
                 inputs.pod,

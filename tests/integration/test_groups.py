@@ -36,6 +36,17 @@ def units(*names: str) -> list[str]:
     return [line for line in listed.splitlines() if any(name in line for name in names)]
 
 
+def shown(group: str, name: str) -> str:
+    """A property of the scope that is, or is above, a control group."""
+    unit = next(part for part in group.split("/") if part.endswith(".scope"))
+    return subprocess.run(
+        ["systemctl", "show", "--value", "-p", name, unit],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
 def huge_pages_can_be_limited(pid: int) -> bool:
     return any((each / "hugetlb.2MB.max").exists() for each in groups_of(pid, "hugetlb")) or any(
         (each / "hugetlb.2MB.limit_in_bytes").exists() for each in groups_of(pid, "hugetlb")
@@ -119,6 +130,8 @@ def test_limits_of_a_container_are_in_the_kernel_and_change_there(node: Node, ha
 
     # A reload makes systemd write its own idea of every unit again.
     if groups.DRIVER == "systemd":
+        # crun's limit is on the group below the scope, so this one would be systemd's 15 %.
+        assert shown(own, "TasksMax") == "77"
         subprocess.run(["systemctl", "daemon-reload"], check=True)
         assert limits() == {**expected, **changed}
 

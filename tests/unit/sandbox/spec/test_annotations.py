@@ -10,6 +10,7 @@ from sandbox.spec.annotations import (
     allowed_annotations,
     container_annotations,
     sandbox_annotations,
+    scope_annotations,
 )
 from tests.kit.spec_inputs import CONTAINER, POD
 
@@ -35,6 +36,16 @@ def test_keys_that_other_runtimes_find_pods_by() -> None:
     assert told[PREFIX + "container-type"] == "container"
     assert told[PREFIX + "container-name"] == "nginx"
     assert told[PREFIX + "image-name"] == "i"
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [(None, "18446744073709551615"), (-1, "18446744073709551615"), (77, "77")],
+)
+def test_a_scope_has_the_limit_of_its_container_and_not_systemd_s_own(limit, told) -> None:
+    asked = scope_annotations("a.slice:podwright:c1", limit)
+    assert asked == {"org.systemd.property.TasksMax": f"uint64 {told}"}
+    assert scope_annotations("/podwright/pod1/c1", limit) == {}
 
 
 @pytest.mark.parametrize(
