@@ -135,7 +135,7 @@ def build_engines(parts: Parts) -> Engines:
         lambda exit_: endings.exited(exit_),
         group=parts.group,
         clock=parts.clock,
-        oom_kills=parts.cgroups.oom_kills,
+        counts=parts.cgroups,
         exit_dir=parts.paths.exits,
         exit_file_s=parts.sandbox.timeouts.exit_file_s,
     )

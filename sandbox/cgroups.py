@@ -260,6 +260,14 @@ class Cgroups:
         """How many processes the kernel has killed there for lack of memory; None if unknown."""
         return await asyncio.to_thread(self._layout.oom_kills, real_path(cgroup))
 
+    async def oom_kills_above(self, cgroup: str) -> int | None:
+        """The same of the group it is in, which outlives it; see `monitor.kills`."""
+        return await asyncio.to_thread(self._layout.oom_kills, self.group_above(cgroup))
+
+    def group_above(self, cgroup: str) -> str:
+        """The real path of the group that a container's is in."""
+        return real_path(cgroup).rpartition("/")[0] or "/"
+
     async def kill(self, cgroup: str) -> bool:
         """SIGKILL everything at and below until it is empty; False if it would not become so.
 

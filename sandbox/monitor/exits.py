@@ -30,17 +30,18 @@ from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.model import ProcessRef
 from sandbox.monitor.exitfile import ExitFile, read_exit
+from sandbox.monitor.kills import KILLED, MemoryKills
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from sandbox.host.clock import Clock
+    from sandbox.monitor.kills import KillCounts
     from sandbox.runtime.driver import OciRuntime
 
     OnExit = Callable[["Exited"], Awaitable[None]]
     OnMonitorLost = Callable[[str], Awaitable[None]]
-    OomKills = Callable[[str], Awaitable[int | None]]
 
 _log = get_logger("exits")
 
@@ -109,7 +110,7 @@ class ExitWatch:
         *,
         group: asyncio.TaskGroup,
         clock: Clock,
-        oom_kills: OomKills,
+        counts: KillCounts,
         exit_dir: Path,
         exit_file_s: float = 5.0,
         on_monitor_lost: OnMonitorLost | None = None,
@@ -122,7 +123,7 @@ class ExitWatch:
                 that was not recorded leaves a container running for ever.
             group: where the tasks live.
             clock: time.
-            oom_kills: memory kills of a cgroup (`Cgroups.oom_kills`).
+            counts: of memory kills, by cgroup.
             exit_dir: the directory of the exit files.
             exit_file_s: how long an exit file may come after the process's end (seconds).
             on_monitor_lost: told once when conmon died before its container.
@@ -131,7 +132,7 @@ class ExitWatch:
         self._on_monitor_lost = on_monitor_lost
         self._group = group
         self._clock = clock
-        self._oom_kills = oom_kills
+        self._kills = MemoryKills(counts)
         self._exit_dir = exit_dir
         self._exit_file_s = exit_file_s
         self._watches: dict[str, _Watch] = {}
@@ -199,17 +200,24 @@ class ExitWatch:
     async def _until_exited(self, watch: _Watch) -> Exited:
         target = watch.target
         monitor = await self._open(target.monitor)
+        told = 0
+        await self._kills.begin(target.container_id, target.cgroup_path)
         try:
             process = await self._open(await self._first_process(target))
             if process is not None:
                 with process:
                     await self._until_dead(target, process, monitor)
             # Memory kills first: the cgroup goes as soon as anybody cleans up.
-            oom = await self._killed_for_memory(target)
+            kills = await self._kills.own(target.cgroup_path)
             exited = await self._how(watch, monitor)
+            if kills is None and exited.exit_code == KILLED:
+                kills = await self._kills.unseen(target.container_id, target.cgroup_path)
+            oom = bool(kills)
             if not oom and target.bundle is not None:
                 oom = await asyncio.to_thread((target.bundle / "oom").exists)
+            told = kills or int(oom)
         finally:
+            self._kills.end(target.container_id, told)
             if monitor is not None:
                 monitor.close()
         return Exited(
@@ -314,17 +322,6 @@ class ExitWatch:
             max(when_ns, target.started_at_ns),
             message=f"exit code is not known: {reason}",
         )
-
-    async def _killed_for_memory(self, target: WatchTarget) -> bool:
-        if not target.cgroup_path:
-            return False
-        try:
-            return bool(await self._oom_kills(target.cgroup_path))
-        except PodwrightError as error:
-            _log.warning(
-                "memory kills cannot be read", container=target.container_id, error=str(error)
-            )
-            return False
 
     # Telling.
 

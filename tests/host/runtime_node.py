@@ -243,7 +243,7 @@ class Ends:
             self._exited,
             group=group,
             clock=node.clock,
-            oom_kills=node.cgroups.oom_kills,
+            counts=node.cgroups,
             exit_dir=node.exits_dir,
             on_monitor_lost=self._lost,
             **changes,  # type: ignore[arg-type]

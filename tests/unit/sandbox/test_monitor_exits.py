@@ -39,17 +39,38 @@ def exits_dir(tmp_path: Path) -> Path:
 Body = Callable[[ExitWatch], Awaitable[None]]
 
 
+class Counts:
+    """Kills by container's group; of the pod's group one answer after the other, the last stays."""
+
+    def __init__(self, own: dict[str, int | None] | None = None, above: list[int] | None = None):
+        self._own = own or {}
+        self._above = above or []
+
+    async def oom_kills(self, cgroup: str) -> int | None:
+        return self._own.get(cgroup)
+
+    async def oom_kills_above(self, _cgroup: str) -> int | None:
+        if not self._above:
+            return None
+        return self._above.pop(0) if len(self._above) > 1 else self._above[0]
+
+    def group_above(self, cgroup: str) -> str:
+        return cgroup.rpartition("/")[0]
+
+
+class Unreadable(Counts):
+    async def oom_kills(self, _cgroup: str) -> int | None:
+        raise ResourceExhausted("no descriptors")
+
+
 @pytest.fixture
 def watching(clock: FakeClock, told: list[Exited], exits_dir: Path) -> Callable[..., object]:
     async def run(body: Body, **changes: object) -> None:
         async def on_exit(exited: Exited) -> None:
             told.append(exited)
 
-        async def no_oom(_cgroup: str) -> int | None:
-            return None
-
         async with asyncio.TaskGroup() as group:
-            values = {"on_exit": on_exit, "oom_kills": no_oom, **changes}
+            values = {"on_exit": on_exit, "counts": Counts(), **changes}
             watch = ExitWatch(
                 group=group,
                 clock=clock,
@@ -145,10 +166,6 @@ async def test_memory_kills_by_counter_and_by_conmon_s_file(
     (exits_dir / other).write_text("137")
     (tmp_path / "oom").touch()
 
-    async def kills(cgroup: str) -> int | None:
-        assert cgroup == "/x"
-        return 1
-
     async def body(watch: ExitWatch) -> None:
         watch.watch(target(exits_dir, cgroup_path="/x"))
         watch.watch(
@@ -157,21 +174,41 @@ async def test_memory_kills_by_counter_and_by_conmon_s_file(
         await watch.wait(CID)
         await watch.wait(other)
 
-    await watching(body, oom_kills=kills)
+    await watching(body, counts=Counts(own={"/x": 1}))
     assert [exited.oom for exited in told] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("code", "own", "risen", "oom"),
+    [
+        ("137", None, 1, True),  # the group went before it could be asked
+        ("137", None, 0, False),  # killed by somebody
+        ("137", 0, 1, False),  # its own group knows better
+        ("1", None, 1, False),  # it ended by itself
+    ],
+)
+async def test_the_pods_group_tells_of_kills_in_a_group_that_is_gone(
+    watching, told, exits_dir, code: str, own: int | None, risen: int, oom: bool
+) -> None:
+    counts = Counts(own={"/pod/x": own}, above=[5, 5 + risen])
+
+    async def body(watch: ExitWatch) -> None:
+        (exits_dir / CID).write_text(code)
+        watch.watch(target(exits_dir, cgroup_path="/pod/x"))
+        await watch.wait(CID)
+
+    await watching(body, counts=counts)
+    assert [exited.oom for exited in told] == [oom]
 
 
 async def test_unreadable_counters_do_not_hide_the_end(watching, told, exits_dir) -> None:
     (exits_dir / CID).write_text("1")
 
-    async def kills(_cgroup: str) -> int | None:
-        raise ResourceExhausted("no descriptors")
-
     async def body(watch: ExitWatch) -> None:
         watch.watch(target(exits_dir, cgroup_path="/x"))
         await watch.wait(CID)
 
-    await watching(body, oom_kills=kills)
+    await watching(body, counts=Unreadable())
     assert (told[0].exit_code, told[0].oom) == (1, False)
 
 
