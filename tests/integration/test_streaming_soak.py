@@ -163,12 +163,15 @@ def _held(pid: int) -> tuple[int, int]:
 
 
 def _sampled(pid: int) -> bool:
-    """Whether the daemon has files of all three control groups open: two containers, one pod."""
-    found = 0
+    """Whether the daemon has open what it keeps: of two containers and a pod, and two logs.
+
+    Files of the three control groups for the statistics, and the logs that are counted.
+    """
+    names = []
     for entry in _descriptors(pid):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found += entry.readlink().name == "memory.stat"
-    return found == 3
+            names.append(entry.readlink().name)
+    return names.count("memory.stat") == 3 and sum(name.endswith("_0.log") for name in names) == 2
 
 
 def _run_server(node: Node, name: str) -> tuple[str, str, str]:
