@@ -13,7 +13,7 @@ that container exists, with or without the image.
       │    ├─ content ── manifests and configs by digest; downloads that resume
       │    └─ unpack/ ── worker processes that turn a blob into a directory tree
       ├─ snapshots/ ── layers on disk, overlayfs mounts of them
-      ├─ catalog ── images and names, in SQLite and in memory
+      ├─ inventory, catalog ── images and names, in memory and in SQLite
       └─ collect ── what nobody refers to any more
 
 Rules kept everywhere here:

@@ -10,8 +10,7 @@
         await images.remove("busybox:1")
         await images.close()
 
-An `Image` value is built when an image changes, not when somebody asks: `list` and `status` are
-plain lookups, and status by tag, digest or id is the same object.
+`list` and `status` are plain lookups (see `inventory`).
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from imageservice.catalog import Catalog, ImageRecord, open_database
-from imageservice.collect import Sweeper, referenced_documents
+from imageservice.collect import Sweeper
 from imageservice.content import ContentStore
-from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
 from imageservice.flights import Flights
-from imageservice.images import Image, image_of, read_whole, renew_names
+from imageservice.images import Image
+from imageservice.inventory import Inventory
 from imageservice.layers import LayerPuller, Progress, PullObserver, SilentObserver, Stage
 from imageservice.manifest import Platform
 from imageservice.pull import Pulled, Puller
@@ -34,15 +33,15 @@ from imageservice.reference import parse_reference
 from imageservice.snapshots.overlay import OverlaySnapshotter
 from imageservice.unpack.pool import UnpackPool
 from imageservice.usage import FsInfo, UsageMeter
-from sandbox.host.errors import PodwrightError, ResourceExhausted
+from sandbox.host.errors import ResourceExhausted
 from sandbox.host.files import make_private_dir
-from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from imageservice.credentials import Credential
+    from imageservice.digest import Digest
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FsInfo", "Image", "ImageService", "Progress", "PullObserver", "Stage"]
 
-_log = get_logger(__name__)
 _NS: Final = 1_000_000_000
 _MAX_WORKERS: Final = 4
 
@@ -101,9 +99,6 @@ class ImageService:
             idle_s=settings.unpack_idle_s,
             no_progress_timeout_s=settings.unpack_progress_timeout_s,
         )
-        self._images: dict[str, Image] = {}
-        # Documents and names change together: held for milliseconds, never across the network.
-        self._naming = asyncio.Lock()
 
     async def open(self, group: asyncio.TaskGroup) -> None:
         """Bring what is on disk and what is recorded to agree; then everything may be called.
@@ -138,6 +133,9 @@ class ImageService:
         )
         self._snapshots: Snapshotter = snapshots
         await snapshots.open()
+        self._inventory = Inventory(
+            self._catalog, self._content, snapshots, pinned=self._settings.pinned_images
+        )
         self._usage = UsageMeter(
             self._settings.root,
             self._containers_dir,
@@ -172,23 +170,7 @@ class ImageService:
             keep_s=self._settings.keep_partial_s,
         )
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
-        await self._recover()
-
-    async def _recover(self) -> None:
-        """Forget images that are not whole, then what nobody refers to."""
-        broken: list[str] = []
-        for record in self._catalog.images():
-            try:
-                config = await read_whole(record, self._content, self._snapshots)
-            except PodwrightError as error:
-                _log.warning("image is not whole and is forgotten", image=record.id, error=error)
-                broken.append(record.id)
-                self._catalog.hide(record.id)
-                continue
-            self._images[record.id] = image_of(record, config, self._settings.pinned_images)
-        if broken:
-            await self._catalog.erase(broken)
-        await self._content.keep_only(referenced_documents(self._catalog.images()))
+        await self._inventory.load()
         await self._sweeper.partials()
         await self._sweep_layers()
 
@@ -284,27 +266,18 @@ class ImageService:
             size_bytes=pulled.size_bytes,
             created_ns=self._clock.wall_ns(),
         )
-        async with self._naming:
-            for digest, document in pulled.documents:
-                await self._content.put(digest, document)
-            await self._catalog.record(record, names)
-            self._images[record.id] = image_of(
-                record, pulled.parsed_config, self._settings.pinned_images
-            )
-            renew_names(self._images, self._catalog.images(), self._settings.pinned_images)
-            return self._images[record.id]
+        return await self._inventory.add(record, names, pulled.documents, pulled.parsed_config)
 
     def list(self, filter_image: str = "") -> list[Image]:
         """All images, oldest first, or the one that `filter_image` means."""
         if filter_image:
             image = self.status(filter_image)
             return [] if image is None else [image]
-        return [self._images[r.id] for r in self._catalog.images() if r.id in self._images]
+        return self._inventory.list()
 
     def status(self, image: str) -> Image | None:
         """The image by tag, digest, id, unique beginning of an id, or short name."""
-        record = self._catalog.find(image)
-        return None if record is None else self._images.get(record.id)
+        return self._inventory.find(image)
 
     async def remove(self, image: str) -> None:
         """Remove the image with all its names and free the space; an unknown one is fine.
@@ -315,23 +288,7 @@ class ImageService:
         Raises:
             ResourceExhausted: a full disk could not record it even after space was freed.
         """
-        record = self._catalog.find(image)
-        if record is None:
-            return
-        full: ResourceExhausted | None = None
-        async with self._naming:
-            self._catalog.hide(record.id)
-            self._images.pop(record.id, None)
-            try:
-                await self._catalog.erase((record.id,))
-            except ResourceExhausted as error:
-                full = error  # free the space first
-            kept = referenced_documents(self._catalog.images())
-            gone = {Digest.parse(record.id), Digest.parse(record.manifest)} - kept
-            await self._content.delete(gone)
-        await self._sweep_layers()
-        if full is not None:
-            await self._catalog.erase((record.id,))
+        await self._inventory.remove(image, free_space=self._sweep_layers)
 
     async def fs_info(self) -> FsInfo:
         """What images and containers take, at most ten seconds old; see `UsageMeter.read`."""

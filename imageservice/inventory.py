@@ -1,0 +1,126 @@
+"""Which images this node has: the values that answers are made of, over the catalog's rows.
+
+An `Image` value is built when an image changes, not when somebody asks: `list` and `find` are plain
+lookups, and an image found by tag, digest or id is the same object. Names and documents change
+together under one lock, which is held for milliseconds and never across the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from imageservice.collect import referenced_documents
+from imageservice.digest import Digest
+from imageservice.images import Image, image_of, read_whole, renew_names
+from sandbox.host.errors import PodwrightError, ResourceExhausted
+from sandbox.host.journal import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from imageservice.catalog import Catalog, ImageRecord
+    from imageservice.content import ContentStore
+    from imageservice.manifest import ImageConfig
+    from imageservice.snapshots.snapshotter import Snapshotter
+
+_log = get_logger(__name__)
+
+
+class Inventory:
+    """The images of this node; make one, then `load`. For one event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        content: ContentStore,
+        snapshots: Snapshotter,
+        *,
+        pinned: Iterable[str],
+    ) -> None:
+        """`pinned` are references, ids and patterns of images that garbage collection leaves."""
+        self._catalog = catalog
+        self._content = content
+        self._snapshots = snapshots
+        self._pinned = tuple(pinned)
+        self._images: dict[str, Image] = {}
+        self._naming = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Read what is recorded; images that are not whole are forgotten."""
+        broken: list[str] = []
+        for record in self._catalog.images():
+            try:
+                config = await read_whole(record, self._content, self._snapshots)
+            except PodwrightError as error:
+                _log.warning("image is not whole and is forgotten", image=record.id, error=error)
+                broken.append(record.id)
+                self._catalog.hide(record.id)
+                continue
+            self._images[record.id] = image_of(record, config, self._pinned)
+        if broken:
+            await self._catalog.erase(broken)
+        await self._content.keep_only(referenced_documents(self._catalog.images()))
+
+    async def add(
+        self,
+        record: ImageRecord,
+        names: Iterable[str],
+        documents: Iterable[tuple[Digest, bytes]],
+        config: ImageConfig,
+    ) -> Image:
+        """Make an image known whose layers are all committed; each name then means this image.
+
+        Args:
+            record: what is recorded of it.
+            names: canonical tags and repo digests.
+            documents: its manifest and config, to be kept.
+            config: the config as a value.
+
+        Raises:
+            ResourceExhausted: disk full; nothing is known then.
+        """
+        async with self._naming:
+            for digest, document in documents:
+                await self._content.put(digest, document)
+            await self._catalog.record(record, names)
+            self._images[record.id] = image_of(record, config, self._pinned)
+            renew_names(self._images, self._catalog.images(), self._pinned)
+            return self._images[record.id]
+
+    def list(self) -> list[Image]:
+        """All images, oldest first."""
+        return [self._images[r.id] for r in self._catalog.images() if r.id in self._images]
+
+    def find(self, image: str) -> Image | None:
+        """The image by tag, digest, id, unique beginning of an id, or short name."""
+        record = self._catalog.find(image)
+        return None if record is None else self._images.get(record.id)
+
+    async def remove(self, image: str, *, free_space: Callable[[], Awaitable[None]]) -> None:
+        """Forget the image with all its names; an unknown one is fine.
+
+        Args:
+            image: see `find`.
+            free_space: removes what nobody refers to any more.
+
+        Raises:
+            ResourceExhausted: a full disk could not record it even after space was freed.
+        """
+        record = self._catalog.find(image)
+        if record is None:
+            return
+        full: ResourceExhausted | None = None
+        async with self._naming:
+            self._catalog.hide(record.id)
+            self._images.pop(record.id, None)
+            try:
+                await self._catalog.erase((record.id,))
+            except ResourceExhausted as error:
+                full = error  # free the space first
+            kept = referenced_documents(self._catalog.images())
+            gone = {Digest.parse(record.id), Digest.parse(record.manifest)} - kept
+            await self._content.delete(gone)
+        await free_space()
+        if full is not None:
+            await self._catalog.erase((record.id,))
