@@ -33,8 +33,16 @@ from tests.kit.measure import (
     with_many_pods,
 )
 from tests.kit.measure_node import measure_idle, measure_scale
+from tests.kit.measure_pull import CASES, measure_case, note_answers
 from tests.kit.registry import running_registry
 from tests.kit.runtimes import NETWORKS, running
+
+#: What is measured when nothing is named. For pulls, ours in both forms of layers.
+RUNTIMES: Final = ("podwright", "containerd")
+PULLERS: Final = ("podwright", "podwright-tree", "containerd")
+
+#: By name of the runtime and row of the table.
+Samples = dict[str, dict[str, list[float]]]
 
 #: Stands where a runtime has no such call, and where there is nothing to compare with.
 NOTHING: Final = "\N{EN DASH}"
@@ -42,31 +50,38 @@ NOTHING: Final = "\N{EN DASH}"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="hack/bench")
-    parser.add_argument("runtimes", nargs="*", default=["podwright", "containerd"])
+    parser.add_argument("runtimes", nargs="*")
     parser.add_argument("--storage", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--pull-runs", type=int, default=3)
+    parser.add_argument("--pull", action="store_true")
     parser.add_argument("--pods", type=int, default=16)
     parser.add_argument("--node", action="store_true")
     parser.add_argument("--scale", type=numbers, default=[100])
     parser.add_argument("--idle-seconds", type=int, default=60)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    pulls = options.pull_runs > 0
-    registry = make_sets(options.storage, ["first-pod", "critest", *(["bench"] if pulls else [])])
+    last = last_run(options.json)
+    names = options.runtimes or (PULLERS if options.pull else RUNTIMES)
+    sets = ["bench"] if options.pull_runs > 0 else []
+    sets += ["pull"] if options.pull else []
+    registry = make_sets(options.storage, ["first-pod", "critest", *sets])
     with (
         tempfile.TemporaryDirectory(prefix="podwright-bench-") as work,
         running_registry(registry, Path(work)) as port,
         contextlib.ExitStack() as daemons,
     ):
-        targets = [_target(text, port, daemons) for text in options.runtimes]
+        targets = [_target(text, port, daemons) for text in names]
         for target in targets:
             answer = target.runtime.Version(api.VersionRequest(), timeout=30)
             target.version = f"{answer.runtime_name} {answer.runtime_version}"
-        measure(targets, runs=options.runs, pull_runs=options.pull_runs, pods=options.pods)
+        if options.pull:
+            measure_pulls(targets, runs=options.pull_runs)
+        else:
+            measure(targets, runs=options.runs, pull_runs=options.pull_runs, pods=options.pods)
         if options.node:
             measure_node(targets, scale=options.scale, idle_s=options.idle_seconds)
-    print(table(targets))
+    print(table(targets, last))
     if options.json is not None:
         options.json.write_text(json.dumps(document(targets), indent=2) + "\n")
     return 0
@@ -130,6 +145,23 @@ def measure_node(targets: list[Target], *, scale: list[int], idle_s: int) -> Non
         measure_idle(target, seconds=idle_s)
 
 
+def measure_pulls(targets: list[Target], *, runs: int) -> None:
+    """Every case of a pull, each `runs` times for its time and as often to watch the daemon."""
+    for target in targets:
+        _tell(f"{target.name}: warming up")
+        pull(target, BUSYBOX)
+    for case in CASES:
+        answers_ms: dict[str, list[float]] = {}
+        for number in range(2 * runs):
+            watched = number % 2 == 1
+            for target in targets:
+                _tell(f"{target.name}: {case.row}, {number + 1} of {2 * runs}")
+                took_ms = measure_case(target, case, watched=watched)
+                answers_ms.setdefault(target.name, []).extend(took_ms)
+        for target in targets:
+            note_answers(target, case, answers_ms.get(target.name, ()))
+
+
 def rows_of(targets: list[Target]) -> list[str]:
     """Rows in the order of the work, not of the alphabet."""
     seen = dict.fromkeys(row for target in targets for row in target.samples)
@@ -137,15 +169,23 @@ def rows_of(targets: list[Target]) -> list[str]:
     return [*first, *(row for row in seen if row not in first)]
 
 
-def table(targets: list[Target]) -> str:
-    """Medians side by side as Markdown; the ratio says how many times the first one's time."""
+def table(targets: list[Target], last: Samples | None = None) -> str:
+    """Medians side by side as Markdown; the ratio says how many times the first one's time.
+
+    With the samples of an earlier run, one column more for each runtime that was in it: how many
+    times what it took then. The first runtime's is to be read beside the others', whose code did
+    not change: what all have in common is the machine's mood.
+    """
     head = ["median, ms unless said", *(f"{t.name} ({t.version})" for t in targets)]
     head += [f"{t.name} / {targets[0].name}" for t in targets[1:]]
+    again = [t for t in targets if last and t.name in last]
+    head += [f"{t.name} / last run" for t in again]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows_of(targets):
         medians = [_median(target, row) for target in targets]
         cells = [row, *(_text(m) for m in medians)]
-        cells += [f"{m / medians[0]:.2f}" if m and medians[0] else NOTHING for m in medians[1:]]
+        cells += [_ratio(m, medians[0]) for m in medians[1:]]
+        cells += [_ratio(_median(t, row), _middle((last or {})[t.name].get(row))) for t in again]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     lines.append(machine())
@@ -169,9 +209,34 @@ def document(targets: list[Target]) -> dict[str, object]:
     }
 
 
+def last_run(path: Path | None) -> Samples | None:
+    """The samples that an earlier run left in `path`, by runtime and row; None without such a file.
+
+    Raises:
+        SystemExit: it is there and is not what this program writes; it would be overwritten.
+    """
+    if path is None or not path.exists():
+        return None
+    try:
+        return {
+            kept["name"]: {row: [float(v) for v in values] for row, values in rows.items()}
+            for kept in json.loads(path.read_text())["runtimes"]
+            for rows in [kept["samples"]]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path}: not written by hack/bench --json: {error!r}") from error
+
+
 def _median(target: Target, row: str) -> float | None:
-    samples = target.samples.get(row)
+    return _middle(target.samples.get(row))
+
+
+def _middle(samples: list[float] | None) -> float | None:
     return statistics.median(samples) if samples else None
+
+
+def _ratio(value: float | None, base: float | None) -> str:
+    return f"{value / base:.2f}" if value and base else NOTHING
 
 
 def _text(value: float | None) -> str:

@@ -14,10 +14,18 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
-from tests.kit.catalog import PROGRAMS, SETS, Recipe
+from tests.kit import pull_images
+from tests.kit.catalog import PROGRAMS, Recipe
+from tests.kit.catalog import SETS as CATALOG_SETS
 from tests.kit.oci import Image
 from tests.kit.registry import Pusher, running_registry, write_config, write_hosts
+
+SETS: Final = {**CATALOG_SETS, "pull": pull_images.PULL}
+#: What each set is made by; a set is made anew when one of these files changes.
+_SOURCES: Final = ("catalog.py", "oci.py")
+_MORE_SOURCES: Final = {"pull": ("pull_images.py",)}
 
 
 def main() -> int:
@@ -50,7 +58,7 @@ def make_sets(storage: Path, names: Iterable[str]) -> Path:
         ):
             for name in wanted:
                 _push_set(port, name, SETS[name])
-                _stamp(storage, name).write_text(_fingerprint())
+                _stamp(storage, name).write_text(_fingerprint(name))
     return registry
 
 
@@ -70,19 +78,17 @@ def _stamp(storage: Path, name: str) -> Path:
 
 def _is_fresh(storage: Path, name: str) -> bool:
     stamp = _stamp(storage, name)
-    return stamp.exists() and stamp.read_text() == _fingerprint()
+    return stamp.exists() and stamp.read_text() == _fingerprint(name)
 
 
-def _fingerprint() -> str:
+def _fingerprint(name: str) -> str:
     busybox = shutil.which("busybox")
-    files = [*sorted(PROGRAMS.iterdir()), *(Path(__file__).with_name(n) for n in _SOURCES)]
+    sources = (*_SOURCES, *_MORE_SOURCES.get(name, ()))
+    files = [*sorted(PROGRAMS.iterdir()), *(Path(__file__).with_name(n) for n in sources)]
     state = hashlib.sha256()
     for path in [*files, *([Path(busybox)] if busybox else [])]:
         state.update(hashlib.sha256(path.read_bytes()).digest())
     return state.hexdigest()
-
-
-_SOURCES = ("catalog.py", "oci.py")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +30,11 @@ from protos import api_pb2_grpc as rpc
 from tests.kit.cni import bin_dir, remove_bridge, write_conflist
 from tests.kit.registry import SLOWNESS, START_PATIENCE_S, bound_to_parent, stop, write_hosts
 
-#: Two daemons of the kit at the same time need two bridges and two subnets.
+#: Daemons of the kit at the same time need bridges and subnets of their own.
 NETWORKS: Final = {
     "podwright": ("pwkit0", "10.201.0.0/16"),
     "containerd": ("pwkit1", "10.202.0.0/16"),
+    "podwright-tree": ("pwkit2", "10.203.0.0/16"),
 }
 
 #: Monitors and shims need a moment to go after the last of their pods went.
@@ -61,8 +63,17 @@ class Runtime:
 
 @contextlib.contextmanager
 def running(name: str, registry_port: int) -> Iterator[Runtime]:
-    """Run `name` ("podwright" or "containerd") over fresh directories until the block ends."""
-    configure = {"podwright": _configure_podwright, "containerd": _configure_containerd}[name]
+    """Run `name` over fresh directories until the block ends.
+
+    Args:
+        name: one of `NETWORKS`; "podwright-tree" is podwright with its layers as directories.
+        registry_port: of the registry on loopback that all hosts of the kit lead to.
+    """
+    configures: dict[str, Callable[[Path, Path], tuple[list[str], Path]]] = {
+        "podwright": _configure_podwright,
+        "podwright-tree": partial(_configure_podwright, layer_form="tree"),
+        "containerd": _configure_containerd,
+    }
     bridge, subnet = NETWORKS[name]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(name))
@@ -76,7 +87,7 @@ def running(name: str, registry_port: int) -> Iterator[Runtime]:
         stack.callback(remove_bridge, bridge)
         write_hosts(work / "certs.d", registry_port)
         write_conflist(work / "cni", bridge=bridge, subnet=subnet, data_dir=work / "ipam")
-        argv, socket = configure(work, run)
+        argv, socket = configures[name](work, run)
         log = work / f"{name}.log"
         with log.open("wb") as log_file:
             process = subprocess.Popen(
@@ -245,7 +256,9 @@ SystemdCgroup = false
     return ["containerd", "--config", str(work / "config.toml")], socket
 
 
-def _configure_podwright(work: Path, run: Path) -> tuple[list[str], Path]:
+def _configure_podwright(
+    work: Path, run: Path, *, layer_form: str = "auto"
+) -> tuple[list[str], Path]:
     """The daemon of this tree, as `.venv/bin/podwright` starts it."""
     (work / "config.toml").write_text(
         f"""
@@ -262,6 +275,7 @@ bin_dirs = ["{bin_dir()}"]
 
 [image]
 registry_config_dirs = ["{work}/certs.d"]
+layer_form = "{layer_form}"
 
 [metrics]
 address = ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.kit.bench import document, numbers, table
+from tests.kit.bench import document, last_run, numbers, table
 from tests.kit.measure import Target
 
 
@@ -53,3 +54,23 @@ def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
     parser.add_argument("--scale", type=numbers)
     with pytest.raises(argparse.ArgumentError):
         parser.parse_args(["--scale", text])
+
+
+def test_what_an_earlier_run_left_is_compared_with(tmp_path: Path) -> None:
+    path = tmp_path / "last.json"
+    assert last_run(path) is None
+    assert last_run(None) is None
+    path.write_text(json.dumps(document([target("one", Pull=[4.0], Gone=[1.0])])))
+    last = last_run(path)
+    text = table([target("one", Pull=[1.0, 2.0, 3.0], New=[1.0]), target("two", Pull=[8.0])], last)
+    assert text.splitlines()[0].endswith("| two / one | one / last run |")
+    assert cells(text, "Pull") == ["2.0", "8.0", "4.00", "0.50"]
+    assert cells(text, "New")[-1] == "\N{EN DASH}"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"runtimes": [{"name": "x"}]}', '{"runtimes": 1}'])
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=str(path)):
+        last_run(path)
