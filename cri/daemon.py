@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni.network import PodNetwork
 from cri import settings_security as security
+from cri import settings_speed as speed
 from cri import settings_table as table
 from cri.check.exposure import warn
 from cri.config import toml_text
@@ -32,6 +33,7 @@ from cri.notify import notify
 from cri.pod_lifecycle import PodLifecycle
 from cri.recover import Recovery
 from cri.rpc.service import build_methods
+from cri.runtimes import build_runtimes
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
@@ -52,6 +54,7 @@ from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
 from sandbox.host.systemd import Systemd
 from sandbox.host.usernamespaces import UserNamespaces
+from sandbox.host.warmth import AttachWarmth
 from sandbox.interactive import InteractiveExecs
 from sandbox.layer_limits import LayerLimits
 from sandbox.leavings import Leavings
@@ -59,7 +62,6 @@ from sandbox.lsm import Lsm
 from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.podfiles import install_pause
-from sandbox.runtime.crun import CommandRuntime
 from sandbox.store import StateStore
 from sandbox.sweep import Sweeper
 
@@ -140,17 +142,19 @@ class Daemon:
             kill_s=sandbox.timeouts.kill_s,
             systemd=Systemd(runner),
         )
-        runtimes = {
-            handler.name: CommandRuntime(
-                handler,
-                runner=runner,
-                clock=clock,
-                systemd_cgroup=cgroups.systemd,
-                timeouts=sandbox.timeouts,
-                observer=instruments,
-            )
-            for handler in sandbox.handlers
-        }
+        runtimes = await build_runtimes(
+            config,
+            sandbox,
+            self._paths,
+            stack,
+            systemd_cgroup=cgroups.systemd,
+            runner=runner,
+            syscalls=self._syscalls,
+            clock=clock,
+            observer=instruments,
+        )
+        warmth = AttachWarmth(cgroups.layout, enabled=config.get(speed.WARM_CGROUPS))
+        stack.callback(warmth.close)
         infos, missing = await probe_runtimes(runtimes)
         namespaces = NamespaceWorker(syscalls=self._syscalls, clock=clock)
         stack.callback(namespaces.close)
@@ -320,6 +324,7 @@ class Daemon:
                 streaming=streaming,
                 clock=clock,
                 version=self._version,
+                moving=warmth.held,
             ),
             socket_path=config.socket,
             socket_gid=config.get(table.SOCKET_GID),

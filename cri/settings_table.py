@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cni.settings import CniSettings
-from cri import settings_devices, settings_images, settings_security
+from cri import settings_devices, settings_images, settings_security, settings_speed
 from cri.setting import (
     Setting,
     boolean,
@@ -267,6 +267,7 @@ STREAMING_TOKEN_LIFE = Setting(
 _ALL: Final[tuple[Setting[object], ...]] = (
     *(value for value in list(globals().values()) if isinstance(value, Setting)),
     *settings_images.TABLE,
+    *settings_speed.TABLE,
     *settings_security.TABLE,
     *settings_devices.TABLE,
 )

@@ -45,6 +45,11 @@ class Paths:
         return self.run_root / "exits"
 
     @property
+    def programs(self) -> Path:
+        """Where runtimes are sealed, one directory per handler."""
+        return self.run_root / "programs"
+
+    @property
     def layers(self) -> Path:
         """Writable layers of containers."""
         return self.state_root / "containers"

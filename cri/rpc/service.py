@@ -7,7 +7,7 @@ forgotten; a test compares the annotations of every method with the contract's t
 from __future__ import annotations
 
 import re
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.internal import api_implementation
@@ -55,6 +55,9 @@ LARGER: Final = {
     "ListImages": "StreamImages",
 }
 
+#: Processes are made or enter a container in these, so they are moved between cgroups.
+MOVES: Final = frozenset({"RunPodSandbox", "CreateContainer", "ExecSync"})
+
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SUBJECT_LIMIT: Final = 256
 
@@ -75,8 +78,11 @@ def build_methods(
     streaming: Streaming,
     clock: Clock,
     version: str,
+    moving: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Method, ...]:
     """Every method the daemon answers: both CRI services and the private progress service.
+
+    `moving` is put around the calls that move processes between cgroups (`MOVES`).
 
     Raises:
         Unsupported: protobuf runs without its C library, whose limits on nesting are relied upon.
@@ -96,13 +102,17 @@ def build_methods(
     )
     services = pb.DESCRIPTOR.services_by_name
     return (
-        *(_join(method, runtime) for method in services["RuntimeService"].methods),
+        *(_join(method, runtime, moving) for method in services["RuntimeService"].methods),
         *(_join(method, (ImageCalls(images),)) for method in services["ImageService"].methods),
         progress_method(images, clock),
     )
 
 
-def _join(descriptor: MethodDescriptor, owners: tuple[object, ...]) -> Method:
+def _join(
+    descriptor: MethodDescriptor,
+    owners: tuple[object, ...],
+    moving: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Method:
     name = python_name(descriptor.name)
     handlers = [getattr(owner, name) for owner in owners if hasattr(owner, name)]
     if len(handlers) != 1:
@@ -111,7 +121,8 @@ def _join(descriptor: MethodDescriptor, owners: tuple[object, ...]) -> Method:
     if descriptor.server_streaming:
         open_call = _opener_of_stream(descriptor.name, request_class, handlers[0])
     else:
-        open_call = _opener(descriptor.name, request_class, handlers[0])
+        around = moving if descriptor.name in MOVES else nullcontext
+        open_call = _opener(descriptor.name, request_class, handlers[0], around)
     return Method(
         service=descriptor.containing_service.full_name,
         name=descriptor.name,
@@ -126,13 +137,15 @@ def _opener(
     name: str,
     request_class: type[Message],
     handler: Callable[[Message], Awaitable[Message | bytes]],
+    around: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[bytes], UnaryCall | StreamCall]:
     def open_call(data: bytes) -> UnaryCall:
         request = parse(request_class, data, name)
         about = subject(request)
 
         async def answer() -> bytes:
-            response = await handler(request)
+            with around():
+                response = await handler(request)
             if isinstance(response, bytes):
                 return response
             # What was made is known only now; the log line is written after the answer.

@@ -86,7 +86,7 @@ def conmon_argv(
         f"--cuuid={cid}",
         f"--name={cid}",
         f"--bundle={bundle}",
-        f"--runtime={request.runtime.handler.path}",
+        f"--runtime={request.runtime.program}",
         *(
             f"--runtime-arg={word}"
             for word in request.runtime.create_arguments(bundle / "runtime.log")

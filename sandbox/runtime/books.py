@@ -62,6 +62,10 @@ class Books:
         """Whether there is anything about this container."""
         return next(self._of(cid), None) is not None if self._flat else (self._root / cid).is_dir()
 
+    def directory(self, cid: str) -> Path:
+        """Where crun and runc keep a container's books, there or not."""
+        return self._root / cid
+
     def names(self) -> frozenset[str]:
         """The containers that there is something about; none when the root is absent."""
         try:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.host.errors import PodwrightError
+    from sandbox.runtime.sealed import SealedProgram
     from sandbox.settings import RuntimeHandler
 
 #: Most of a runtime's words that go into one error message.
@@ -47,6 +48,12 @@ class CommandLine:
 
     handler: RuntimeHandler
     systemd_cgroup: bool = False
+    program: SealedProgram | None = None
+
+    @property
+    def path(self) -> Path:
+        """What is run."""
+        return self.handler.path if self.program is None else self.program.path
 
     def global_options(self, log_file: Path | None = None) -> tuple[str, ...]:
         """Options before the subcommand; without `log_file` errors go to standard error as JSON."""
@@ -59,7 +66,7 @@ class CommandLine:
         return (*options, *needed_options(self.handler), *self.handler.options)
 
     def _argv(self, *words: str, log_file: Path | None = None) -> tuple[str, ...]:
-        return (str(self.handler.path), *self.global_options(log_file), *words)
+        return (str(self.path), *self.global_options(log_file), *words)
 
     def create(self, cid: str, *, bundle: Path, pid_file: Path, log_file: Path) -> tuple[str, ...]:
         """`create`: leaves the first process waiting."""
@@ -124,11 +131,11 @@ class CommandLine:
 
     def version(self) -> tuple[str, ...]:
         """`--version`."""
-        return (str(self.handler.path), "--version")
+        return (str(self.path), "--version")
 
     def features(self) -> tuple[str, ...]:
         """`features`: a JSON document; crun before 1.8.6 does not know it."""
-        return (str(self.handler.path), "features")
+        return (str(self.path), "features")
 
 
 class _LogLine(msgspec.Struct):

@@ -20,6 +20,7 @@ from sandbox.host import files
 from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
+from sandbox.runtime import direct
 from sandbox.runtime.books import Books
 from sandbox.runtime.command import (
     LOG_LIMIT_BYTES,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sandbox.host.processes import Finished, ProcessRunner
     from sandbox.model import ProcessRef
     from sandbox.runtime.driver import RuntimeInfo, RuntimeObserver
+    from sandbox.runtime.sealed import SealedProgram
     from sandbox.settings import RuntimeHandler, SandboxTimeouts
 
 _log = get_logger("runtime")
@@ -61,9 +63,13 @@ class CommandRuntime:
         systemd_cgroup: bool = False,
         timeouts: SandboxTimeouts = DEFAULT_TIMEOUTS,
         observer: RuntimeObserver | None = None,
+        program: SealedProgram | None = None,
+        direct_start: bool = False,
     ) -> None:
         self._handler = handler
-        self._line = CommandLine(handler, systemd_cgroup=systemd_cgroup)
+        self._line = CommandLine(handler, systemd_cgroup=systemd_cgroup, program=program)
+        # Until the probe has told what the program is, everything goes the ordinary way.
+        self._may_start_directly, self._starts_directly = direct_start, False
         self._books = Books(handler)
         self._runner = runner
         self._clock = clock
@@ -76,9 +82,14 @@ class CommandRuntime:
         return self._handler
 
     @property
+    def program(self) -> Path:
+        """See the protocol."""
+        return self._line.path
+
+    @property
     def takes_console_socket(self) -> bool:
         """See the protocol. crun's own ability; runc refuses (exec.go, checkTerminal, v1.1.5)."""
-        return self._handler.path.name == "crun"
+        return is_crun(self._handler)
 
     def create_arguments(self, log_file: Path) -> tuple[str, ...]:
         """See the protocol."""
@@ -145,6 +156,12 @@ class CommandRuntime:
 
     async def start(self, cid: str) -> None:
         """See the protocol."""
+        if self._starts_directly:
+            began_ns = self._clock.monotonic_ns()
+            books = self._books.directory(check_container_id(cid))
+            if await asyncio.to_thread(direct.start, books):
+                self._observe("start", began_ns, ok=True)
+                return
         await self._call("start", cid, self._line.start(cid))
 
     async def kill(self, cid: str, signal_number: int, *, all_processes: bool = False) -> None:
@@ -265,11 +282,13 @@ class CommandRuntime:
                 replay=version.replay,
             )
         features = await self._try("features", self._line.features(), self._timeouts.probe_s)
-        return describe(
+        info = describe(
             version.stdout.decode("utf-8", "replace"),
             features.stdout if features.exit_status == 0 else None,
             self._handler.name,
         )
+        self._starts_directly = self._may_start_directly and direct.is_known(info)
+        return info
 
     # Running the program.
 
@@ -338,6 +357,11 @@ class CommandRuntime:
             f"{self._handler.name} {operation} did not finish within {limit_s:g} s",
             replay=shlex.join(argv),
         )
+
+
+def is_crun(handler: RuntimeHandler) -> bool:
+    """Whether the handler's program is crun; by its name, as it must be known before it is run."""
+    return handler.path.name == "crun"
 
 
 def read_log(path: Path) -> str:

@@ -115,6 +115,11 @@ class OciRuntime(Protocol):
         ...
 
     @property
+    def program(self) -> Path:
+        """What to run now in its name: the program, or the same file at a better place."""
+        ...
+
+    @property
     def takes_console_socket(self) -> bool:
         """Whether `exec` takes a console socket while it waits for the command."""
         ...

@@ -80,6 +80,10 @@ class FakeRuntime:
         return CommandLine(self.handler).global_options(log_file)
 
     @property
+    def program(self) -> Path:
+        return self.handler.path
+
+    @property
     def takes_console_socket(self) -> bool:
         return False
 

@@ -20,7 +20,8 @@ from tests.kit.state import edit_rows
 
 SLEEP = ["sleep", "1000"]
 #: conmon waits for ever for a runtime that was killed after it had made the container.
-SETTINGS = {"runtime.create_timeout_s": "3"}
+#: A runtime that is not asked cannot fail: the failing ones must be asked to start containers too.
+SETTINGS = {"runtime.create_timeout_s": "3", "runtime.direct_start": "false"}
 
 
 def conmon_of(node: Node, container: str) -> int:

@@ -57,6 +57,8 @@ RUN_RULES = (
     Rule("lock", "f", {0o600}),
     Rule("console|exits|runtime", "d", {0o700}),
     Rule(f"exits/{ID}", "f", {0o644}, "conmon's: an exit status, in a closed directory"),
+    Rule("programs(/[^/]+)?", "d", {0o700}),
+    Rule("programs/[^/]+/crun", "f", {0o755}, "the installed program, mounted"),
     Rule("runtime/.*", "d", {0o700, 0o711}, "runc's own choice; its parent is closed"),
     Rule("runtime/.*", "f", {0o600, 0o700, 0o644}, "the same"),
     Rule("runtime/.*", "p", {0o600, 0o622}, "the same: exec.fifo of runc and crun"),

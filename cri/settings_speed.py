@@ -1,0 +1,36 @@
+"""Settings of short ways that may be switched off; a part of `settings_table`.
+
+Each falls back by itself where the node or the runtime's version does not allow it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cri.setting import Setting, boolean
+
+DIRECT_START = Setting(
+    "runtime",
+    "direct_start",
+    boolean,
+    True,
+    "start containers of crun by the pipe that they wait at, without running crun",
+)
+SEALED_PROGRAMS = Setting(
+    "runtime",
+    "sealed_programs",
+    boolean,
+    True,
+    "run crun from a read-only mount, so that it need not copy itself each time",
+)
+WARM_CGROUPS = Setting(
+    "runtime",
+    "warm_cgroups",
+    boolean,
+    True,
+    "keep the kernel ready to move processes between cgroups while pods and containers are made",
+)
+
+TABLE: Final[tuple[Setting[object], ...]] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Setting)
+)
