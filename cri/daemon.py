@@ -174,12 +174,12 @@ class Daemon:
         image_settings = config.images()
         images = ImageService(
             image_settings,
-            RegistryClient(image_settings, clock=clock),
+            RegistryClient(image_settings, clock=clock, observer=instruments.pulls),
             runner,
             syscalls=self._syscalls,
             clock=clock,
             containers_dir=self._paths.layers,
-            observer=instruments,
+            observer=instruments.pulls,
         )
         await images.open(group)
         stack.push_async_callback(images.close)

@@ -7,12 +7,11 @@ before unpacking, so the network and the disk work at the same time.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from imageservice.errors import DigestMismatch, SizeMismatch
 from imageservice.flights import Flights
+from imageservice.progress import Progress, Stage, measured
 from imageservice.snapshots.snapshotter import LayerFacts
 from imageservice.unpack.compression import declared, expansion_limit
 from imageservice.unpack.protocol import Job
@@ -26,61 +25,16 @@ if TYPE_CHECKING:
     from imageservice.content import ContentStore, Ingest
     from imageservice.credentials import Credential
     from imageservice.manifest import Descriptor
+    from imageservice.progress import PullObserver
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
     from imageservice.snapshots.snapshotter import Snapshotter, Staging
     from imageservice.unpack.pool import UnpackPool
     from imageservice.unpack.protocol import Done
+    from sandbox.host.clock import Clock
 
 _log = get_logger(__name__)
-
-
-class Stage(enum.Enum):
-    """How far a layer is."""
-
-    WAITING = "waiting"
-    FETCHING = "fetching"
-    UNPACKING = "unpacking"
-    DONE = "done"
-    EXISTS = "exists"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a progress bar shows of one layer.
-
-    Attributes:
-        layer: digest of its blob.
-        done_bytes, total_bytes: of the compressed blob, in this stage.
-    """
-
-    layer: str
-    stage: Stage
-    done_bytes: int
-    total_bytes: int
-
-
-class PullObserver(Protocol):
-    """Hears how pulls went; for metrics."""
-
-    def layer_fetched(self, *, fetched_bytes: int) -> None:
-        """A blob was fetched; bytes held from an earlier try are not counted."""
-        ...
-
-    def pull_ended(self, *, duration_s: float, error: BaseException | None) -> None:
-        """A caller's pull ended; `error` is None when it has its image."""
-        ...
-
-
-class SilentObserver:
-    """Nobody listens."""
-
-    def layer_fetched(self, *, fetched_bytes: int) -> None:
-        """See `PullObserver`."""
-
-    def pull_ended(self, *, duration_s: float, error: BaseException | None) -> None:
-        """See `PullObserver`."""
 
 
 class LayerPuller:
@@ -96,6 +50,7 @@ class LayerPuller:
         group: asyncio.TaskGroup,
         settings: ImageSettings,
         observer: PullObserver,
+        clock: Clock,
     ) -> None:
         self._source = source
         self._content = content
@@ -103,6 +58,7 @@ class LayerPuller:
         self._pool = pool
         self._settings = settings
         self._observer = observer
+        self._clock = clock
         self._flights: Flights[None, Progress] = Flights(group, "layer pull")
 
     async def pull(
@@ -151,14 +107,20 @@ class LayerPuller:
         if self._snapshots.has(diff_id):
             # A pull that was called off, or killed, just after the commit leaves its download.
             await self._content.drop(layer.parsed_digest)
+            self._observer.layer_ended("reused")
             report(Stage.EXISTS, layer.size_bytes)
             return
         report(Stage.WAITING, 0)
         await self._pool.warm()
-        async with slots:
-            ingest = await self._fetch(
-                reference, credential, layer, lambda done: report(Stage.FETCHING, done)
-            )
+        with measured(self._observer, "wait", self._clock):
+            await slots.acquire()
+        try:
+            with measured(self._observer, "download", self._clock):
+                ingest = await self._fetch(
+                    reference, credential, layer, lambda done: report(Stage.FETCHING, done)
+                )
+        finally:
+            slots.release()
         try:
             await self._unpack(ingest, layer, diff_id, lambda d: report(Stage.UNPACKING, d))
         except (Corrupt, ResourceExhausted, Unsupported):
@@ -168,6 +130,7 @@ class LayerPuller:
             await ingest.release()
             raise
         await ingest.discard()
+        self._observer.layer_ended("fetched")
         report(Stage.DONE, layer.size_bytes)
 
     async def _fetch(
@@ -183,6 +146,7 @@ class LayerPuller:
         except (DigestMismatch, SizeMismatch) as error:
             # A mirror may serve rot, and what an earlier try left may have been lost with the
             # power: once more from the start and from the origin.
+            self._observer.asked_again("mismatch")
             _log.warning("layer is fetched anew", layer=layer.digest, error=error)
         return await self._fetch_once(reference, credential, layer, on_progress, again=True)
 
@@ -225,7 +189,8 @@ class LayerPuller:
         staging = await self._snapshots.stage(diff_id)
         try:
             on_progress(0)
-            done = await self._pool.unpack(_job(ingest, layer, staging, settings), on_progress)
+            with measured(self._observer, "unpack", self._clock):
+                done = await self._pool.unpack(_job(ingest, layer, staging, settings), on_progress)
             said = declared(layer.media_type)
             if said is not None and said.value != done.compression:
                 _log.warning(
@@ -234,7 +199,8 @@ class LayerPuller:
                     media_type=layer.media_type,
                     compression=done.compression,
                 )
-            await self._snapshots.commit(staging, _facts(done))
+            with measured(self._observer, "commit", self._clock):
+                await self._snapshots.commit(staging, _facts(done))
         except BaseException:
             try:
                 await self._snapshots.discard(staging)

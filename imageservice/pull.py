@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from imageservice.content import ContentStore
     from imageservice.credentials import Credential
     from imageservice.digest import Digest
-    from imageservice.layers import LayerPuller, Progress
+    from imageservice.layers import LayerPuller
+    from imageservice.progress import Progress
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
 

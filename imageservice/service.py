@@ -26,8 +26,9 @@ from imageservice.errors import ImageNotFound
 from imageservice.flights import Flights
 from imageservice.images import Image
 from imageservice.inventory import Inventory
-from imageservice.layers import LayerPuller, Progress, PullObserver, SilentObserver, Stage
+from imageservice.layers import LayerPuller
 from imageservice.manifest import Platform
+from imageservice.progress import Progress, PullObserver, SilentObserver, Stage, measured
 from imageservice.pull import Pulled, Puller
 from imageservice.reference import parse_reference
 from imageservice.snapshots.overlay import OverlaySnapshotter
@@ -151,6 +152,7 @@ class ImageService:
             group=group,
             settings=self._settings,
             observer=self._observer,
+            clock=self._clock,
         )
         self._puller = Puller(
             self._source,
@@ -240,7 +242,8 @@ class ImageService:
         emit: Callable[[Progress], None],
     ) -> Image:
         await self._sweeper.partials()
-        named, digest, body, manifest = await self._puller.resolve(reference, credential)
+        with measured(self._observer, "resolve", self._clock):
+            named, digest, body, manifest = await self._puller.resolve(reference, credential)
         try:
             with self._puller.holding(digest):
                 pulled = await self._puller.fetch(

@@ -12,7 +12,6 @@ counted when it happens.
 from __future__ import annotations
 
 import platform
-from asyncio import CancelledError
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
@@ -28,6 +27,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from metrics.pull_instruments import PullInstruments
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -39,8 +40,6 @@ RPC_BUCKETS_S: Final = (
 OPERATION_BUCKETS_S: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240,
 )  # fmt: skip
-PULL_RESULTS: Final = ("ok", "error", "cancelled")
-PULL_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 #: Text exposition format 0.0.4, which every scraper reads.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -93,7 +92,11 @@ class _LogRates(Collector):
 
 
 class Instruments:
-    """All instruments; methods may be called from any thread."""
+    """All instruments; methods may be called from any thread.
+
+    Attributes:
+        pulls: those of image pulls.
+    """
 
     def __init__(self, version: str) -> None:
         # A second series per counter that says when it began: no dashboard of ours needs it.
@@ -142,18 +145,7 @@ class Instruments:
             ["operation", "plugin"],
             registry=self.registry,
         )
-        self._pulls = Histogram(
-            "podwright_image_pull_duration_seconds",
-            "Time from the request for an image to its being usable, by result",
-            ["result"],
-            buckets=PULL_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._pull_bytes = Counter(
-            "podwright_image_pull_bytes_total",
-            "Bytes of blobs received from registries",
-            registry=self.registry,
-        )
+        self.pulls = PullInstruments(self.registry)
         self._events_dropped = Counter(
             "podwright_events_dropped_total",
             "Container events that clients were too slow to read",
@@ -169,9 +161,6 @@ class Instruments:
             "Logs of containers that were seen to be replaced by new files",
             registry=self.registry,
         )
-        # A series that appears with its first event hides that event from rate(): begin at 0.
-        for result in PULL_RESULTS:
-            self._pulls.labels(result)
 
     # What happened.
 
@@ -192,17 +181,6 @@ class Instruments:
         self._cni.labels(operation, plugin).observe(seconds)
         if not ok:
             self._cni_errors.labels(operation, plugin).inc()
-
-    def layer_fetched(self, *, fetched_bytes: int) -> None:
-        """A blob came from a registry."""
-        self._pull_bytes.inc(fetched_bytes)
-
-    def pull_ended(self, *, duration_s: float, error: BaseException | None) -> None:
-        """A caller's pull ended: with an image, with an error, or because the caller left."""
-        result = "ok" if error is None else "error"
-        if isinstance(error, CancelledError):
-            result = "cancelled"
-        self._pulls.labels(result).observe(duration_s)
 
     def events_dropped(self, count: int) -> None:
         """A client that listens to events was too slow for some of them."""

@@ -31,10 +31,11 @@ from imageservice.errors import (
     TooLarge,
 )
 from imageservice.manifest import ACCEPTED_TYPES, MAX_MANIFEST_BYTES, Descriptor
+from imageservice.progress import SilentObserver, TransferObserver
 from imageservice.registry.auth import Authorizer
 from imageservice.registry.exchange import Exchanger, Question
 from imageservice.registry.hosts import HostsDirectory
-from imageservice.registry.retry import NS_PER_S, delay_s
+from imageservice.registry.retry import NS_PER_S, delay_s, retry_reason
 from imageservice.registry.source import ImageSource, Resolved
 from imageservice.registry.transfer import MemorySink, SinkFailed, Transfer
 from imageservice.registry.transport import AiohttpTransport
@@ -82,6 +83,7 @@ class RegistryClient(ImageSource):
         *,
         clock: Clock | None = None,
         transport: HttpTransport | None = None,
+        observer: TransferObserver | None = None,
         random_unit: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -89,6 +91,7 @@ class RegistryClient(ImageSource):
         self._transport = transport or AiohttpTransport(
             max_connections_per_host=settings.max_connections_per_host
         )
+        self._observer: TransferObserver = observer or SilentObserver()
         self._random_unit = random_unit
         self._hosts = HostsDirectory(settings.registry_config_dirs)
         authorizer = Authorizer(self._transport, self._hosts, settings=settings, clock=self._clock)
@@ -198,6 +201,7 @@ class RegistryClient(ImageSource):
             on_progress=on_progress,
             stall_timeout_s=self._settings.pull_progress_timeout_s,
             min_progress_bytes=self._settings.min_progress_bytes,
+            observer=self._observer,
         )
         if transfer.is_complete:
             return
@@ -317,6 +321,7 @@ class RegistryClient(ImageSource):
                 )
                 if wait_s is None:
                     raise
+                self._observer.asked_again(retry_reason(error))
                 _log.warning(
                     "asking a registry again",
                     host=str(endpoint.origin),

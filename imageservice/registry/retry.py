@@ -21,6 +21,7 @@ from imageservice.errors import (
 )
 
 if TYPE_CHECKING:
+    from imageservice.progress import RetryReason
     from imageservice.settings import RetryPolicy
     from sandbox.host.errors import PodwrightError
 
@@ -60,6 +61,11 @@ def delay_s(
         return None
     # Everyone was told the same second: come a little later than told, never earlier.
     return asked + own * 0.1
+
+
+def retry_reason(error: PodwrightError) -> RetryReason:
+    """The kind of a failure that is answered by asking again."""
+    return "throttled" if isinstance(error, RegistryThrottled) else "unavailable"
 
 
 def parse_retry_after(text: str, *, now_wall_ns: int) -> float | None:

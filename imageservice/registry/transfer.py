@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imageservice.manifest import Descriptor
+    from imageservice.progress import TransferObserver
     from imageservice.registry.exchange import Exchanger, Question
     from imageservice.registry.hosts import Endpoint
     from imageservice.registry.source import BlobSink
@@ -53,6 +54,7 @@ class Transfer:
         on_progress: Callable[[int], None] | None,
         stall_timeout_s: float,
         min_progress_bytes: int,
+        observer: TransferObserver,
     ) -> None:
         self.size_bytes = descriptor.size_bytes
         self.received_bytes = offset_bytes
@@ -60,6 +62,7 @@ class Transfer:
         self._on_progress = on_progress
         self._stall_timeout_s = stall_timeout_s
         self._min_progress_bytes = min_progress_bytes
+        self._observer = observer
         self._pending: list[bytes] = []
         self._pending_bytes = 0
 
@@ -78,6 +81,7 @@ class Transfer:
         """
         headers = question.headers
         if self.received_bytes:
+            self._observer.transfer_resumed(held_bytes=self.received_bytes)
             headers = (*headers, ("Range", f"bytes={self.received_bytes}-"))
         # The stall rule below is the shorter one; the transport's own limit is a second line.
         patience_s = 2 * self._stall_timeout_s
@@ -95,6 +99,7 @@ class Transfer:
                 skip_bytes = self._check_head(response, question)
                 await self._receive(response, question, limit, skip_bytes)
         except TimeoutError as error:
+            self._observer.transfer_stalled()
             raise PullStalled(
                 f"{question.what}: fewer than {self._min_progress_bytes} bytes in "
                 f"{self._stall_timeout_s:g} s",

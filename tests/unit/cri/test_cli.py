@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cri.cli import main
 from cri.rpc.service import build_methods
 from cri.server import RpcServer
-from imageservice.layers import Progress, Stage
+from imageservice.progress import Progress, Stage
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import NotFound
 from sandbox.model import PodConfig, PodMetadata

@@ -50,9 +50,9 @@ async def test_what_was_measured_is_served():
     instruments.runtime_operation("create", "crun", 0.01, True)
     instruments.runtime_operation("create", "crun", 0.01, False)
     instruments.cni_operation("ADD", "bridge", 0.01, False)
-    instruments.layer_fetched(fetched_bytes=1000)
-    instruments.pull_ended(duration_s=3.0, error=None)
-    instruments.pull_ended(duration_s=3.0, error=asyncio.CancelledError())
+    instruments.pulls.layer_fetched(fetched_bytes=1000)
+    instruments.pulls.pull_ended(duration_s=3.0, error=None)
+    instruments.pulls.pull_ended(duration_s=3.0, error=asyncio.CancelledError())
     instruments.watch_pods(lambda: {"READY": 2, "NOT_READY": 1})
     instruments.watch_containers(lambda: {"RUNNING": 3})
     async with serving(instruments) as endpoint:

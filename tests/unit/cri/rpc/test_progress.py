@@ -5,7 +5,7 @@ from contextlib import aclosing
 import pytest
 
 from cri.rpc.progress import progress_method
-from imageservice.layers import Progress, Stage
+from imageservice.progress import Progress, Stage
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import InvalidArgument, NotFound
 from tests.fakes.daemon import FakeImage, FakeImages
