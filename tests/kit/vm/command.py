@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.kit.vm import recipe, suites
+from tests.kit.vm import outcomes, recipe, suites
 from tests.kit.vm.builder import Builder, say
 from tests.kit.vm.debs import CannotBuild
-from tests.kit.vm.disks import SETUP, packages_disk, tree_disk
+from tests.kit.vm.disks import SETUP, packages_disk, tree_disk, tree_mark
 from tests.kit.vm.machine import Machine, MachineFailed, TimeIsUp
 
 TOP: Final = Path(__file__).parents[3]
+NEWEST: Final = next(iter(recipe.KERNELS))
 #: Of this program itself; what a command inside ends with is passed on.
 TIME_IS_UP, NO_MACHINE, CANNOT_BUILD = 124, 125, 126
 #: How much slower than this machine the kit of the tests should expect everything to be.
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, act in acts.items():
         verb = verbs.add_parser(name, add_help=False)
         verb.set_defaults(act=act)
-        verb.add_argument("--kernel", choices=recipe.KERNELS, default=next(iter(recipe.KERNELS)))
+        verb.add_argument("--kernel", choices=recipe.KERNELS)
         verb.add_argument("--limit", type=float, default=1800.0)
         verb.add_argument("--cache", type=Path, required=True)
         if name == "run":
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--driver", choices=("cgroupfs", "systemd"), default="systemd")
         if name == "test":
             verb.add_argument("--all", action="store_true")
+            verb.add_argument("--resume", action="store_true")
             verb.add_argument("--suite", default="")
         if name == "critest":
             verb.add_argument("--handler", choices=("crun", "runc"), default="crun")
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace, _: Sequence[str]) -> int:
     home = options.cache / "vm"
     disks = (packages_disk(TOP, options.cache, home), tree_disk(TOP, home))
-    boot, _state = Builder(home).boot(options.kernel, disks)
+    boot, _state = Builder(home).boot(options.kernel or NEWEST, disks)
     print(boot.folder)
     return 0
 
@@ -87,7 +89,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     return run_inside(
         argv,
         cache=options.cache,
-        kernel=options.kernel,
+        kernel=options.kernel or NEWEST,
         limit_s=options.limit,
         fetch={inside: Path(outside) for inside, outside in fetched},
     )
@@ -95,45 +97,74 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def _test(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Suites of ours, or one of what the caller names; the table on standard output."""
+    kernels = [options.kernel or NEWEST]
     if argv:
-        chosen = [suites.Suite("as asked", options.driver, tuple(argv), options.limit)]
-    else:
-        chosen = suites.every() if options.all else suites.short()
-        chosen = [each for each in chosen if options.suite in f"{each.name}, {each.driver}"]
-    return _run_suites(chosen, options, "vm-all" if options.all else "vm-test")
+        asked = suites.Suite(" ".join(argv), options.driver, tuple(argv), options.limit)
+        return _run_suites([(asked, kernels[0])], options)
+    if options.all and not options.kernel:
+        kernels = list(recipe.KERNELS)
+    chosen = [
+        (suite, kernel)
+        for kernel in kernels
+        for suite in (suites.every(kernel) if options.all else suites.short())
+        if options.suite in suite.title
+    ]
+    if not chosen:
+        raise SystemExit(f"hack/vm test: no suite has {options.suite!r} in its name or driver")
+    return _run_suites(chosen, options)
 
 
 def _critest(options: argparse.Namespace, argv: Sequence[str]) -> int:
     words = ["--handler", options.handler, *argv]
     words += ["--focus", options.focus] if options.focus else []
-    name = f"critest, {options.handler}"
+    name = ": ".join(filter(None, (f"critest, {options.handler}", options.focus)))
     suite = suites.Suite(name, options.driver, tuple(words), options.limit, critest=True)
-    return _run_suites([suite], options, "vm-critest")
+    return _run_suites([(suite, options.kernel or NEWEST)], options)
 
 
-def _run_suites(chosen: Sequence[suites.Suite], options: argparse.Namespace, report: str) -> int:
-    outcomes: list[suites.Outcome] = []
-    for suite in chosen:
-        say(f"{suite.name}, {suite.driver}, Linux {options.kernel}")
-        started_s = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="podwright-vm-") as name:
-            try:
-                status = run_inside(
-                    suite.command,
-                    cache=options.cache,
-                    kernel=options.kernel,
-                    limit_s=suite.limit_s,
-                    fetch={suites.REPORTS: Path(name)},
-                    env={"PODWRIGHT_TEST_DRIVER": suite.driver},
-                )
-            except TimeIsUp:
-                status = TIME_IS_UP
+def _run_suites(chosen: Sequence[tuple[suites.Suite, str]], options: argparse.Namespace) -> int:
+    """Each in a machine of its own; a suite that fails, however it does, does not stop the rest."""
+    kept = outcomes.Kept(options.cache / "vm-outcomes.json")
+    seen: list[outcomes.Outcome] = []
+    try:
+        for number, (suite, kernel) in enumerate(chosen, 1):
+            title = f"{number} of {len(chosen)}: {suite.title}, Linux {kernel}"
+            before = getattr(options, "resume", False) and kept.passed_on(
+                suite, kernel, tree_mark(TOP)
+            )
+            if before:
+                say(f"{title}: passed on this very tree, not run again")
+                seen.append(before)
+                continue
+            say(title)
+            seen.append(_run_suite(suite, kernel, options.cache))
+            kept.add(seen[-1])
+            print(outcomes.table(seen[-1:]), flush=True)
+    finally:
+        print(f"\n{outcomes.table(seen)}\n(kept in {options.cache / 'vm-outcomes.json'})")
+    return 1 if any(each.failures for each in seen) else 0
+
+
+def _run_suite(suite: suites.Suite, kernel: str, cache: Path) -> outcomes.Outcome:
+    """Raises CannotBuild, which the next suite would meet too."""
+    tree = tree_mark(TOP)
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="podwright-vm-") as name:
+        try:
+            status = run_inside(
+                suite.command,
+                cache=cache,
+                kernel=kernel,
+                limit_s=suite.limit_s + suites.END_GRACE_S,
+                fetch={suites.REPORTS: Path(name)},
+                env={"PODWRIGHT_TEST_DRIVER": suite.driver},
+            )
+        except (TimeIsUp, MachineFailed) as error:
+            reason = f"no answer from the machine: {error}".strip().splitlines()
             took_s = time.monotonic() - started_s
-            outcomes.append(suites.outcome(suite, options.kernel, Path(name), status, took_s))
-        suites.keep(outcomes, options.cache / f"{report}.json")
-        print(suites.table(outcomes[-1:]), flush=True)
-    print(f"\n{suites.table(outcomes)}\n(kept in {options.cache / f'{report}.json'})")
-    return 1 if any(each.failures for each in outcomes) else 0
+            return outcomes.broken(suite, kernel, " ".join(reason)[:1000], took_s, tree)
+        took_s = time.monotonic() - started_s
+        return outcomes.outcome(suite, kernel, Path(name), status, took_s, tree)
 
 
 def run_inside(

@@ -59,14 +59,7 @@ def tree_disk(top: Path, home: Path) -> Path:
     """The disk with the source as it is now, tracked or new, compiled."""
     stage = home / f"tree-{_short(top)}.d"
     stage.mkdir(parents=True, exist_ok=True)
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=top,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    names = {name for name in listed.split("\0") if (top / name).is_file()}
+    names = _source(top)
     for path in stage.rglob("*"):
         inside = path.relative_to(stage)
         if path.is_file() and "__pycache__" not in inside.parts and str(inside) not in names:
@@ -86,6 +79,28 @@ def tree_disk(top: Path, home: Path) -> Path:
     disk = home / f"tree-{_short(top)}.ext4"
     _write(stage, disk, recipe.TREE_BYTES)
     return disk
+
+
+def tree_mark(top: Path) -> str:
+    """Twelve hex digits that change with any file of the source but its prose."""
+    state = hashlib.sha256()
+    for name in sorted(_source(top)):
+        if not name.endswith(".md"):
+            content = hashlib.sha256((top / name).read_bytes()).hexdigest()
+            state.update(f"{name}\0{content}\n".encode())
+    return state.hexdigest()[:12]
+
+
+def _source(top: Path) -> set[str]:
+    """Names of the files that git has, or would take."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=top,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return {name for name in listed.split("\0") if (top / name).is_file()}
 
 
 def _write(stage: Path, disk: Path, size_bytes: int) -> None:

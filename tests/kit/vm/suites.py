@@ -1,4 +1,4 @@
-"""What `hack/vm test` runs inside, and the table of what came of it.
+"""What `hack/vm test` runs inside: which tests, with which driver, on which kernel.
 
 A suite is one run of pytest, or of critest, in a fresh machine. The short ones are for every run of
 CI; all of them are for a release.
@@ -6,17 +6,17 @@ CI; all of them are for a release.
 
 from __future__ import annotations
 
-import json
-import time
-import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, Literal
+
+from tests.kit.vm import recipe
 
 Driver = Literal["cgroupfs", "systemd"]
 #: Where a suite leaves its report inside.
 REPORTS: Final = "/var/tmp/vm-reports"
+#: Between the request to end (SIGINT, on which pytest writes its report) and the end; seconds.
+END_GRACE_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Suite:
         driver: of control groups.
         argv: of pytest, or of critest if `critest` says so.
         limit_s: how long it may take.
+        older: whether an older kernel answers it differently, so that it is run there too.
     """
 
     name: str
@@ -35,23 +36,49 @@ class Suite:
     argv: tuple[str, ...]
     limit_s: float
     critest: bool = False
+    older: bool = False
 
     @property
     def command(self) -> list[str]:
-        """What is run inside."""
+        """What is run inside; it reports what it has seen even when its time is up."""
+        timed = ["timeout", "--signal=INT", f"--kill-after={END_GRACE_S / 2:.0f}"]
+        timed.append(f"{self.limit_s:.0f}")
         if self.critest:
-            return ["hack/critest", "--reports", REPORTS, *self.argv]
+            return [*timed, "hack/critest", "--reports", REPORTS, *self.argv]
         report = f"--junitxml={REPORTS}/junit.xml"
-        return [".venv/bin/python", "-m", "pytest", *_PYTEST, report, *self.argv]
+        return [*timed, ".venv/bin/python", "-m", "pytest", *_PYTEST, report, *self.argv]
+
+    @property
+    def title(self) -> str:
+        """Name and driver, by which `--suite` chooses."""
+        return f"{self.name}, {self.driver}"
 
 
 _PYTEST: Final = ("-v", "-p", "no:cacheprovider", "--tb=short", "-o", "faulthandler_timeout=1200")
 
+_DRIVERS: Final[tuple[Driver, ...]] = ("cgroupfs", "systemd")
 _HOST: Final = (
     *("tests/host/test_host_cgroups.py", "tests/host/test_runtime_cgroups.py"),
     "tests/host/test_stats_cgroups.py",
 )
-#: Of everything that the short choice leaves out, what concerns groups, modules and namespaces.
+#: What a kernel decides: mounts, user namespaces, quota, indexed layers.
+_KERNEL: Final = (
+    *("tests/host/test_check.py", "tests/host/test_host_mounts.py"),
+    *("tests/host/test_user_namespaces.py", "tests/host/test_project_quota.py"),
+    *("tests/host/test_images_forms.py", "tests/host/test_images_indexed.py"),
+    "tests/host/test_images_overlay.py",
+)
+_GROUPS: Final = "tests/integration/test_groups.py"
+_SHORT_GROUPS: Final = "limits_of_a_container or no_parent"
+_APPARMOR: Final = "tests/integration/test_apparmor.py"
+_SHORT_APPARMOR: Final = (
+    "default_holds and unset or refused_by_name and missing or found_and_enforced and localhost"
+)
+_MAPPED: Final = "tests/integration/test_user_namespaces.py"
+#: What of user namespaces has to do with the group of a pod.
+_MAPPED_GROUPS: Final = "root_inside or control_group or survives or killed_while or host_network"
+
+#: Of everything that critest has, what concerns groups, modules and namespaces.
 _CRITEST: Final = (
     "AppArmor|resources|Resources|OOM|UserNamespaces|NamespaceOption|SeccompProfile|"
     "runtime info|should support|Container.*stats|PodSandbox"
@@ -61,119 +88,62 @@ _CRITEST: Final = (
 def short() -> list[Suite]:
     """What fits into a few minutes, with both drivers and both runtimes."""
     return [
-        Suite("control groups", "systemd", (_GROUPS, "-k", _SHORT_GROUPS), 900.0),
+        Suite("control groups, short", "systemd", (_GROUPS, "-k", _SHORT_GROUPS), 900.0),
         Suite("control groups of the host", "cgroupfs", _HOST, 600.0),
-        Suite("AppArmor", "cgroupfs", (_APPARMOR, "-k", _SHORT_APPARMOR), 600.0),
+        Suite("AppArmor, short", "cgroupfs", (_APPARMOR, "-k", _SHORT_APPARMOR), 600.0),
     ]
 
 
-_GROUPS: Final = "tests/integration/test_groups.py"
-_SHORT_GROUPS: Final = "limits_of_a_container or no_parent"
-_APPARMOR: Final = "tests/integration/test_apparmor.py"
-_SHORT_APPARMOR: Final = (
-    "default_holds and unset or refused_by_name and missing or found_and_enforced and localhost"
-)
-
-
-def every() -> list[Suite]:
-    """All that concerns what this kernel may lack."""
-    drivers: tuple[Driver, ...] = ("cgroupfs", "systemd")
-    suites = [Suite("host", "cgroupfs", (*_HOST, "tests/host/test_check.py"), 900.0)]
-    folders = {
-        "control groups": (_GROUPS,),
-        "containers, pods": (
-            "tests/integration/test_containers.py",
-            "tests/integration/test_pods.py",
-        ),
-        "usage, events, resize": ("tests/integration/test_observe.py",),
-        "restarts": ("tests/integration/test_restart.py",),
-    }
-    suites += [
+def every(kernel: str) -> list[Suite]:
+    """All that concerns what this kernel may lack; on older ones what they answer differently."""
+    suites = [
+        Suite("control groups of the host", "cgroupfs", _HOST, 900.0, older=True),
+        Suite("kernel", "cgroupfs", _KERNEL, 1800.0, older=True),
+        *_with_both_drivers(),
         Suite("AppArmor", "cgroupfs", (_APPARMOR,), 3600.0),
-        Suite(
-            "user namespaces", "cgroupfs", ("tests/integration/test_user_namespaces.py",), 3600.0
+        Suite("AppArmor, short", "cgroupfs", (_APPARMOR, "-k", _SHORT_APPARMOR), 600.0, older=True),
+        Suite("user namespaces", "cgroupfs", (_MAPPED,), 5400.0, older=True),
+        Suite("user namespaces, groups", "systemd", (_MAPPED, "-k", _MAPPED_GROUPS), 3600.0),
+        *_of_one_file("cgroupfs"),
+        *(
+            Suite(
+                f"critest, {handler}",
+                driver,
+                ("--handler", handler, "--focus", _CRITEST),
+                7200.0,
+                critest=True,
+            )
+            for handler in ("crun", "runc")
+            for driver in _DRIVERS
         ),
     ]
-    suites += [
-        Suite(name, driver, paths, 3600.0) for name, paths in folders.items() for driver in drivers
-    ]
-    return suites + [
-        Suite(
-            f"critest, {handler}", driver, ("--handler", handler, "--focus", _CRITEST), 7200.0, True
-        )
-        for handler in ("crun", "runc")
-        for driver in drivers
-    ]
+    newest = next(iter(recipe.KERNELS))
+    return [suite for suite in suites if suite.older or kernel == newest]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a suite.
-
-    Attributes:
-        kernel: that it ran on.
-        failures: names of the tests that failed; also what kept the suite from its end.
-        skips: reason -> how many.
-    """
-
-    name: str
-    kernel: str
-    driver: str
-    passed: int
-    failures: tuple[str, ...]
-    skips: Mapping[str, int]
-    took_s: float
-    date: str
+def _with_both_drivers() -> Iterable[Suite]:
+    for name, file in (
+        ("control groups", "groups"),
+        ("containers", "containers"),
+        ("pods", "pods"),
+        ("usage, events, resize", "observe"),
+        ("restarts", "restart"),
+    ):
+        path = f"tests/integration/test_{file}.py"
+        for driver in _DRIVERS:
+            older = (name, driver) == ("control groups", "systemd")
+            yield Suite(name, driver, (path,), 5400.0, older=older)
 
 
-def outcome(suite: Suite, kernel: str, reports: Path, status: int, took_s: float) -> Outcome:
-    """Read the report; a suite that left none has failed as a whole."""
-    passed, failures, skips = 0, list[str](), dict[str, int]()
-    found = sorted(reports.rglob("junit.xml"))
-    for case in ET.parse(found[0]).iter("testcase") if found else ():
-        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-        skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
-            failures.append(name)
-        elif skipped is not None:
-            reason = (skipped.get("message") or "").splitlines() or ["no reason given"]
-            skips[reason[0]] = skips.get(reason[0], 0) + 1
-        else:
-            passed += 1
-    if status and not failures:
-        failures.append(f"ended with status {status}")
-    return Outcome(
-        name=suite.name,
-        kernel=kernel,
-        driver=suite.driver,
-        passed=passed,
-        failures=tuple(failures),
-        skips=skips,
-        took_s=round(took_s, 1),
-        date=time.strftime("%Y-%m-%d"),
-    )
-
-
-def table(outcomes: Iterable[Outcome]) -> str:
-    """The outcomes as Markdown, with what failed below."""
-    lines = [
-        "| suite | kernel | driver | passed | failed | left out |",
-        "|---|---|---|---:|---:|---:|",
-    ]
-    below = []
-    for each in outcomes:
-        lines.append(
-            f"| {each.name} | {each.kernel} | {each.driver} | {each.passed} "
-            f"| {len(each.failures)} | {sum(each.skips.values())} |"
-        )
-        below += [f"failed: {each.name}, {each.driver}: {name}" for name in each.failures]
-        below += [
-            f"left out: {each.name}, {each.driver}: {count} x {reason}"
-            for reason, count in each.skips.items()
-        ]
-    return "\n".join([*lines, "", *below])
-
-
-def keep(outcomes: Iterable[Outcome], path: Path) -> None:
-    """Write them as JSON, beside earlier ones of other suites."""
-    path.write_text(json.dumps([asdict(each) for each in outcomes], indent=1) + "\n")
+def _of_one_file(driver: Driver) -> Iterable[Suite]:
+    for name, file, older in (
+        ("user namespaces, devices", "user_namespace_devices", False),
+        ("user namespaces, streams", "user_namespace_streams", False),
+        ("user namespaces, volumes", "user_namespace_volumes", True),
+        ("layer limits", "layer_limits", True),
+        ("devices", "devices", False),
+        ("image volumes", "image_volumes", True),
+        ("mounts", "mounts", False),
+        ("seccomp", "seccomp", False),
+    ):
+        yield Suite(name, driver, (f"tests/integration/test_{file}.py",), 3600.0, older=older)
