@@ -41,8 +41,6 @@ profile {NAMED} flags=(attach_disconnected) {{
   deny /tmp/** w,
 }}
 """
-#: One answer on every node; the kit makes cgroups of that driver.
-SETTINGS = {"runtime.cgroup_driver": '"cgroupfs"'}
 ENFORCED = f"{DEFAULT_PROFILE} (enforce)"
 
 
@@ -258,7 +256,6 @@ def test_without_the_parser_only_who_asks_for_the_default_is_refused(
     certs_d: Path, named: str
 ) -> None:
     settings = {
-        **SETTINGS,
         "runtime.apparmor_parser_path": json.dumps("/nonexistent/apparmor_parser"),
     }
     if DEFAULT_PROFILE in loaded():
@@ -279,7 +276,7 @@ def test_without_the_parser_only_who_asks_for_the_default_is_refused(
 
 
 def test_switched_off_it_is_as_on_a_node_without(certs_d: Path, named: str) -> None:
-    with Node.running("off", certs_d, settings={**SETTINGS, "runtime.apparmor": '"off"'}) as node:
+    with Node.running("off", certs_d, settings={"runtime.apparmor": '"off"'}) as node:
         pod = node.run_pod("pod")
         for number, change in enumerate(
             [nothing, apparmor("RuntimeDefault"), apparmor("Unconfined")]

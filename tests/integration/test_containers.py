@@ -16,6 +16,7 @@ import pytest
 
 from protos import api_pb2 as api
 from tests.kit.calls import until
+from tests.kit.limits import groups_of, in_force, version_2
 from tests.kit.messages import PREDEFINED_GROUP, namespaces
 from tests.kit.node import PATIENCE_S, Node
 
@@ -32,19 +33,6 @@ def code_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
 
 def shell(script: str) -> list[str]:
     return ["sh", "-c", script]
-
-
-def limit_of(pid: int, controller: str, *names: str) -> str:
-    """A control file of the process's group, under the name of whichever version is mounted."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for root in (f"/sys/fs/cgroup/{controllers or 'unified'}", "/sys/fs/cgroup"):
-            if controllers in ("", controller):
-                for name in names:
-                    file = Path(f"{root}{path}/{name}")
-                    if file.exists():
-                        return file.read_text().strip()
-    raise AssertionError(f"no {names} for {pid}")
 
 
 # How they end.
@@ -200,16 +188,17 @@ def test_frozen_container_is_stopped_at_the_latest_when_it_thaws(node: Node) -> 
     """Older kernels deliver SIGKILL to a frozen process of cgroup v1 only when it thaws."""
     pod = node.run_pod("pod")
     container = node.run(pod, "main", SLEEP)
-    freezer = Path(f"/sys/fs/cgroup/freezer/{node.tag}/pod-pod/{container}/freezer.state")
-    if not freezer.exists():
-        pytest.skip("no freezer of cgroup v1")
-    freezer.write_text("FROZEN")
-    until(lambda: freezer.read_text().strip() == "FROZEN")
+    group = next(groups_of(node.container_pid(container), "freezer"))
+    freezer, words = group / "freezer.state", ("FROZEN", "THAWED")
+    if version_2():
+        freezer, words = group / "cgroup.freeze", ("1", "0")
+    freezer.write_text(words[0])
+    until(lambda: freezer.read_text().strip() == words[0])
     with ThreadPoolExecutor(1) as client:
         stopping = client.submit(node.stop_container, container)
         assert node.run_pod("other")
         with contextlib.suppress(OSError):
-            freezer.write_text("THAWED")
+            freezer.write_text(words[1])
         stopping.result()
     assert node.status(container).exit_code == 137
 
@@ -304,8 +293,8 @@ def test_limits_are_set_and_changed(node: Node, handler: str) -> None:
     )
     container = node.run(pod, "main", SLEEP, resources=limits)
     pid = node.container_pid(container)
-    assert limit_of(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(64 << 20)
-    assert limit_of(pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
+    assert in_force(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    assert in_force(pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
     node.runtime.UpdateContainerResources(
         api.UpdateContainerResourcesRequest(
             container_id=container,
@@ -313,8 +302,8 @@ def test_limits_are_set_and_changed(node: Node, handler: str) -> None:
         ),
         timeout=PATIENCE_S,
     )
-    assert limit_of(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(128 << 20)
-    assert limit_of(pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
+    assert in_force(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(128 << 20)
+    assert in_force(pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0] == "50000"
     told = node.status(container).resources.linux
     assert (told.memory_limit_in_bytes, told.cpu_quota, told.cpu_shares) == (128 << 20, 50_000, 512)
     node.stop_container(container)

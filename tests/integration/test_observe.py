@@ -12,6 +12,7 @@ import pytest
 
 from protos import api_pb2 as api
 from tests.kit.calls import until
+from tests.kit.limits import group_of_pod, groups_of, in_force, version_2
 from tests.kit.messages import namespaces
 from tests.kit.node import PATIENCE_S, Node
 
@@ -369,14 +370,17 @@ def test_every_limit_can_be_changed(node: Node, handler: str) -> None:
     assert told.cpuset_cpus == "0"
     assert [(h.page_size, h.limit) for h in told.hugepage_limits] == [("2MB", 4 * MIB)]
     pid = node.container_pid(container)
-    group = {name: _file(pid, name) for name in ("memory", "cpuset", "hugetlb")}
-    if group["memory"] is not None:  # version 1
-        assert (group["memory"] / "memory.limit_in_bytes").read_text() == f"{64 * MIB}\n"
-        assert (group["memory"] / "memory.memsw.limit_in_bytes").read_text() == f"{96 * MIB}\n"
-        assert (group["cpuset"] / "cpuset.cpus").read_text() == "0\n"  # type: ignore[operator]
-        assert (group["hugetlb"] / "hugetlb.2MB.limit_in_bytes").read_text() == f"{4 * MIB}\n"  # type: ignore[operator]
-        members = (group["memory"] / "cgroup.procs").read_text().split()
-        assert [score(int(member)) for member in members] == [654, 654]
+    assert memory_limit(pid) == 64 * MIB
+    # Version 2 has a limit for what is swapped, not for both together.
+    swap = in_force(pid, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")
+    assert swap == str((32 if version_2() else 96) * MIB)
+    assert shares(pid) == (27 if version_2() else 700)
+    assert quota(pid) == "70000"
+    assert in_force(pid, "cpuset", "cpuset.cpus") == "0"
+    huge = in_force(pid, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max")
+    assert huge == str(4 * MIB)
+    members = (next(groups_of(pid, "memory")) / "cgroup.procs").read_text().split()
+    assert [score(int(member)) for member in members] == [654, 654]
     if handler == "crun":  # runc gives commands the score of the creation
         _, text, _ = node.exec(container, "cat", "/proc/self/oom_score_adj")
         assert text.strip() == "654"
@@ -391,12 +395,16 @@ def test_commands_have_the_score_of_their_container(node: Node, handler: str) ->
     assert text.strip() == "321"
 
 
-def _file(pid: int, controller: str) -> Path | None:
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            return Path(f"/sys/fs/cgroup/{controllers}{path}")
-    return None
+def memory_limit(pid: int) -> int:
+    return int(in_force(pid, "memory", "memory.limit_in_bytes", "memory.max"))
+
+
+def shares(pid: int) -> int:
+    return int(in_force(pid, "cpu", "cpu.shares", "cpu.weight"))
+
+
+def quota(pid: int) -> str:
+    return in_force(pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0]
 
 
 def test_a_limit_below_what_is_in_use_changes_nothing(node: Node, handler: str) -> None:
@@ -410,9 +418,8 @@ def test_a_limit_below_what_is_in_use_changes_nothing(node: Node, handler: str) 
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION  # type: ignore[attr-defined]
     told = node.status(container).resources.linux
     assert (told.memory_limit_in_bytes, told.cpu_shares) == (128 * MIB, 500)
-    cpu = _file(node.container_pid(container), "cpu")
-    if cpu is not None:
-        assert (cpu / "cpu.shares").read_text() == "500\n"
+    pid = node.container_pid(container)
+    assert (memory_limit(pid), shares(pid)) == (128 * MIB, 19 if version_2() else 500)
     assert node.status(container).state == api.CONTAINER_RUNNING
 
 
@@ -430,11 +437,8 @@ def test_a_refusal_in_the_middle_is_undone(node: Node, handler: str) -> None:
             cpuset_cpus="4095",
         )
     pid = node.container_pid(container)
-    cpu, memory = _file(pid, "cpu"), _file(pid, "memory")
-    if cpu is not None and memory is not None:
-        assert (cpu / "cpu.shares").read_text() == "500\n"
-        assert (cpu / "cpu.cfs_quota_us").read_text() == "-1\n"
-        assert (memory / "memory.limit_in_bytes").read_text() == f"{64 * MIB}\n"
+    assert (memory_limit(pid), shares(pid)) == (64 * MIB, 19 if version_2() else 500)
+    assert quota(pid) in ("-1", "max")
     resize(node, container, cpu_shares=901)
     assert node.status(container).resources.linux.cpu_shares == 901
 
@@ -446,17 +450,16 @@ def test_limits_of_a_pod_are_kept_shown_and_applied_where_the_group_is_ours(node
     config.linux.resources.cpu_quota = 60_000
     pod = node.run_config(config)
     container = node.run(pod, "main", SLEEP)
-    memory = _file(node.container_pid(container), "memory")
-    if memory is not None:
-        assert (memory.parent / "memory.limit_in_bytes").read_text() == f"{200 * MIB}\n"
+    group = group_of_pod(node.container_pid(container), "memory", pod)
+    limit = group / ("memory.max" if version_2() else "memory.limit_in_bytes")
+    assert limit.read_text() == f"{200 * MIB}\n"
     request = api.UpdatePodSandboxResourcesRequest(
         pod_sandbox_id=pod,
         resources=api.LinuxContainerResources(memory_limit_in_bytes=300 * MIB),
         overhead=api.LinuxContainerResources(cpu_shares=5),
     )
     node.runtime.UpdatePodSandboxResources(request, timeout=PATIENCE_S)
-    if memory is not None:
-        assert (memory.parent / "memory.limit_in_bytes").read_text() == f"{300 * MIB}\n"
+    assert limit.read_text() == f"{300 * MIB}\n"
     node.restart()
     status = node.runtime.PodSandboxStatus(
         api.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True), timeout=PATIENCE_S

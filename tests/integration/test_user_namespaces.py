@@ -13,6 +13,7 @@ import pytest
 
 from protos import api_pb2 as api
 from sandbox.host.mountinfo import list_mounts
+from tests.kit import groups
 from tests.kit.messages import mapped_mount, namespaces, user_namespace
 from tests.kit.node import Node
 
@@ -363,11 +364,12 @@ def test_containers_stay_in_the_pods_control_group(node: Node, handler: str) -> 
     """CVE-2025-47291: containers of user namespaces were put elsewhere, without any limit."""
     pod = node.run_pod("pod", handler=handler, spaces=spaces())
     container = node.run(pod, "main", SLEEP, spaces=spaces())
+    own = groups.parent(node.tag, "pod")
     for pid in (node.container_pid(container), node.pod_pid(pod)):
         rows = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         assert rows
         for row in rows:
-            assert row.split(":", 2)[2].startswith(f"/{node.tag}/pod-pod/"), row
+            assert row.split(":", 2)[2].startswith(f"{own}/"), row
 
 
 def test_several_pods_share_layers_and_nothing_else(node: Node, handler: str) -> None:

@@ -47,6 +47,11 @@ def in_force(pid: int, controller: str, *names: str) -> str:
     return value
 
 
+def group_of_pod(pid: int, controller: str, pod: str) -> Path:
+    """The group above the process that the daemon made for the pod of that id."""
+    return next(group for group in groups_of(pid, controller) if f"pod{pod}" in group.name)
+
+
 def version_2() -> bool:
     """Whether the controllers are in the one tree of version 2."""
     return (_ROOT / "cgroup.controllers").exists()

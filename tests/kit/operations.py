@@ -22,6 +22,7 @@ import grpc
 from protos import api_pb2 as api
 from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S
+from tests.kit.limits import in_force
 from tests.kit.messages import BUSYBOX, namespaces
 from tests.kit.node import Node
 
@@ -219,13 +220,8 @@ def _retry_update(node: Node, scene: Scene) -> None:
     _begin_update(node, scene).result()
     told = node.status(scene.container).resources.linux
     assert (told.memory_limit_in_bytes, told.cpu_shares) == (96 << 20, 333)
-    group = f"{node.tag}/pod-victim/{scene.container}"
-    for path in (
-        Path(f"/sys/fs/cgroup/memory/{group}/memory.limit_in_bytes"),
-        Path(f"/sys/fs/cgroup/{group}/memory.max"),
-    ):
-        if path.exists():
-            assert path.read_text().strip() == str(96 << 20)
+    pid = node.container_pid(scene.container)
+    assert in_force(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(96 << 20)
 
 
 # Images.
