@@ -128,6 +128,9 @@ class Config:
         return ImageSettings(
             root=self.get(image_table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images",
             registry_config_dirs=self.get(image_table.REGISTRY_DIRS),
+            auth_file=self.get(image_table.AUTH_FILE),
+            namespaced_auth_dir=self.get(image_table.NAMESPACED_AUTH_DIR),
+            credential_helper_dirs=self.get(image_table.HELPER_DIRS),
             layer_form=self.get(image_table.LAYER_FORM),
             max_concurrent_downloads=self.get(image_table.MAX_DOWNLOADS),
             pull_progress_timeout_s=self.get(image_table.PULL_PROGRESS_TIMEOUT),

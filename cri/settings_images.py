@@ -20,6 +20,29 @@ REGISTRY_DIRS = Setting(
     _IMAGES.registry_config_dirs,
     "certs.d directories; the first that knows a registry wins; read at each pull",
 )
+AUTH_FILE = Setting(
+    "image",
+    "auth_file",
+    optional_path,
+    _IMAGES.auth_file,
+    "credentials for pulls that bring none, as docker and podman write them; of root, mode 0600;"
+    " read at each pull; empty: none",
+)
+NAMESPACED_AUTH_DIR = Setting(
+    "image",
+    "namespaced_auth_dir",
+    optional_path,
+    _IMAGES.namespaced_auth_dir,
+    "the same for the pods of a namespace, in its place: NAMESPACE/config.json, or for one pull"
+    " NAMESPACE-SHA256OFREPOSITORY.json; empty: none",
+)
+HELPER_DIRS = Setting(
+    "image",
+    "credential_helper_dirs",
+    paths,
+    _IMAGES.credential_helper_dirs,
+    "where docker-credential-NAME programs are that such files name; none: none is run",
+)
 LAYER_FORM: Setting[LayerChoice] = Setting(
     "image",
     "layer_form",

@@ -9,6 +9,7 @@ that container exists, with or without the image.
 
     service ── the façade: pull, list, status, remove, fs_info, prepare_rootfs
       ├─ pull, layers ── the pipeline; flights: one download for all who wait
+      │    ├─ keyrings ── the node's own credentials, by namespace and host
       │    ├─ registry/ ── the wire: hosts, tokens, transfers; believes nothing
       │    ├─ content ── manifests and configs by digest; downloads that resume
       │    └─ unpack/ ── worker processes that turn a blob into a directory tree

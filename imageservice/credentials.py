@@ -1,8 +1,9 @@
 """Who asks: the secrets of one pull, and for which registry they are meant.
 
-A credential comes with each PullImage (CRI AuthConfig) and is never stored. Its text forms show no
-secret. If it names a server it is used for that server only; if not, it belongs to the registry
-that the reference names. It never goes to a mirror that it does not name.
+A credential comes with each PullImage (CRI AuthConfig) or from the node's files (`keyrings`) and is
+never stored. Its text forms show no secret. If it names a server it is used for that server only;
+if not, it belongs to the registry that the reference names. It never goes to a mirror that it does
+not name.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from imageservice.errors import CredentialInvalid
 from imageservice.reference import DEFAULT_DOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 #: AuthConfig values end in HTTP headers and form bodies; tokens of cloud registries take a few KiB.
 MAX_SECRET_CHARS: Final = 64 * 1024
@@ -23,6 +27,34 @@ _HUB_HOSTS: Final = frozenset(
     {DEFAULT_DOMAIN, "index.docker.io", "registry-1.docker.io", "registry.docker.io"}
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Keyring(Protocol):
+    """The secrets of one pull. A `Credential` is one of a single secret; `keyrings` has the others.
+
+    `fingerprint` is equal for equal rights: what two pulls may share is decided by it.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """A name that tells nothing about the secrets."""
+        ...
+
+    async def shown_to(
+        self, hosts: Collection[str], path: str, *, is_origin: bool
+    ) -> Credential | None:
+        """What may be shown to one host, or None.
+
+        Args:
+            hosts: the names it goes by, `name[:port]` in lower case.
+            path: of the repository that is asked for.
+            is_origin: whether that is the registry the reference names (not a mirror).
+
+        Raises:
+            AuthFileInvalid: a file of the node's credentials cannot be used.
+            CredentialHelperFailed: the program that has the secret does not answer.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +104,14 @@ class Credential:
         """
         if not self.server:
             return is_origin
-        return _host_matches(self.server, host.lower())
+        return host_matches(self.server, host.lower())
+
+    async def shown_to(
+        self, hosts: Collection[str], path: str, *, is_origin: bool
+    ) -> Credential | None:
+        """See `Keyring`: this one, or nothing."""
+        meant = any(self.is_for(host, is_origin=is_origin) for host in hosts)
+        return self if meant else None
 
     def __repr__(self) -> str:
         """Which kind it is, for whom, and no secret."""
@@ -118,7 +157,7 @@ def from_auth_config(
             raise CredentialInvalid(f"registry credential: {name} is too long")
         if _CONTROL.search(value):
             raise CredentialInvalid(f"registry credential: {name} has control characters")
-    server = _server_host(server_address)
+    server = server_host(server_address)
     if username and password:
         return Credential(username=username, password=password, server=server)
     if identity_token:
@@ -147,7 +186,7 @@ def _decode_auth(auth: str) -> tuple[str, str]:
     return user, secret
 
 
-def _server_host(address: str) -> str:
+def server_host(address: str) -> str:
     """`https://index.docker.io/v1/` -> `index.docker.io`; a default port is dropped."""
     text = address.strip().lower()
     scheme, found, rest = text.partition("://")
@@ -159,7 +198,8 @@ def _server_host(address: str) -> str:
     return host
 
 
-def _host_matches(pattern: str, host: str) -> bool:
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether `host` (`name[:port]`, lower case) is meant; all names of Docker Hub are one."""
     if pattern in _HUB_HOSTS:
         return host in _HUB_HOSTS
     wanted, actual = pattern.removesuffix(":443"), host.removesuffix(":443")

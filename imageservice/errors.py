@@ -13,6 +13,7 @@ from sandbox.host.errors import (
     Corrupt,
     DeadlineExceeded,
     Denied,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
@@ -32,6 +33,10 @@ class DigestInvalid(InvalidArgument):
 
 class CredentialInvalid(InvalidArgument):
     """The AuthConfig of a request cannot be read (never quotes it)."""
+
+
+class AuthFileInvalid(FailedPrecondition):
+    """A file of the node's own credentials cannot be used; names file and entry, quotes neither."""
 
 
 class HostsConfigInvalid(InvalidArgument):
@@ -72,6 +77,10 @@ class RegistryDenied(Denied):
 
 class RegistryUnauthenticated(Unauthenticated):
     """The registry or its token server did not accept the credentials, or wants some (401)."""
+
+
+class CredentialHelperFailed(RegistryUnauthenticated):
+    """The program that has the credentials for a registry failed, or may not be run."""
 
 
 class RegistryThrottled(ResourceExhausted):

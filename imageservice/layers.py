@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imageservice.content import ContentStore, Ingest
-    from imageservice.credentials import Credential
+    from imageservice.credentials import Keyring
     from imageservice.manifest import Descriptor
     from imageservice.progress import PullObserver
     from imageservice.reference import Reference
@@ -64,7 +64,7 @@ class LayerPuller:
     async def pull(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         layer: Descriptor,
         diff_id: str,
         slots: asyncio.Semaphore,
@@ -95,7 +95,7 @@ class LayerPuller:
     async def _pull(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         layer: Descriptor,
         diff_id: str,
         slots: asyncio.Semaphore,
@@ -136,7 +136,7 @@ class LayerPuller:
     async def _fetch(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         layer: Descriptor,
         on_progress: Callable[[int], None],
     ) -> Ingest:
@@ -153,7 +153,7 @@ class LayerPuller:
     async def _fetch_once(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         layer: Descriptor,
         on_progress: Callable[[int], None],
         *,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from imageservice.content import ContentStore
-    from imageservice.credentials import Credential
+    from imageservice.credentials import Keyring
     from imageservice.digest import Digest
     from imageservice.layers import LayerPuller
     from imageservice.progress import Progress
@@ -113,7 +113,7 @@ class Puller:
                 self._chains.pop(manifest, None)
 
     async def resolve(
-        self, reference: Reference, credential: Credential | None
+        self, reference: Reference, credential: Keyring | None
     ) -> tuple[Digest, Digest, bytes, Manifest]:
         """What the reference means here: (digest it named, manifest's digest, body, manifest).
 
@@ -140,7 +140,7 @@ class Puller:
     async def fetch(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         digest: Digest,
         body: bytes,
         manifest: Manifest,
@@ -160,7 +160,7 @@ class Puller:
     async def _fetch(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         digest: Digest,
         body: bytes,
         manifest: Manifest,
@@ -196,7 +196,7 @@ class Puller:
         )
 
     async def _config(
-        self, reference: Reference, credential: Credential | None, manifest: Manifest
+        self, reference: Reference, credential: Keyring | None, manifest: Manifest
     ) -> bytes:
         descriptor = manifest.config
         try:

@@ -26,6 +26,7 @@ from imageservice.errors import ImageNotFound
 from imageservice.flights import Flights
 from imageservice.images import Image
 from imageservice.inventory import Inventory
+from imageservice.keyrings import NodeKeyrings
 from imageservice.layers import LayerPuller
 from imageservice.manifest import Platform
 from imageservice.progress import Progress, PullObserver, SilentObserver, Stage, measured
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from imageservice.credentials import Credential
+    from imageservice.credentials import Credential, Keyring
     from imageservice.digest import Digest
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
@@ -79,7 +80,7 @@ class ImageService:
         Args:
             settings: what the operator may set.
             source: the registries; closed with the service.
-            runner: starts unpack workers.
+            runner: starts unpack workers and credential helpers.
             syscalls: the kernel.
             clock: durations and stamps.
             containers_dir: where containers' writable directories are, to be measured.
@@ -94,6 +95,7 @@ class ImageService:
         self._platform = platform or Platform.host()
         self._containers_dir = containers_dir
         self._content = ContentStore(settings.root)
+        self._keyrings = NodeKeyrings(settings, runner)
         self._pool = UnpackPool(
             runner,
             workers=settings.unpack_workers or min(_MAX_WORKERS, os.cpu_count() or 1),
@@ -194,6 +196,7 @@ class ImageService:
         image: str,
         credential: Credential | None,
         *,
+        namespace: str = "",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Image:
         """Have the image on this node under the name asked for.
@@ -204,7 +207,8 @@ class ImageService:
 
         Args:
             image: a reference, short forms allowed.
-            credential: for the registry that the reference names.
+            credential: for the registry that the reference names; see `keyrings` for the node's.
+            namespace: of the pod it is for; may have credentials of its own.
             on_progress: hears of each layer, on the event loop; must be quick.
 
         Raises:
@@ -212,21 +216,22 @@ class ImageService:
             ImageNotFound, PlatformNotFound: there is no such image (for this machine).
             RegistryUnavailable, RegistryUnauthenticated, RegistryDenied, RegistryThrottled: as the
                 registry says.
+            AuthFileInvalid: the file of credentials that counts for it cannot be used.
             DigestMismatch, SizeMismatch, ManifestInvalid, Corrupt: it is not what it says it is.
             ImageUnsupported, Unsupported: not a kind of image that can be run here.
             ResourceExhausted: no space, or a limit of the settings.
             DeadlineExceeded: the registry or a worker made no progress.
         """
         reference = parse_reference(image)
-        secret = "" if credential is None else credential.fingerprint
         began_ns = self._clock.monotonic_ns()
         failure: BaseException | None = None
         try:
-            return await self._pulls.join(
-                (reference, secret),
-                lambda emit: self._pull(reference, credential, emit),
-                on_progress,
-            )
+            async with self._keyrings.of_pull(reference, namespace, credential) as keyring:
+                return await self._pulls.join(
+                    (reference, "" if keyring is None else keyring.fingerprint),
+                    lambda emit: self._pull(reference, keyring, emit),
+                    on_progress,
+                )
         except BaseException as error:
             failure = error
             self._sweeper.later()
@@ -238,7 +243,7 @@ class ImageService:
     async def _pull(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         emit: Callable[[Progress], None],
     ) -> Image:
         await self._sweeper.partials()

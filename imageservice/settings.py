@@ -46,6 +46,9 @@ class ImageSettings:
     Attributes:
         root: directory of catalog, content, layers and ingests (0700).
         registry_config_dirs: `certs.d` directories; the first that knows a registry wins.
+        auth_file: credentials for pulls that bring none, as docker writes them; None: none.
+        namespaced_auth_dir: the same by namespace; see `keyrings`.
+        credential_helper_dirs: where the programs are that such files name; none: none is run.
         layer_form: how layers are kept; see `LayerChoice`. Those that are there stay as they are.
         max_concurrent_downloads: layers of one pull fetched at once.
         pull_progress_timeout_s: a transfer that moves fewer than `min_progress_bytes` in this time
@@ -74,6 +77,9 @@ class ImageSettings:
         Path("/etc/podwright/certs.d"),
         Path("/etc/containerd/certs.d"),
     )
+    auth_file: Path | None = Path("/etc/podwright/auth.json")
+    namespaced_auth_dir: Path | None = Path("/etc/podwright/auth")
+    credential_helper_dirs: tuple[Path, ...] = ()
     layer_form: LayerChoice = "auto"
     max_concurrent_downloads: int = 3
     pull_progress_timeout_s: float = 300.0

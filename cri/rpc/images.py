@@ -59,7 +59,10 @@ class ImageCalls:
         """
         reference = image_reference(request.image)
         shown = credential(request.auth) if request.HasField("auth") else None
-        image = await self._images.pull(reference, shown)
+        namespace = validate.text(
+            request.sandbox_config.metadata.namespace, "sandbox_config.metadata.namespace"
+        )
+        image = await self._images.pull(reference, shown, namespace=namespace)
         return pb.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:

@@ -143,9 +143,13 @@ class Images(Protocol):
         image: str,
         credential: Credential | None,
         *,
+        namespace: str = "",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Image:
-        """Fetch and unpack an image; callers for the same image share one download."""
+        """Fetch and unpack an image; callers for the same image share one download.
+
+        `namespace` is that of the pod it is for, if any.
+        """
         ...
 
     def list(self, filter_image: str = "") -> Sequence[Image]:

@@ -45,7 +45,7 @@ from sandbox.host.journal import get_logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from imageservice.credentials import Credential
+    from imageservice.credentials import Credential, Keyring
     from imageservice.reference import Reference
     from imageservice.registry.hosts import Endpoint
     from imageservice.registry.origins import Origin
@@ -98,7 +98,7 @@ class RegistryClient(ImageSource):
         self._exchanger = Exchanger(self._transport, authorizer, self._hosts, clock=self._clock)
         self._resting_until_ns: dict[Origin, int] = {}
 
-    async def resolve(self, reference: Reference, credential: Credential | None) -> Resolved:
+    async def resolve(self, reference: Reference, credential: Keyring | None) -> Resolved:
         """See `ImageSource`."""
         question, capability = self._manifest_question(reference)
 
@@ -118,7 +118,7 @@ class RegistryClient(ImageSource):
 
         return await self._ask_hosts(reference, credential, capability, question, ask)
 
-    async def head(self, reference: Reference, credential: Credential | None) -> Descriptor | None:
+    async def head(self, reference: Reference, credential: Keyring | None) -> Descriptor | None:
         """See `ImageSource`."""
         question, capability = self._manifest_question(reference)
         question = replace(question, method="HEAD")
@@ -137,7 +137,7 @@ class RegistryClient(ImageSource):
         return await self._ask_hosts(reference, credential, capability, question, ask)
 
     async def fetch_manifest(
-        self, reference: Reference, descriptor: Descriptor, credential: Credential | None
+        self, reference: Reference, descriptor: Descriptor, credential: Keyring | None
     ) -> bytes:
         """See `ImageSource`."""
         digest = descriptor.parsed_digest
@@ -164,7 +164,7 @@ class RegistryClient(ImageSource):
         self,
         reference: Reference,
         descriptor: Descriptor,
-        credential: Credential | None,
+        credential: Keyring | None,
         *,
         limit_bytes: int,
     ) -> bytes:
@@ -182,7 +182,7 @@ class RegistryClient(ImageSource):
         self,
         reference: Reference,
         descriptor: Descriptor,
-        credential: Credential | None,
+        credential: Keyring | None,
         sink: BlobSink,
         *,
         offset_bytes: int = 0,
@@ -253,7 +253,7 @@ class RegistryClient(ImageSource):
     async def _ask_hosts(
         self,
         reference: Reference,
-        credential: Credential | None,
+        credential: Keyring | None,
         capability: frozenset[str],
         question: Question,
         ask: Callable[[Endpoint, Question], Awaitable[_T]],
@@ -277,14 +277,14 @@ class RegistryClient(ImageSource):
         failures: dict[Endpoint, PodwrightError] = {}
         for endpoint in order:
             is_last = endpoint is order[-1]
-            asked = replace(
-                question,
-                credential=_shown_to(endpoint, reference, credential),
-                connect_timeout_s=self._settings.connect_timeout_s
-                if is_last
-                else self._settings.mirror_connect_timeout_s,
-            )
             try:
+                asked = replace(
+                    question,
+                    credential=await _shown_to(endpoint, reference, credential),
+                    connect_timeout_s=self._settings.connect_timeout_s
+                    if is_last
+                    else self._settings.mirror_connect_timeout_s,
+                )
                 if is_last or endpoint.is_origin:
                     return await self._ask_patiently(endpoint, asked, ask, progress_bytes)
                 return await ask(endpoint, asked)
@@ -340,17 +340,16 @@ class RegistryClient(ImageSource):
             self._resting_until_ns[endpoint.origin] = until_ns
 
 
-def _shown_to(
-    endpoint: Endpoint, reference: Reference, credential: Credential | None
+async def _shown_to(
+    endpoint: Endpoint, reference: Reference, credential: Keyring | None
 ) -> Credential | None:
-    """`credential`, if this endpoint may see it."""
+    """What of `credential` this endpoint may see."""
     if credential is None:
         return None
     names = {endpoint.origin.netloc}
     if endpoint.is_origin:
         names.add(reference.domain)
-    is_meant = any(credential.is_for(name, is_origin=endpoint.is_origin) for name in names)
-    return credential if is_meant else None
+    return await credential.shown_to(names, reference.path, is_origin=endpoint.is_origin)
 
 
 def _content_type(response: Response, question: Question) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imageservice.credentials import Credential
+    from imageservice.credentials import Keyring
     from imageservice.manifest import Descriptor
     from imageservice.reference import Reference
 
@@ -61,7 +61,7 @@ class ImageSource(Protocol):
     tried. Cancelling a call closes its connection.
     """
 
-    async def resolve(self, reference: Reference, credential: Credential | None) -> Resolved:
+    async def resolve(self, reference: Reference, credential: Keyring | None) -> Resolved:
         """The manifest or index that `reference` names; its digest wins over its tag.
 
         Raises:
@@ -70,7 +70,7 @@ class ImageSource(Protocol):
         """
         ...
 
-    async def head(self, reference: Reference, credential: Credential | None) -> Descriptor | None:
+    async def head(self, reference: Reference, credential: Keyring | None) -> Descriptor | None:
         """What `resolve` would find, without the body (Docker Hub does not count it as a pull).
 
         None where the registry does not tell digest, type and size: then ask `resolve`.
@@ -78,7 +78,7 @@ class ImageSource(Protocol):
         ...
 
     async def fetch_manifest(
-        self, reference: Reference, descriptor: Descriptor, credential: Credential | None
+        self, reference: Reference, descriptor: Descriptor, credential: Keyring | None
     ) -> bytes:
         """The manifest of an index entry, its size and digest checked.
 
@@ -91,7 +91,7 @@ class ImageSource(Protocol):
         self,
         reference: Reference,
         descriptor: Descriptor,
-        credential: Credential | None,
+        credential: Keyring | None,
         *,
         limit_bytes: int,
     ) -> bytes:
@@ -107,7 +107,7 @@ class ImageSource(Protocol):
         self,
         reference: Reference,
         descriptor: Descriptor,
-        credential: Credential | None,
+        credential: Keyring | None,
         sink: BlobSink,
         *,
         offset_bytes: int = 0,

@@ -159,14 +159,16 @@ class FakeImages(Recording):
         super().__init__()
         self.images = {}
         self.progress = []
+        self.namespaces = []
 
     def add(self, image, *names):
         self.images[image.id] = image
         for name in names:
             self.images[name] = image
 
-    async def pull(self, image, credential, *, on_progress=None):
+    async def pull(self, image, credential, *, namespace="", on_progress=None):
         self.calls.append(("pull", image, credential))
+        self.namespaces.append(namespace)
         for step in self.progress:
             if on_progress is not None:
                 on_progress(step)

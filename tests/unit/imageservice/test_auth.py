@@ -11,6 +11,7 @@ import pytest
 
 from imageservice.credentials import Credential
 from imageservice.errors import (
+    CredentialHelperFailed,
     HostsConfigInvalid,
     RegistryProtocolError,
     RegistryUnauthenticated,
@@ -411,6 +412,60 @@ async def test_a_secret_that_names_the_mirror_is_for_the_mirror(tmp_path):
         with pytest.raises(RegistryUnauthenticated):
             await client.resolve(parse_reference(registry.reference("b:1")), named)
         assert authorizations(registry) == [None]
+
+
+class Rings:
+    """A keyring of a password for each host; None stands for a helper that fails."""
+
+    fingerprint = "rings"
+
+    def __init__(self, **passwords: str | None) -> None:
+        self.passwords = passwords
+        self.asked: list[tuple[frozenset[str], str, bool]] = []
+
+    async def shown_to(self, hosts, path, *, is_origin):
+        self.asked.append((frozenset(hosts), path, is_origin))
+        for host in hosts:
+            if host in self.passwords:
+                password = self.passwords[host]
+                if password is None:
+                    raise CredentialHelperFailed("credential helper failed")
+                return Credential(username="alice", password=password)
+        return None
+
+
+async def test_each_host_is_shown_what_the_keyring_has_for_it(tmp_path):
+    async with (
+        FakeRegistry(challenge="Basic", users={"alice": "of-mirror"}) as mirror,
+        FakeRegistry(challenge="Basic", users={"alice": "of-registry"}) as registry,
+        open_client(tmp_path) as client,
+    ):
+        hosts_toml(tmp_path, registry.domain, f'[host."{mirror.url}"]\n')
+        registry.add_image("a", "1")
+        ring = Rings(**{mirror.domain: "of-mirror", registry.domain: "of-registry"})
+        await client.resolve(parse_reference(registry.reference("a:1")), ring)
+        basic = [Credential("alice", password).basic for password in ring.passwords.values()]
+        assert authorizations(mirror) == [None, basic[0]]
+        assert authorizations(registry) == [None, basic[1]]
+        assert ring.asked == [
+            (frozenset({mirror.domain}), "a", False),
+            (frozenset({registry.domain}), "a", True),
+        ]
+
+
+async def test_a_helper_that_fails_for_a_mirror_costs_that_mirror_only(tmp_path):
+    async with (
+        FakeRegistry() as mirror,
+        FakeRegistry() as registry,
+        open_client(tmp_path) as client,
+    ):
+        hosts_toml(tmp_path, registry.domain, f'[host."{mirror.url}"]\n')
+        registry.add_image("a", "1")
+        reference = parse_reference(registry.reference("a:1"))
+        await client.resolve(reference, Rings(**{mirror.domain: None}))
+        assert mirror.requests == []
+        with pytest.raises(CredentialHelperFailed):
+            await client.resolve(reference, Rings(**{registry.domain: None}))
 
 
 async def test_a_secret_for_another_server_is_not_used():

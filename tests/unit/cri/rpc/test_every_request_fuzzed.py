@@ -47,10 +47,10 @@ MANY = 20_000
 
 
 class Images(FakeImages):
-    async def pull(self, image, credential, *, on_progress=None):
+    async def pull(self, image, credential, *, namespace="", on_progress=None):
         if image not in self.images:
             raise NotFound("no such image", image=image)
-        return await super().pull(image, credential, on_progress=on_progress)
+        return await super().pull(image, credential, namespace=namespace, on_progress=on_progress)
 
     async def fs_info(self):
         raise NotFound("nothing is measured here")

@@ -96,6 +96,18 @@ async def test_pull_answers_with_the_id_and_hands_over_the_credential(calls, ima
     assert (name, shown.username, shown.password) == ("busybox", "u", "p")
 
 
+async def test_pull_says_for_which_namespace_it_is(calls, images):
+    for namespace in ("", "shop"):
+        metadata = pb.PodSandboxMetadata(namespace=namespace)
+        request = pb.PullImageRequest(
+            image=pb.ImageSpec(image="busybox"),
+            sandbox_config=pb.PodSandboxConfig(metadata=metadata),
+        )
+        await calls.pull_image(request)
+    await calls.pull_image(pb.PullImageRequest(image=pb.ImageSpec(image="busybox")))
+    assert images.namespaces == ["", "shop", ""]
+
+
 async def test_failures_of_a_pull_keep_their_class(calls, images):
     images.fail["pull"] = registry.ImageNotFound("no such image")
     with pytest.raises(registry.ImageNotFound):
