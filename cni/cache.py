@@ -103,6 +103,19 @@ class AttachmentCache:
         records = (self._read(path) for path in paths)
         return [record for record in records if record is not None]
 
+    def pod_ids(self) -> set[str]:
+        """Pods that there is a record of, by the names of the files alone. Blocking."""
+        try:
+            names = [p.stem for p in self._directory.iterdir() if p.suffix == _SUFFIX]
+        except OSError:
+            return set()
+        return {name.partition("-")[0] for name in names}
+
+    def put_aside(self, pod_id: str) -> None:
+        """Rename what there is about a pod, so that it is no record any more. Blocking."""
+        for path in self._directory.glob(f"{pod_id}-*{_SUFFIX}"):
+            path.rename(path.with_name(f"{path.name}.unreadable"))
+
     def _path(self, pod_id: str, interface: str) -> Path:
         check_key(pod_id, interface)
         return self._directory / f"{pod_id}-{interface}{_SUFFIX}"

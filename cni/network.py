@@ -32,7 +32,12 @@ from cni.leftovers import end_leftovers
 from cni.readiness import Readiness
 from cni.template import FILE_NAME, parse_ranges, write_rendered
 from cni.turns import Turns
-from sandbox.host.errors import FailedPrecondition, InvalidArgument, PodwrightError
+from sandbox.host.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PodwrightError,
+    map_os_errors,
+)
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -317,6 +322,26 @@ class PodNetwork:
                 except PodwrightError as error:
                     failure.note(error)
         failure.throw()
+
+    async def held(self) -> set[str]:
+        """Ids of pods that are attached, or may be half."""
+        return await asyncio.to_thread(self._cache.pod_ids)
+
+    async def detach_lost(self, pod_id: str) -> None:
+        """Detach a pod that its owner has no record of, by the record kept here.
+
+        Raises:
+            PluginFailed, ConfigInvalid: as `delete`.
+        """
+        found = False
+        for record in await asyncio.to_thread(self._cache.all):
+            told = record.attachment
+            if told.pod_id == pod_id:
+                found = True
+                await self.delete(told, config_json=record.config, result_json=record.result)
+        if not found:
+            with map_os_errors("cannot put a record aside", pod=pod_id):
+                await asyncio.to_thread(self._cache.put_aside, pod_id)
 
     # Helpers.
 

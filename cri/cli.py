@@ -215,7 +215,7 @@ def pull(
 def status(config: Path | None, values: tuple[str, ...], socket: str | None, as_json: bool) -> None:
     """Ask the daemon how it is. Exit status 1 when it does not answer or is not ready."""
     chosen = _load(config, values, socket=socket)
-    from cri.render import gather_status, show_status, status_json
+    from cri.render_status import gather_status, show_status, status_json
     from cri.rpc.client import DaemonClient
 
     with DaemonClient(chosen.socket) as daemon:

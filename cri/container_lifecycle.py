@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from cri.container_images import ContainerImages
     from cri.events import Events
+    from cri.retries import Retries
     from sandbox.compose import Composer
     from sandbox.containers import ContainerEngine
     from sandbox.endings import Endings
@@ -66,8 +67,10 @@ class ContainerLifecycle:
         store: StateStore,
         paths: Paths,
         events: Events,
+        retries: Retries,
         group: asyncio.TaskGroup,
     ) -> None:
+        self._retries = retries
         self._engine = engine
         self._endings = endings
         self._composer = composer
@@ -77,6 +80,7 @@ class ContainerLifecycle:
         self._paths = paths
         self._events = events
         endings.on_exited(events.container_stopped)
+        endings.on_cleaned(self._note_cleaned)
         self._resizing = ContainerResizing(
             engine=engine, composer=composer, store=store, group=group
         )
@@ -185,6 +189,7 @@ class ContainerLifecycle:
             )
             error.add_note(f"undoing the creation failed too: {trouble}")
             await self._endings.note_trouble(current, trouble)
+            self.note_trouble(current, trouble)
 
     # Life.
 
@@ -235,10 +240,40 @@ class ContainerLifecycle:
         await self._take_apart(container)
 
     async def _take_apart(self, container: Container) -> None:
-        await self._endings.dismantle(container)
-        await self._images.release(container.id)
-        await self._store.delete_container(container.id)
+        try:
+            await self._endings.dismantle(container)
+            await self._images.release(container.id)
+            await self._store.delete_container(container.id)
+        except PodwrightError as error:
+            self.note_trouble(container, error)
+            raise
+        self._retries.settled("container", container.id)
         self._events.container_deleted(container)
+
+    def note_trouble(self, container: Container, error: PodwrightError) -> None:
+        """Have a container taken apart again that cannot be now."""
+        again = lambda: self._finish_again(container.id)  # noqa: E731
+        self._retries.failed("container", container.id, "remove", error, again)
+
+    async def _finish_again(self, container_id: str) -> None:
+        container = self._store.containers.get(container_id)
+        if container is not None and (
+            container.failed or container.state is ContainerState.REMOVING
+        ):
+            await self.finish(container)
+
+    def _note_cleaned(self, container: Container, error: PodwrightError | None) -> None:
+        if error is None:
+            self._retries.settled("container", container.id, "clean up")
+        else:
+            again = lambda: self._endings.clean_up_again(container.id)  # noqa: E731
+            self._retries.failed("container", container.id, "clean up", error, again)
+
+    def busy(self) -> set[str]:
+        """Ids of containers that a call, or the cleaning after an exit, works on."""
+        named = (self._store.container_named(str(key)) for key in self._creating)
+        working = (*self._starting, *self._removing, *self._endings.cleaning())
+        return {c.id for c in named if c is not None} | {str(key) for key in working}
 
     async def finish(self, container: Container) -> None:
         """Finish what a former life of the daemon left half-done."""

@@ -22,22 +22,18 @@ from cri import settings_speed as speed
 from cri import settings_table as table
 from cri.check.exposure import warn
 from cri.config import toml_text
-from cri.container_images import ContainerImages
-from cri.container_lifecycle import ContainerLifecycle
 from cri.engines import Parts, build_engines
-from cri.events import Events
+from cri.lifecycles import build_lifecycles
 from cri.log_rates import LogRates
 from cri.node import NodeStatus, probe_runtimes
 from cri.node_sessions import NodeSessions
 from cri.notify import notify
-from cri.pod_lifecycle import PodLifecycle
-from cri.recover import Recovery
 from cri.rpc.service import build_methods
 from cri.runtimes import build_runtimes
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
-from cri.upkeep import upkeep
+from cri.upkeep import sweeping, upkeep
 from cri.userns import lack_of_user_namespaces
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
@@ -63,7 +59,6 @@ from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.podfiles import install_pause
 from sandbox.store import StateStore
-from sandbox.sweep import Sweeper
 
 if TYPE_CHECKING:
     from cri.config import Config
@@ -202,69 +197,33 @@ class Daemon:
         await network.start(group)
         stack.push_async_callback(network.close)
 
-        engines = build_engines(
-            Parts(
-                config=config,
-                sandbox=sandbox,
-                paths=self._paths,
-                store=store,
-                runtimes=runtimes,
-                infos=infos,
-                host=host,
-                cgroups=cgroups,
-                namespaces=namespaces,
-                user_namespaces=user_namespaces,
-                no_user_namespaces=no_user_namespaces,
-                leavings=leavings,
-                limits=limits,
-                lsm=lsm,
-                runner=runner,
-                syscalls=self._syscalls,
-                clock=clock,
-                group=group,
-                instruments=instruments,
-            )
+        parts = Parts(
+            config=config,
+            sandbox=sandbox,
+            paths=self._paths,
+            store=store,
+            runtimes=runtimes,
+            infos=infos,
+            host=host,
+            cgroups=cgroups,
+            namespaces=namespaces,
+            user_namespaces=user_namespaces,
+            no_user_namespaces=no_user_namespaces,
+            leavings=leavings,
+            limits=limits,
+            lsm=lsm,
+            runner=runner,
+            syscalls=self._syscalls,
+            clock=clock,
+            group=group,
+            instruments=instruments,
         )
+        engines = build_engines(parts)
         stack.callback(engines.exits.close)
         await asyncio.to_thread(engines.additions.report)
-        events = Events(store, clock=clock, observer=instruments)
-        containers = ContainerLifecycle(
-            engine=engines.containers,
-            endings=engines.endings,
-            composer=engines.composer,
-            execs=engines.execs,
-            images=ContainerImages(images, engines.containers, self._paths),
-            store=store,
-            paths=self._paths,
-            events=events,
-            group=group,
-        )
-        pods = PodLifecycle(
-            engine=engines.pods,
-            network=network,
-            store=store,
-            containers=containers,
-            events=events,
-            group=group,
-        )
-        sweeper = Sweeper(
-            paths=self._paths,
-            runtimes={n: r for n, r in runtimes.items() if n in infos},
-            namespaces=namespaces,
-            cgroups=cgroups,
-            leavings=leavings,
-            syscalls=self._syscalls,
-        )
-        await Recovery(
-            store=store,
-            pods=pods,
-            containers=containers,
-            pod_engine=engines.pods,
-            container_engine=engines.containers,
-            endings=engines.endings,
-            images=images,
-            sweeper=sweeper,
-        ).run()
+        lifecycles = build_lifecycles(parts, engines, images, network)
+        pods, containers, events = lifecycles.pods, lifecycles.containers, lifecycles.events
+        await lifecycles.recovery.run()
         await limits.sweep()
 
         events.adopt()
@@ -296,6 +255,7 @@ class Daemon:
             missing=missing,
             config={key: toml_text(value) for key, value in config.values.items()},
             no_user_namespaces=no_user_namespaces,
+            reports={"upkeep": lifecycles.reconciler.report},
         )
         streaming = StreamingServer(
             config.streaming(),
@@ -349,7 +309,9 @@ class Daemon:
             pods=len(pods.list()),
             containers=len(containers.list()),
         )
-        group.create_task(upkeep(store, pods, network, self._clock), name="upkeep")
+        group.create_task(upkeep(store, lifecycles, network, clock), name="upkeep")
+        sweep_s = config.get(table.SWEEP_INTERVAL)
+        group.create_task(sweeping(lifecycles, sweep_s, clock), name="sweep")
         if config.get(security.HOLES_AT_START):
             group.create_task(warn(config, runner), name="known holes")
         await self._stopping.wait()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sandbox.host.errors import Cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable, Iterator
 
 T = TypeVar("T")
 
@@ -51,6 +51,10 @@ class Inflight(Generic[T]):
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._tasks
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """Keys of what is in flight at this moment."""
+        return iter(tuple(self._tasks))
 
     async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """The result of the work under `key`: what is in flight already, or else `work` begun now.

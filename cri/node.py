@@ -12,7 +12,7 @@ from sandbox.security.seccomp import SeccompHost
 from sandbox.spec.inputs import HostFacts as SpecFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cni.network import PodNetwork
     from sandbox.host.cgroupfs import CgroupLayout
@@ -128,7 +128,10 @@ class NodeStatus:
         missing: Mapping[str, str],
         config: Mapping[str, object],
         no_user_namespaces: str = "not tried",
+        reports: Mapping[str, Callable[[], object]] | None = None,
     ) -> None:
+        """`reports` are further facts of verbose status, asked for each time."""
+        self._reports = reports or {}
         self._network = network
         self._host = host
         self._driver: CgroupDriver = driver
@@ -160,6 +163,7 @@ class NodeStatus:
                     **{n: f"{i.name} {i.version}" for n, i in self._runtimes.items()},
                     **self._missing,
                 },
+                **{name: report() for name, report in self._reports.items()},
             },
         )
 

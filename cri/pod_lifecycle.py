@@ -9,8 +9,10 @@
 | what fails                    | then                                                            |
 |-------------------------------|-----------------------------------------------------------------|
 | any step of run               | all of it is undone, the record goes, the error names the step   |
-| ... and the undo fails too    | the pod stays listed NOTREADY with the reason, stop/remove       |
-|                               | repeat                                                           |
+| ... and the undo fails too    | the pod stays listed NOTREADY with the reason; stop and remove   |
+|                               | repeat it, and `cri.retries` does                                |
+| a step of stop or remove      | the others are done, the error is returned and recorded, the     |
+|                               | pod stays listed NOTREADY and `cri.retries` repeats              |
 | CNI DEL at stop               | the rest is still done, the error is returned, the next stop     |
 |                               | repeats DEL with the configuration and result that were saved    |
 | the daemon dies at any point  | `sandbox.recovery` runs the same lists at the next start         |
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from cni.network import PodNetwork
     from cri.container_lifecycle import ContainerLifecycle
     from cri.events import Events
+    from cri.retries import Retries
     from sandbox.model import LinuxResources, PodConfig
     from sandbox.pods import PodEngine
     from sandbox.store import StateStore
@@ -63,8 +66,10 @@ class PodLifecycle:
         store: StateStore,
         containers: ContainerLifecycle,
         events: Events,
+        retries: Retries,
         group: asyncio.TaskGroup,
     ) -> None:
+        self._retries = retries
         self._engine = engine
         self._network = network
         self._store = store
@@ -74,8 +79,6 @@ class PodLifecycle:
         self._resizing = PodResizing(engine=engine, store=store, group=group)
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
         self._ending: Inflight[None] = Inflight(group, "pod teardown")
-        #: Pods whose network is to be detached in the background.
-        self._owed: set[str] = set()
 
     # Reading.
 
@@ -187,7 +190,18 @@ class PodLifecycle:
         except PodwrightError as trouble:
             _log.error("creation failed and could not be undone", pod=pod.id, error=str(trouble))
             error.add_note(f"undoing the creation failed too: {trouble}")
-            await self._engine.note_trouble(current, trouble)
+            await self.note_trouble(current, trouble)
+
+    async def note_trouble(self, pod: PodSandbox, trouble: PodwrightError) -> None:
+        """Keep a pod listed whose undo or removal failed, and have it tried again."""
+        await self._engine.note_trouble(pod, trouble)
+        self._retries.failed("pod", pod.id, "undo", trouble, lambda: self._finish_failed(pod.id))
+
+    async def _finish_failed(self, pod_id: str) -> None:
+        """Take apart a pod that nobody has the id of; a client's call may have done it."""
+        pod = self._store.pods.get(pod_id)
+        if pod is not None and pod.failed:
+            await self.finish(pod)
 
     async def _take_apart(self, pod: PodSandbox) -> None:
         trouble: PodwrightError | None = None
@@ -227,8 +241,6 @@ class PodLifecycle:
         # The pin is kept while the network is still attached: DEL needs the namespace.
         if not isinstance(outcomes[1], BaseException):
             await self._engine.stop(self._store.pods.get(pod_id, pod))
-        if isinstance(outcomes[1], BaseException):
-            self.owe_detach(pod_id)
         if failures:
             raise failures[0]
 
@@ -238,7 +250,14 @@ class PodLifecycle:
             pod = self._store.find_pod(pod_id)
         except NotFound:
             return
-        await self._ending.join(("remove", pod.id), lambda: self._remove(pod.id))
+        await self._remover(pod.id)
+
+    async def _remover(self, pod_id: str) -> None:
+        again = lambda: self._remover(pod_id)  # noqa: E731
+        await self._ending.join(
+            ("remove", pod_id),
+            lambda: self._tracked("remove", pod_id, lambda: self._remove(pod_id), again),
+        )
 
     async def _remove(self, pod_id: str) -> None:
         await self._ending.join(("stop", pod_id), self._stopper(pod_id))
@@ -261,34 +280,54 @@ class PodLifecycle:
     async def finish(self, pod: PodSandbox) -> None:
         """Finish what a former life of the daemon left half-done, a creation or a removal."""
         await self._containers.remove_all_of(pod.id)
-        await self._take_apart(pod)
+        await self._ending.join(("remove", pod.id), lambda: self._take_apart(pod))
+        self._retries.settled("pod", pod.id)
+        self._events.pod_deleted(pod)
 
-    def owe_detach(self, pod_id: str) -> None:
-        """Note that a pod's network is to be detached without waiting for a client to ask."""
-        self._owed.add(pod_id)
-
-    async def detach_owed(self) -> None:
-        """Try again to detach what is owed: after a reboot, after a failed DEL.
+    def owe_stop(self, pod_id: str, stage: str) -> None:
+        """Have a pod stopped without waiting for a client to ask: after a reboot, or again.
 
         A pod that merely lost its pause process is not among them: it keeps its address until its
         client stops it, because its containers may still run.
         """
-        for pod_id in list(self._owed):
-            pod = self._store.pods.get(pod_id)
-            if pod is not None and pod.network_attached:
-                try:
-                    await self._ending.join(("stop", pod_id), self._stopper(pod_id))
-                except PodwrightError as error:
-                    _log.warning(
-                        "network of a stopped pod is still attached, tried again later",
-                        pod=pod_id,
-                        error=str(error),
-                    )
-                    continue
-            self._owed.discard(pod_id)
+        self._retries.owe("pod", pod_id, "stop", stage, lambda: self._stop_again(pod_id))
+
+    async def _stop_again(self, pod_id: str) -> None:
+        if pod_id in self._store.pods:
+            await self._ending.join(("stop", pod_id), self._stopper(pod_id))
+
+    async def note_dead(self, pod: PodSandbox) -> None:
+        """Record that a pod's pause process is gone though nobody has told us."""
+        if await self._engine.note_stopped(pod.id):
+            self._events.pod_stopped(pod)
+
+    def busy(self) -> set[str]:
+        """Ids of pods that a call works on at this moment."""
+        named = (self._store.pod_named(str(key)) for key in self._creating)
+        ending = {str(key[1]) for key in self._ending if isinstance(key, tuple)}
+        return {pod.id for pod in named if pod is not None} | ending
 
     def _stopper(self, pod_id: str) -> Callable[[], Awaitable[None]]:
-        return lambda: self._stop(pod_id)
+        again = lambda: self._stop_again(pod_id)  # noqa: E731
+        return lambda: self._tracked("stop", pod_id, lambda: self._stop(pod_id), again)
+
+    async def _tracked(
+        self,
+        wish: str,
+        pod_id: str,
+        work: Callable[[], Awaitable[None]],
+        again: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`work`, and a failure of it recorded and owed until it has succeeded once."""
+        try:
+            await work()
+        except Exception as error:
+            if pod_id in self._store.pods:
+                await self._engine.note_stuck(pod_id, str(error))
+                self._retries.failed("pod", pod_id, wish, error, again)
+            raise
+        await self._engine.note_stuck(pod_id, "")
+        self._retries.settled("pod", pod_id, "" if wish == "remove" else wish)
 
     async def close(self, grace_s: float) -> None:
         """Let what is in flight end within the grace, then call it off and wait for its undo."""
@@ -304,9 +343,13 @@ class PodLifecycle:
     async def _detach(self, pod: PodSandbox) -> PodSandbox:
         if not pod.network_attached:
             return pod
-        await self._network.delete(
-            self.attachment(pod), config_json=pod.cni_config, result_json=pod.cni_result
-        )
+        try:
+            await self._network.delete(
+                self.attachment(pod), config_json=pod.cni_config, result_json=pod.cni_result
+            )
+        except PodwrightError as error:
+            error.stage = "network"
+            raise
         current = self._store.pods.get(pod.id, pod)
         detached = msgspec.structs.replace(current, network_attached=False)
         await self._store.note(detached)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from cri.sweeper import lives
 from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.pidfd import Process, boot_id
+from sandbox.host.pidfd import boot_id
 from sandbox.recovery import Action, Observed, plan
 from sandbox.runtime.driver import RuntimeStatus
 from sandbox.states import ContainerState
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from imageservice.service import ImageService
     from sandbox.containers import ContainerEngine
     from sandbox.endings import Endings
-    from sandbox.model import Container, ProcessRef
+    from sandbox.model import Container
     from sandbox.pods import PodEngine
     from sandbox.recovery import Decision
     from sandbox.store import StateStore
@@ -71,15 +72,19 @@ class Recovery:
 
     async def _observe(self) -> Observed:
         boot = boot_id()
-        living = {pod.id for pod in self.store.pods.values() if _lives(pod.pause)}
-        living |= {c.id for c in self.store.containers.values() if _lives(c.init)}
-        held: set[str] = set()
-        for runtime in self.sweeper.runtimes.values():
-            held |= await runtime.containers()
+        living = {pod.id for pod in self.store.pods.values() if lives(pod.pause)}
+        living |= {c.id for c in self.store.containers.values() if lives(c.init)}
+        look = await self.sweeper.look()
         created = [c for c in self.store.containers.values() if c.state is ContainerState.CREATED]
         running = {c.id for c in created if c.id in living and await self._runs(c)}
-        traces = await self.sweeper.traces() | await self.images.leases()
-        return Observed(boot_id=boot, living=living, running=running, traces=traces, held=held)
+        traces = look.names | look.mounted | look.held | look.monitors
+        return Observed(
+            boot_id=boot,
+            living=living,
+            running=running,
+            traces=traces | await self.images.leases(),
+            held=look.mounted | look.held,
+        )
 
     async def _runs(self, container: Container) -> bool:
         """Whether the runtime has started it; one that cannot be asked counts as not having."""
@@ -135,11 +140,15 @@ class Recovery:
             error=str(error),
         )
         if decision.kind == "pod" and decision.id in self.store.pods:
-            await self.pod_engine.note_trouble(self.store.pods[decision.id], error)
+            if decision.action in (Action.UNDO, Action.FINISH):
+                await self.pods.note_trouble(self.store.pods[decision.id], error)
+            else:
+                await self.pod_engine.note_stuck(decision.id, str(error))
         elif decision.kind == "container" and decision.action in (Action.UNDO, Action.FINISH):
             container = self.store.containers.get(decision.id)
             if container is not None:
                 await self.endings.note_trouble(container, error)
+                self.containers.note_trouble(container, error)
 
     async def _container(self, decision: Decision) -> None:
         container = self.store.containers[decision.id]
@@ -174,20 +183,12 @@ class Recovery:
             case Action.MARK_STOPPED:
                 await self.pod_engine.note_stopped(pod.id)
                 if pod.pause is None or pod.pause.boot_id != boot_id():
-                    self.pods.owe_detach(pod.id)
+                    self.pods.owe_stop(pod.id, "network")
+            case Action.STOP:
+                self.pods.owe_stop(pod.id, "stop")
             case _:
                 return
 
     async def _trace(self, decision: Decision) -> None:
         await self.sweeper.sweep(decision.id)
         await self.images.release_rootfs(decision.id)
-
-
-def _lives(ref: ProcessRef | None) -> bool:
-    if ref is None:
-        return False
-    process = Process.open(ref.pid, ref.start_ticks, ref.boot_id)
-    if process is None:
-        return False
-    with process:
-        return process.alive()

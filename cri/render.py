@@ -1,4 +1,4 @@
-"""What the command line shows: findings, configuration, status and the progress of a pull."""
+"""What the command line shows: findings, configuration and the progress of a pull."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from cri.check.finding import Finding
     from cri.config import Config
-    from cri.rpc.client import DaemonClient
     from cri.rpc.progress import PullUpdate
 
 _MARKS: Final = {
@@ -98,68 +97,6 @@ def config_text(config: Config, *, explain: bool = False) -> str:
             value = toml_text(getattr(handler, setting.name))
             lines.append(f"{setting.name} = {value}  # {config.origins.get(key, 'default')}")
     return "\n".join(lines)
-
-
-# status
-
-
-class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `podwright status` tells."""
-
-    runtime: str
-    version: str
-    conditions: dict[str, bool]
-    problems: dict[str, str]
-    handlers: list[str]
-    pods: dict[str, int]
-    containers: dict[str, int]
-    images: int
-
-    @property
-    def ready(self) -> bool:
-        """Whether every condition holds."""
-        return all(self.conditions.values())
-
-
-def gather_status(daemon: DaemonClient) -> StatusReport:
-    """Ask the daemon. Raises Unavailable when nobody answers."""
-    version = daemon.version()
-    status = daemon.status()
-    conditions = status.status.conditions
-    return StatusReport(
-        runtime=version.runtime_name,
-        version=version.runtime_version,
-        conditions={c.type: c.status for c in conditions},
-        problems={c.type: f"{c.reason}: {c.message}" for c in conditions if not c.status},
-        handlers=[handler.name for handler in status.runtime_handlers if handler.name],
-        pods=_counted(daemon.pods_by_state()),
-        containers=_counted(daemon.containers_by_state()),
-        images=len(daemon.images().images),
-    )
-
-
-def _counted(states: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(states).items()))
-
-
-def status_json(report: StatusReport) -> str:
-    """The report as JSON."""
-    document = {**msgspec.to_builtins(report), "ready": report.ready}
-    return msgspec.json.format(msgspec.json.encode(document)).decode()
-
-
-def show_status(report: StatusReport, console: Console | None = None) -> None:
-    """The report as a few lines."""
-    console = console or Console()
-    console.print(f"{report.runtime} {report.version}", highlight=False)
-    for name, holds in report.conditions.items():
-        mark = "[green]yes[/green]" if holds else "[red]no[/red]"
-        console.print(f"{name}: {mark} {report.problems.get(name, '')}", highlight=False)
-    console.print(f"handlers: {', '.join(report.handlers)}", highlight=False)
-    for name, states in (("pods", report.pods), ("containers", report.containers)):
-        text = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
-        console.print(f"{name}: {text}", highlight=False)
-    console.print(f"images: {report.images}", highlight=False)
 
 
 # pull

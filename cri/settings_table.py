@@ -67,6 +67,13 @@ LOG_FORMAT = Setting(
 STOP_GRACE = Setting(
     "daemon", "stop_grace_s", seconds, 10.0, "time that calls in flight get when the daemon stops"
 )
+SWEEP_INTERVAL = Setting(
+    "daemon",
+    "sweep_interval_s",
+    seconds,
+    60.0,
+    "how often records are held against the kernel; 0: only at the start",
+)
 
 DEFAULT_RUNTIME = Setting(
     "runtime", "default", text, _SANDBOX.default_handler, "handler of pods that name none"

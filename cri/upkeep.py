@@ -1,4 +1,4 @@
-"""What the daemon repeats beside its calls: unwritten state, networks still to be detached."""
+"""What the daemon repeats beside its calls: unwritten state, failed teardowns, the sweep."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cni.network import PodNetwork
-    from cri.pod_lifecycle import PodLifecycle
+    from cri.lifecycles import Lifecycles
     from sandbox.host.clock import Clock
     from sandbox.store import StateStore
 
@@ -19,16 +21,35 @@ UPKEEP_PAUSE_S: Final = 10.0
 _log = get_logger("upkeep")
 
 
-async def upkeep(store: StateStore, pods: PodLifecycle, network: PodNetwork, clock: Clock) -> None:
-    """Repeat what could not be done at once: unwritten state, networks still to be detached."""
+async def upkeep(
+    store: StateStore, lifecycles: Lifecycles, network: PodNetwork, clock: Clock
+) -> None:
+    """Repeat what could not be done at once: unwritten state, failed teardowns."""
     collected = False
     while True:
         await store.flush()
-        await pods.detach_owed()
+        await lifecycles.retries.run_due()
         if not collected:
             # Once in a life, and only when a network is there to be asked.
             collected = await _collect_networks(network, store)
         await clock.sleep(UPKEEP_PAUSE_S)
+
+
+async def sweeping(lifecycles: Lifecycles, interval_s: float, clock: Clock) -> None:
+    """Sweep every `interval_s`; never, when it is 0. The start itself is `cri.recover`'s."""
+    while interval_s:
+        await clock.sleep(interval_s)
+        await _guarded("sweep", lifecycles.reconciler.round)
+
+
+async def _guarded(what: str, work: Callable[[], Awaitable[object]]) -> None:
+    """A failure of what is merely repeated must not end the daemon."""
+    try:
+        await work()
+    except PodwrightError as error:
+        _log.warning(f"{what} failed, tried again later", error=error)
+    except Exception:
+        _log.error(f"{what} failed", exc_info=True)
 
 
 async def _collect_networks(network: PodNetwork, store: StateStore) -> bool:

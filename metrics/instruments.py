@@ -48,18 +48,21 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 class _States(Collector):
     """Numbers of objects by state, counted when asked."""
 
-    def __init__(self, name: str, text: str, count: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, name: str, text: str, count: Callable[[], Mapping[str, int]], label: str = "state"
+    ) -> None:
         self._name = name
         self._text = text
         self._count = count
+        self._label = label
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """The gauge without numbers: registering must not ask for them yet."""
-        return [GaugeMetricFamily(self._name, self._text, labels=["state"])]
+        return [GaugeMetricFamily(self._name, self._text, labels=[self._label])]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """One gauge with a label `state`."""
-        family = GaugeMetricFamily(self._name, self._text, labels=["state"])
+        """One gauge with one label."""
+        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
         for state, number in sorted(self._count().items()):
             family.add_metric([state], number)
         return [family]
@@ -161,6 +164,12 @@ class Instruments:
             "Logs of containers that were seen to be replaced by new files",
             registry=self.registry,
         )
+        self._repairs = Counter(
+            "podwright_repairs_total",
+            "Differences between records and the kernel that were repaired, by kind",
+            ["kind"],
+            registry=self.registry,
+        )
 
     # What happened.
 
@@ -191,7 +200,16 @@ class Instruments:
         self._log_bytes.inc(written_bytes)
         self._log_rotations.inc(rotations)
 
+    def repaired(self, kind: str) -> None:
+        """The sweep has repaired something."""
+        self._repairs.labels(kind).inc()
+
     # What is.
+
+    def watch_retries(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """Ask `count` for the number of teardowns that are tried again, by kind."""
+        text = "Teardowns that failed and are tried again, by kind of object"
+        self.registry.register(_States("podwright_retries", text, count, "kind"))
 
     def watch_log_rates(self, rates: Callable[[], Mapping[tuple[str, str], float]]) -> None:
         """Ask `rates` for the fastest pods, (namespace, name) to bytes in a second, every time."""

@@ -23,7 +23,7 @@ from sandbox.states import ContainerState, Event, next_state
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from sandbox.cgroups import Cgroups
@@ -75,6 +75,11 @@ class Endings:
         self._starting: dict[str, asyncio.Event] = {}
         self._cleaned: set[str] = set()
         self._listeners: list[Callable[[Container], None]] = []
+        self._on_cleaned: Callable[[Container, PodwrightError | None], None] = lambda *_: None
+
+    def on_cleaned(self, call: Callable[[Container, PodwrightError | None], None]) -> None:
+        """Have `call` told how each cleaning after an exit went."""
+        self._on_cleaned = call
 
     def on_exited(self, call: Callable[[Container], None]) -> None:
         """Have `call` told of every container whose end was recorded."""
@@ -172,8 +177,40 @@ class Endings:
             await starting.wait()
         try:
             await self._clean_up(container)
-        except PodwrightError:
-            return  # each failed step is in the log; removal repeats all of them
+        except PodwrightError as error:
+            self._on_cleaned(container, error)  # each failed step is in the log
+        else:
+            self._on_cleaned(container, None)
+
+    async def clean_up_again(self, container_id: str) -> None:
+        """Clean up after an exit once more, if the container is still there.
+
+        Raises:
+            PodwrightError: a step failed again.
+        """
+        container = self._store.containers.get(container_id)
+        if container is None or container.state is not ContainerState.EXITED:
+            return
+        running = self._cleanups.get(container_id)
+        if running is not None:
+            await asyncio.wait({running})
+        await self._clean_up(container)
+
+    def unwatch(self, container_id: str) -> None:
+        """Forget that its end was watched or told, so that it is looked for anew."""
+        self._exits.forget(container_id)
+
+    def cleaning(self) -> Collection[str]:
+        """Ids of containers that are being cleaned up at the moment."""
+        return self._cleanups.keys()
+
+    def end_monitor(self, container: Container) -> None:
+        """Kill the monitor of a container that has exited; it has nothing left to do."""
+        ref = container.monitor
+        process = Process.open(ref.pid, ref.start_ticks, ref.boot_id) if ref is not None else None
+        if process is not None:
+            with process:
+                process.send_signal(signal.SIGKILL)
 
     # Signals.
 

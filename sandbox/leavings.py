@@ -51,6 +51,23 @@ class Leavings:
             lambda argv: not LATE_CALLS.isdisjoint(argv) and not wanted.isdisjoint(argv)
         )
 
+    def monitored(self, containers: Path) -> set[str]:
+        """Names of the directories below `containers` that programs of ours work on; blocking."""
+        place = f"{containers}/"
+        found: set[str] = set()
+
+        def fits(argv: list[str]) -> bool:
+            found.update(
+                word.removeprefix(place).partition("/")[0]
+                for word in argv
+                if word.startswith(place)
+            )
+            return False
+
+        for _ in self.find_helpers(fits):
+            pass
+        return found
+
     async def _kill(self, fits: Callable[[list[str]], bool]) -> int:
         killed = 0
         for _ in range(KILL_ROUNDS):

@@ -351,6 +351,12 @@ class PodEngine:
             )
         )
 
+    async def note_stuck(self, pod_id: str, trouble: str) -> None:
+        """Record why the pod cannot be taken apart now; empty: it could."""
+        pod = self._store.pods.get(pod_id)
+        if pod is not None and pod.trouble != trouble:
+            await self._store.note(msgspec.structs.replace(pod, trouble=trouble))
+
     async def _kill_pause(self, pod: PodSandbox) -> None:
         process = self.process(pod)
         if process is None:

@@ -11,13 +11,16 @@ during recovery leaves a state that recovery takes again.
 | pod READY                  | pause lives, same boot           | keep, watch                   |
 | pod READY                  | else                             | NOTREADY                      |
 | pod REMOVING               | anything                         | finish taking it apart        |
+| pod whose creation failed  | anything                         | finish undoing it             |
+| pod whose stop failed      | anything                         | stop it again                 |
 | container CREATING         | anything                         | undo it                       |
 | container CREATED          | init lives, runtime says running | RUNNING since the intent      |
 | container CREATED, RUNNING | init lives                       | keep, watch                   |
 | container CREATED, RUNNING | init gone, same boot             | watch: the exit file tells    |
 | container CREATED, RUNNING | other boot                       | EXITED 255                    |
-| container EXITED           | the runtime still has it         | clean up what it holds        |
+| container EXITED           | a mount or the runtime has it    | clean up what it holds        |
 | container REMOVING         | anything                         | finish removing it            |
+| container, creation failed | anything                         | finish undoing it             |
 | no record                  | directory, pin, cgroup, lease    | sweep it                      |
 """
 
@@ -46,6 +49,7 @@ class Action(enum.Enum):
     ADOPT_RUNNING = "adopt as running"
     MARK_LOST = "mark lost"
     CLEAN_UP = "clean up"
+    STOP = "stop again"
     SWEEP = "sweep"
 
 
@@ -68,7 +72,7 @@ class Observed:
         living: ids of pods and containers whose recorded first process lives.
         running: ids of containers whose runtime says running (asked for CREATED ones only).
         traces: ids that name a directory, pin, exit file or lease of ours.
-        held: ids in the books of the OCI runtimes.
+        held: ids that are mounted or in the books of the OCI runtimes.
     """
 
     boot_id: str
@@ -102,6 +106,10 @@ def _decide_pod(pod: PodSandbox, seen: Observed) -> Decision:
         return Decision("pod", pod.id, Action.UNDO, "its creation was interrupted")
     if pod.state is PodState.REMOVING:
         return Decision("pod", pod.id, Action.FINISH, "its removal was interrupted")
+    if pod.failed:
+        return Decision("pod", pod.id, Action.FINISH, "its creation could not be undone")
+    if pod.state is PodState.NOT_READY and pod.trouble:
+        return Decision("pod", pod.id, Action.STOP, "its stop was not finished")
     if pod.state is PodState.READY and pod.id not in seen.living:
         same_boot = pod.pause is not None and pod.pause.boot_id == seen.boot_id
         reason = "its pause process is gone" if same_boot else "the node was restarted"
@@ -117,6 +125,9 @@ def _decide_container(container: Container, seen: Observed) -> Decision:
         return Decision("container", container.id, Action.UNDO, "its creation was interrupted")
     if state is ContainerState.REMOVING:
         return Decision("container", container.id, Action.FINISH, "its removal was interrupted")
+    if container.failed:
+        reason = "its creation could not be undone"
+        return Decision("container", container.id, Action.FINISH, reason)
     if state is ContainerState.EXITED and container.id in seen.held:
         return Decision("container", container.id, Action.CLEAN_UP, "its cleaning was interrupted")
     if state is ContainerState.EXITED:

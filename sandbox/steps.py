@@ -43,6 +43,7 @@ async def run_steps(what: str, object_id: str, steps: Sequence[Step]) -> None:
         _log.warning(
             "teardown step failed", object=what, id=object_id, step=name, error=str(failure)
         )
+        failure.stage = failure.stage or name  # of lists within lists, the innermost step
         if first is None:
             first = failure
         else:

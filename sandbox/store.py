@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: "PWRT" read as a big-endian number; tells our state file from any other SQLite database.
 APPLICATION_ID: Final = 0x50575254
+#: Removed objects that are remembered for the sweep; more are removed in a minute by nobody.
+DEPARTED_LIMIT: Final = 4096
 
 V = TypeVar("V", PodSandbox, Container)
 
@@ -81,6 +83,8 @@ class StateStore:
         self._container_names: dict[str, str] = {}
         self._by_pod: dict[str, set[str]] = {}
         self._unwritten: dict[str, PodSandbox | Container] = {}
+        #: Cgroup of what was removed in this life, by id, until a sweep has looked for it.
+        self.departed: dict[str, str] = {}
 
     @classmethod
     async def open(cls, path: Path) -> StateStore:
@@ -240,6 +244,7 @@ class StateStore:
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
         if pod is not None:
+            self._depart(pod)
             self._pod_names.pop(pod_name_key(pod.config.metadata), None)
 
     async def delete_container(self, container_id: str) -> None:
@@ -253,6 +258,7 @@ class StateStore:
             config = container.config
             key = container_name_key(container.pod_id, config.name, config.attempt)
             self._container_names.pop(key, None)
+            self._depart(container)
             siblings = self._by_pod.get(container.pod_id, set())
             siblings.discard(container_id)
             if not siblings:
@@ -276,6 +282,11 @@ class StateStore:
         )
 
     # Inside.
+
+    def _depart(self, value: PodSandbox | Container) -> None:
+        self.departed[value.id] = value.cgroup_path
+        while len(self.departed) > DEPARTED_LIMIT:
+            del self.departed[next(iter(self.departed))]
 
     def _known(self, value: PodSandbox | Container) -> bool:
         if isinstance(value, PodSandbox):

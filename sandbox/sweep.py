@@ -8,7 +8,10 @@ count.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import mounts
@@ -17,12 +20,12 @@ from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
 
     from sandbox.cgroups import Cgroups
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.syscalls import Syscalls
     from sandbox.leavings import Leavings
+    from sandbox.model import PodSandbox
     from sandbox.paths import Paths
     from sandbox.runtime.driver import OciRuntime
 
@@ -30,6 +33,25 @@ _ID: Final = re.compile(r"[0-9a-f]{64}")
 #: Names of our cgroups: `<id>`, `pod<id>` (cgroupfs), `podwright-<id>.scope`,
 #: `podwright-pod<id>.slice` (systemd).
 _CGROUP_ID: Final = re.compile(r"(?:podwright-)?(?:pod)?([0-9a-f]{64})(?:\.scope|\.slice)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Which ids have something on the machine, by where it was found.
+
+    Attributes:
+        names: directories, pins, exit files and writable layers.
+        mounted: something is mounted in a run directory of theirs.
+        held: the books of an OCI runtime.
+        monitors: a monitor or runtime works on a run directory of theirs.
+        pins: kinds of namespaces that are pinned, by pod.
+    """
+
+    names: frozenset[str]
+    mounted: frozenset[str]
+    held: frozenset[str]
+    monitors: frozenset[str]
+    pins: Mapping[str, frozenset[str]]
 
 
 class Sweeper:
@@ -52,16 +74,74 @@ class Sweeper:
         self._leavings = leavings
         self._syscalls = syscalls
 
-    async def traces(self) -> set[str]:
-        """Every id that names something in a place of ours.
+    async def look(self) -> Traces:
+        """Every id that names something in a place of ours. Starts no program.
 
         Cgroups are not such a place: another runtime's are named by 64 hex digits too, under the
         same parents. They are only looked up for an id that was found elsewhere.
         """
-        found = await asyncio.to_thread(self._directory_traces)
+        held: set[str] = set()
         for runtime in self.runtimes.values():
-            found |= {cid for cid in await runtime.containers() if _ID.fullmatch(cid)}
-        return found
+            held |= await runtime.containers()
+
+        def work() -> Traces:
+            mounted, pins = self._mounts()
+            return Traces(
+                names=frozenset(self._directory_traces()),
+                mounted=frozenset(mounted),
+                held=frozenset(filter(_ID.fullmatch, held)),
+                monitors=frozenset(
+                    filter(_ID.fullmatch, self._leavings.monitored(self._paths.containers))
+                ),
+                pins={pod_id: frozenset(kinds) for pod_id, kinds in pins.items()},
+            )
+
+        return await asyncio.to_thread(work)
+
+    def _mounts(self) -> tuple[set[str], dict[str, set[str]]]:
+        """Ids with mounts in their run directories, and pinned namespaces by pod.
+
+        Not by parsing every line: a node has thousands, and only the places of ours matter.
+        """
+        root = os.fsencode(self._paths.run_root)
+        escaped = re.sub(rb"[ \t\n\\]", lambda m: b"\\%03o" % m[0][0], root)
+        ours = re.compile(
+            b" " + re.escape(escaped) + rb"/(pods|containers|namespaces)/([0-9a-f]{64})/([^/ ]+)"
+        )
+        mounted: set[str] = set()
+        pins: dict[str, set[str]] = {}
+        for place, object_id, rest in ours.findall(Path("/proc/self/mountinfo").read_bytes()):
+            name = object_id.decode()
+            if place == b"namespaces":
+                pins.setdefault(name, set()).add(os.fsdecode(rest))
+            else:
+                mounted.add(name)
+        return mounted, pins
+
+    def has_cgroup(self, cgroup: str) -> bool:
+        """Whether an OCI cgroupsPath exists in any hierarchy; blocking."""
+        return any(directory.is_dir() for directory in self._cgroups.directories(cgroup))
+
+    async def sweep_cgroup(self, cgroup: str) -> None:
+        """Kill what is in a cgroup of ours and remove it."""
+        await self._cgroups.kill(cgroup)
+        await self._cgroups.remove(cgroup)
+
+    async def pin_again(self, pod: PodSandbox, kinds: Collection[str]) -> None:
+        """Pin namespaces of a ready pod again that somebody has unmounted, from its pause process.
+
+        Raises:
+            NotFound: the process is gone.
+        """
+        if pod.pause is None:
+            return
+        for kind in sorted(kinds):
+            await self._namespaces.pin_process(
+                pod.pause.pid,
+                kind,
+                self._paths.pins(pod.id) / kind,
+                start_ticks=pod.pause.start_ticks,
+            )
 
     async def end_calls(self, container_ids: Collection[str]) -> None:
         """End what a former life still has running on these containers in the runtimes."""

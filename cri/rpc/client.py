@@ -56,8 +56,9 @@ class DaemonClient:
         return self._call(RUNTIME, "Version", pb.VersionRequest(), pb.VersionResponse)
 
     def status(self) -> pb.StatusResponse:
-        """Conditions and handlers."""
-        return self._call(RUNTIME, "Status", pb.StatusRequest(), pb.StatusResponse)
+        """Conditions, handlers, and under `info` what else is known."""
+        request = pb.StatusRequest(verbose=True)
+        return self._call(RUNTIME, "Status", request, pb.StatusResponse)
 
     def pods(self) -> pb.ListPodSandboxResponse:
         """All pods."""

@@ -24,7 +24,10 @@ class PodwrightError(Exception):
         hint: the next step for a person, or empty; safe to send.
         replay: a command line that reproduces the failure, or empty; for the daemon's log only.
         fields: facts for the log and the message (`path=`, `container=`, `exit_status=` ...).
+        stage: the step of a teardown that failed, or empty; for `podwright status`.
     """
+
+    stage = ""
 
     def __init__(
         self, message: str, *, hint: str = "", replay: str = "", **fields: str | int | None
