@@ -46,6 +46,7 @@ from sandbox.host.errors import (
 )
 from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
 from sandbox.host.journal import get_logger
+from sandbox.host.mounts import unmount_tree
 from sandbox.host.pidfd import boot_id
 
 if TYPE_CHECKING:
@@ -333,6 +334,8 @@ class OverlaySnapshotter:
         with map_os_errors("cannot read staging directory", path=str(self._staging_dir)):
             paths = list(self._staging_dir.iterdir())
         for path in paths:
+            # A daemon that was killed while it tried what the kernel can do has left a mount.
+            unmount_tree(path, syscalls=self._syscalls)
             remove_tree(path)
 
     def _list_layers(self) -> set[str]:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ pieces = st.sampled_from(
 references = st.lists(pieces | texts, max_size=8).map("".join)
 
 
+@pytest.mark.cell("MF10")
 @fuzzed(500)
 @given(references)
 def test_any_text_is_a_reference_that_stays_itself_or_invalid(text: str) -> None:

@@ -105,6 +105,7 @@ async def test_bandwidth_limits_reach_the_kernel(node):
     assert "rate 8Mbit" in node.host("tc", "qdisc", "show")
 
 
+@pytest.mark.cell("CN8")
 async def test_delete_after_the_namespace_and_the_configuration_went(node):
     node.configure(PORTMAP)
     pod = node.pod(port_mappings=(PortMapping(container_port=80, host_port=18081),))
@@ -131,6 +132,7 @@ async def test_delete_uses_the_cache_when_the_caller_has_nothing(node):
     assert node.leased() == set()
 
 
+@pytest.mark.cell("CN9")
 async def test_delete_when_the_namespace_is_a_plain_file(node, tmp_path):
     node.configure()
     network = node.network()
@@ -148,6 +150,7 @@ async def test_delete_when_the_namespace_is_a_plain_file(node, tmp_path):
     assert impostor.exists()
 
 
+@pytest.mark.cell("CN5")
 async def test_a_failing_second_plugin_leaves_nothing_after_delete(node):
     node.configure({"type": "tuning", "sysctl": {"net.ipv4.no_such_thing": "1"}})
     network = node.network()
@@ -176,6 +179,7 @@ async def test_gc_frees_what_belongs_to_no_pod(node):
     assert node.leased() == node.addresses(kept)
 
 
+@pytest.mark.cell("CN14")
 async def test_many_pods_at_once_get_different_addresses(node):
     node.configure()
     network = node.network()
@@ -188,6 +192,7 @@ async def test_many_pods_at_once_get_different_addresses(node):
     assert node.leased() == set()
 
 
+@pytest.mark.cell("CN14")
 async def test_a_range_that_is_used_up_fails_cleanly_and_recovers(node):
     ranges = [[{"subnet": "10.88.78.0/29", "rangeStart": "10.88.78.2", "rangeEnd": "10.88.78.3"}]]
     node.configure(ipam={"type": "host-local", "ranges": ranges, "dataDir": str(node.leases)})

@@ -112,6 +112,7 @@ async def test_the_protocol_as_a_plugin_sees_it(bench):
     assert delete["config"]["prevResult"] == json.loads(attached.result_json)
 
 
+@pytest.mark.cell("CN1")
 async def test_an_error_document_is_told_in_the_plugins_words(bench):
     rule = {"command": "ADD", "do": "error", "code": 7, "msg": "bad bridge", "details": "no vlan"}
     bench.first.control(rules=[rule])
@@ -143,6 +144,7 @@ async def test_a_crash_without_a_document_shows_what_it_wrote_and_no_secret(benc
     assert "hunter2" not in str(failure)
 
 
+@pytest.mark.cell("CN2")
 @pytest.mark.parametrize(
     ("stdout", "why"),
     [
@@ -171,6 +173,7 @@ async def test_an_answer_that_is_no_result(bench, stdout, why):
     assert bench.first.commands == ["ADD", "DEL"]
 
 
+@pytest.mark.cell("CN3")
 async def test_a_hanging_plugin_is_killed_and_del_reaches_every_plugin(bench):
     bench.second.control(rules=[{"command": "ADD", "do": "hang"}])
     network = bench.network(add_timeout_s=0.5)
@@ -183,6 +186,7 @@ async def test_a_hanging_plugin_is_killed_and_del_reaches_every_plugin(bench):
     assert bench.first.commands == bench.second.commands == ["ADD", "DEL"]
 
 
+@pytest.mark.cell("CN4")
 async def test_a_cancelled_add_leaves_no_plugin_running(bench):
     bench.first.control(rules=[{"command": "ADD", "do": "hang"}])
     network = bench.network()
@@ -194,6 +198,7 @@ async def test_a_cancelled_add_leaves_no_plugin_running(bench):
     assert not alive(bench.first.calls[0]["pid"])
 
 
+@pytest.mark.cell("CN7")
 async def test_a_del_that_hangs_does_not_keep_the_others_from_theirs(bench):
     bench.second.control(rules=[{"command": "DEL", "do": "hang", "times": 1}])
     network = bench.network(delete_timeout_s=0.5)
@@ -207,6 +212,7 @@ async def test_a_del_that_hangs_does_not_keep_the_others_from_theirs(bench):
     assert bench.first.commands == ["ADD", "DEL", "DEL"]
 
 
+@pytest.mark.cell("CN2")
 async def test_fifty_mebibytes_of_output_are_not_read(bench):
     rule = {"command": "ADD", "do": "flood", "size_bytes": 50 * 1024 * 1024}
     bench.first.control(rules=[rule])
@@ -216,6 +222,7 @@ async def test_fifty_mebibytes_of_output_are_not_read(bench):
     assert len(str(failure)) < 4096
 
 
+@pytest.mark.cell("CN12")
 async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_us(bench):
     bench.second.control(rules=[{"command": "ADD", "do": "grandchild", "seconds": 60}])
 
@@ -229,6 +236,7 @@ async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_us(bench):
     os.kill(left["pid"], signal.SIGKILL)
 
 
+@pytest.mark.cell("HD8")
 async def test_a_plugin_killed_after_its_work_is_undone(tmp_path):
     node = Node(tmp_path)
     try:
@@ -293,6 +301,7 @@ async def test_status_and_gc_reach_the_plugins(bench):
     assert collected[0]["config"]["cni.dev/valid-attachments"] == expected
 
 
+@pytest.mark.cell("RP5")
 async def test_a_plugin_left_by_a_dead_daemon_is_ended_at_start(bench):
     """A daemon killed in the middle of ADD leaves the plugin running in its own session."""
     bench.first.control(rules=[{"command": "ADD", "do": "hang"}])

@@ -73,6 +73,7 @@ def bench(tmp_path):
     return Bench(tmp_path)
 
 
+@pytest.mark.cell("CN11")
 async def test_everything_that_can_happen_to_the_directory(bench):
     async with bench.followed():
         await bench.until(False, "no network configuration")
@@ -117,6 +118,7 @@ async def test_a_change_is_seen_without_waiting_for_the_poll(bench):
         await bench.until(True, network="net")
 
 
+@pytest.mark.cell("CN15")
 async def test_plugins_that_come_later_and_plugins_that_are_unwell(bench):
     away = bench.plugin.path.rename(bench.bin_dir.with_name("one"))
     bench.write("net")

@@ -50,6 +50,7 @@ def fill(path):
             file.flush()
 
 
+@pytest.mark.cell("DK2")
 async def test_a_full_disk_refuses_writes_and_goes_on_answering(small):
     database = await opened(small / "state.db")
     (small / "ballast").write_bytes(bytes(128 * 1024))
@@ -70,6 +71,7 @@ async def test_a_full_disk_refuses_writes_and_goes_on_answering(small):
     await database.close()
 
 
+@pytest.mark.cell("DK3")
 async def test_the_reserve_lets_a_full_disk_be_cleaned_up(small):
     database = await Database.open(
         small / "state.db", migrations=[SCHEMA], application_id=OURS, reserve_bytes=64 * 1024
@@ -97,6 +99,7 @@ async def test_the_reserve_lets_a_full_disk_be_cleaned_up(small):
     await database.close()
 
 
+@pytest.mark.cell("DK3")
 async def test_a_full_disk_does_not_forbid_opening(small):
     database = await opened(small / "state.db")
     await database.write(insert(1))
@@ -107,6 +110,7 @@ async def test_a_full_disk_does_not_forbid_opening(small):
     await database.close()
 
 
+@pytest.mark.cell("DK7")
 async def test_a_file_system_gone_read_only(small):
     database = await opened(small / "state.db")
     await database.write(insert(1))
@@ -164,6 +168,7 @@ async def test_killed_at_every_write_it_comes_back_with_what_was_told(tmp_path, 
     raise AssertionError("never got through")
 
 
+@pytest.mark.cell("DK8")
 @pytest.mark.slow
 async def test_a_failing_sync_fails_one_write(tmp_path):
     if reason := probes.no_program("strace"):

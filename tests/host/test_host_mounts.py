@@ -157,6 +157,7 @@ def test_a_stack_goes_in_one_call(base):
     assert at(target) is None
 
 
+@pytest.mark.cell("MT1")
 def test_a_busy_mount_is_detached_and_its_space_comes_back_with_its_last_user(base):
     (target,) = make(base, "m")
     mount_one(Mount("tmpfs", "t", target), syscalls=calls)
@@ -208,6 +209,7 @@ def overlay(tmp_path, places, *words):
     )
 
 
+@pytest.mark.cell("MT6")
 @pytest.mark.parametrize("count", [1, 20, 128, 300])
 def test_overlays_of_many_layers(tmp_path, layers, count):
     places = layers(count)
@@ -242,6 +244,7 @@ def test_layer_paths_with_odd_characters(tmp_path, layers, count):
     assert (tmp_path / f"root/file-{count - 1}").exists()
 
 
+@pytest.mark.cell("MT6")
 def test_layer_paths_longer_than_an_option_may_be(tmp_path, layers):
     places = layers(20, prefix="x" * 200 + "/" + "y" * 200)
     mount_one(overlay(tmp_path, places), syscalls=calls)
@@ -280,6 +283,7 @@ def test_removing_does_not_enter_a_bind_of_the_same_file_system(base):
     assert (outside / "precious").read_text() == "data"
 
 
+@pytest.mark.cell("MT5")
 def test_removing_takes_immutable_and_append_only_away(tmp_path):
     if os.statvfs(tmp_path).f_bsize == 0:
         pytest.skip("no file system")

@@ -71,6 +71,7 @@ async def test_a_program_that_cannot_be_killed_is_let_go_and_reaped_later(monkey
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.cell("FD2")
 async def test_inotify_instances_used_up(tmp_path):
     calls = LibcSyscalls()
     held = []

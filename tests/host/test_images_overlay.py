@@ -95,6 +95,7 @@ def touch(*names: str):
     return make
 
 
+@pytest.mark.cell("MT6")
 async def test_many_layers(node: Node, tmp_path: Path) -> None:
     chain = [await node.layer(n, make=touch(f"f{n}", "same")) for n in range(1, 301)]
     with mounted(await node.prepare(*chain), tmp_path / "m") as target:
@@ -249,6 +250,7 @@ async def test_nothing_is_put_into_the_upper_directory_without_need(
     assert list((tmp_path / "c/upper").iterdir()) == []
 
 
+@pytest.mark.cell("DK9")
 async def test_a_layer_is_synced_before_it_is_named_and_named_before_it_is_recorded(
     tmp_path: Path, database: Database
 ) -> None:
@@ -273,6 +275,7 @@ async def test_a_layer_is_synced_before_it_is_named_and_named_before_it_is_recor
     assert order == ["sync, 0 named", "row, 1 named"]
 
 
+@pytest.mark.cell("DK8")
 async def test_a_sync_that_fails_leaves_the_layer_unpublished(
     tmp_path: Path, database: Database
 ) -> None:

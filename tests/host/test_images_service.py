@@ -361,6 +361,7 @@ async def test_shared_layers_stay_with_the_other_image(tmp_path: Path) -> None:
             assert (target / "d/base").exists()
 
 
+@pytest.mark.cell("LD12")
 async def test_remove_pull_and_prepare_at_once(tmp_path: Path) -> None:
     """Never a container without its layers, never a layer without an owner."""
     async with FakeRegistry() as registry, image_node(tmp_path) as service:
@@ -457,6 +458,7 @@ async def test_a_config_that_rotted_takes_the_image_with_it(tmp_path: Path) -> N
             assert len(service.list()) == 1
 
 
+@pytest.mark.cell("DB11", "DK9")
 @pytest.mark.parametrize(
     ("form", "damaged"),
     [("tree", "d/a"), ("indexed", "layer.tar"), ("indexed", "index.erofs")],
@@ -485,6 +487,7 @@ async def test_layers_are_checked_after_a_power_failure(
                 await pulled(service, registry, "app:1")
 
 
+@pytest.mark.cell("DB2")
 async def test_a_corrupt_catalog_does_not_keep_the_daemon_from_starting(tmp_path: Path) -> None:
     async with FakeRegistry() as registry:
         registry.add_image("app", "1")
@@ -520,6 +523,7 @@ async def test_a_mounted_layer_survives_the_loss_of_the_catalog(tmp_path: Path) 
             assert layer_directories(tmp_path) == []
 
 
+@pytest.mark.cell("DK1")
 async def test_a_full_disk_fails_the_pull_and_heals(tmp_path: Path) -> None:
     calls = LibcSyscalls()
     disk = tmp_path / "disk"

@@ -108,6 +108,7 @@ async def test_the_process_waits_until_started(make: Make) -> None:
     assert node.log(cid) == b""
 
 
+@pytest.mark.cell("HD4")
 async def test_conmon_is_protected_from_memory_kills_and_owns_nothing_of_ours(make: Make) -> None:
     node = make()
     secret = os.open("/dev/null", os.O_RDONLY)
@@ -244,6 +245,7 @@ async def test_reopen_without_rename_keeps_what_is_there(make: Make) -> None:
     assert b"first" in node.log(cid)
 
 
+@pytest.mark.cell("LG2")
 async def test_reopen_refuses_a_directory_that_became_a_link(make: Make, tmp_path: Path) -> None:
     node = make()
     cid, created = await node.run("/bin/sleep", "1000")
@@ -262,6 +264,7 @@ async def test_reopen_refuses_a_directory_that_became_a_link(make: Make, tmp_pat
     assert alive(created.monitor)
 
 
+@pytest.mark.cell("LG4")
 async def test_reopen_fails_when_conmon_is_dead_or_stuck_and_makes_no_file(make: Make) -> None:
     node = make(timeouts=SandboxTimeouts(reopen_s=0.2))
     cid, created = await node.run("/bin/sleep", "1000")
@@ -300,6 +303,7 @@ async def test_a_planted_log_is_refused(make: Make, kind: str, tmp_path: Path) -
     assert victim.read_text() == "untouched"
 
 
+@pytest.mark.cell("LG6")
 async def test_every_one_of_many_control_messages_counts(make: Make) -> None:
     """conmon 2.1.6 loses the second of two messages that arrive together; ours never do."""
     node = make()

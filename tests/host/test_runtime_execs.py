@@ -227,6 +227,7 @@ async def test_an_exec_in_a_dead_container(make: Make) -> None:
         await node.execs.exec_sync(node.shell(cid, created, "/bin/true"))
 
 
+@pytest.mark.cell("ES4")
 async def test_an_exec_in_a_paused_container(make: Make) -> None:
     node = make()
     cid, created = await node.run("/bin/sleep", "1000")

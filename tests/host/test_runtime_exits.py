@@ -90,6 +90,7 @@ async def test_an_end_from_before_the_watch_is_told_with_its_own_time(
     assert told.finished_at_ns == (node.exits_dir / cid).stat().st_mtime_ns
 
 
+@pytest.mark.cell("TM2")
 async def test_the_end_is_never_before_the_start(node: RuntimeNode, ends: Ends) -> None:
     cid, created = await node.run("/bin/true")
     future_ns = node.clock.wall_ns() + 10**12
@@ -162,6 +163,7 @@ async def test_a_lost_exit_file_is_made_up_for_by_the_second_copy(
     assert (await ends.watch.wait(cid)).exit_code == 9
 
 
+@pytest.mark.cell("DB9")
 async def test_an_exit_file_beside_a_living_process_is_not_believed(
     node: RuntimeNode, ends: Ends
 ) -> None:
@@ -173,6 +175,7 @@ async def test_an_exit_file_beside_a_living_process_is_not_believed(
     assert alive(created.init)
 
 
+@pytest.mark.cell("HD13")
 async def test_a_reused_number_is_a_dead_container_and_its_owner_is_left_alone(
     node: RuntimeNode, ends: Ends
 ) -> None:

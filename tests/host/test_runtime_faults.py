@@ -87,6 +87,7 @@ async def test_a_hanging_create_is_killed_and_forgotten(make: Make, tmp_path: Pa
     await until(lambda: not command_lines(str(tmp_path / "hook")))
 
 
+@pytest.mark.cell("CC6", "HD7")
 async def test_a_runtime_killed_in_a_hook_is_broken_not_gone(make: Make, tmp_path: Path) -> None:
     """Killed there, both leave a directory without a good state; `delete` must cope."""
     node = make()
@@ -113,6 +114,7 @@ async def test_a_runtime_killed_in_a_hook_is_broken_not_gone(make: Make, tmp_pat
     await until(lambda: not command_lines(str(tmp_path / "hook")))
 
 
+@pytest.mark.cell("HD7")
 async def test_a_status_file_without_sense_is_broken_and_can_be_deleted(make: Make) -> None:
     node = make()
     cid, bundle = node.bundle("/bin/sleep", "1000")

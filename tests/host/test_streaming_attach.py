@@ -111,6 +111,7 @@ async def test_a_terminal(node: StreamingNode, how: str) -> None:
     await until_idle(node)
 
 
+@pytest.mark.cell("ES9")
 @pytest.mark.parametrize("how", PROTOCOLS)
 async def test_a_session_ends_soon_after_its_container_with_everything(
     node: StreamingNode, how: str

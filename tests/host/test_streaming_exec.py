@@ -204,6 +204,7 @@ async def test_much_output_of_a_terminal(node: StreamingNode, sleeper: str) -> N
 # Ends that are not normal.
 
 
+@pytest.mark.cell("ES6")
 @pytest.mark.parametrize("how", PROTOCOLS)
 @pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
 async def test_the_command_of_a_vanished_client_ends(
@@ -307,6 +308,7 @@ async def test_stopping_the_daemon_ends_its_sessions(node: StreamingNode, sleepe
     assert leftovers(node, sleeper) == []
 
 
+@pytest.mark.cell("ES6")
 async def test_many_at_once_a_third_of_them_killed(node: StreamingNode, sleeper: str) -> None:
     async def one(number: int) -> None:
         how = PROTOCOLS[number % 2]

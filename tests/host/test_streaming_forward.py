@@ -104,6 +104,7 @@ async def test_ipv6_is_tried_after_ipv4(node: StreamingNode, echo: Echo) -> None
     await client.close()
 
 
+@pytest.mark.cell("ES8")
 async def test_the_hosts_network(node: StreamingNode, echo: Echo) -> None:
     pod = await node.pod("p1", host_network=True)
     with socket.socket() as probe:
@@ -129,6 +130,7 @@ async def test_a_port_of_the_host_is_not_the_pods(node: StreamingNode, echo: Ech
     await client.close()
 
 
+@pytest.mark.cell("ES8")
 async def test_a_closed_port_says_what_was_tried(node: StreamingNode) -> None:
     client = await connect(node, await node.pod("p1"), "spdy")
     _, error = await talk(client, 9)
@@ -170,6 +172,7 @@ async def test_the_channel_form(node: StreamingNode, echo: Echo) -> None:
     await client.close()
 
 
+@pytest.mark.cell("ES8")
 async def test_hundreds_of_connections_leave_nothing(node: StreamingNode, echo: Echo) -> None:
     pod = await node.pod("p1")
     await echo.listen(pod, "127.0.0.1", PORT, b"")

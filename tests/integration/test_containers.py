@@ -67,6 +67,7 @@ def test_death_by_signal_is_128_and_its_number(
     assert node.wait_exited(container).exit_code == 128 + number
 
 
+@pytest.mark.cell("HD11")
 def test_out_of_memory_is_told(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     limits = api.LinuxContainerResources(memory_limit_in_bytes=16 << 20)
@@ -111,6 +112,7 @@ def test_program_that_cannot_be_run(
     assert node.wait_exited(node.run(pod, "main", ["true"])).exit_code == 0
 
 
+@pytest.mark.cell("HD10")
 def test_hundred_short_containers_all_have_their_codes(node: Node) -> None:
     pod = node.run_pod("pod")
     with ThreadPoolExecutor(10) as clients:
@@ -160,6 +162,7 @@ def test_grace_over_means_kill(node: Node, handler: str) -> None:
     assert "got TERM" in node.log_of("pod", "main")
 
 
+@pytest.mark.cell("LD5")
 def test_shorter_grace_wins_and_a_longer_one_does_not(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", shell(STUBBORN.format("TERM")))
@@ -184,6 +187,7 @@ def test_stop_of_a_created_or_unknown_or_ended_container(node: Node, handler: st
     assert code_of(refused) is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.cell("HD12")
 def test_frozen_container_is_stopped_at_the_latest_when_it_thaws(node: Node) -> None:
     """Older kernels deliver SIGKILL to a frozen process of cgroup v1 only when it thaws."""
     pod = node.run_pod("pod")
@@ -348,6 +352,7 @@ def test_log_has_every_line_of_both_streams(node: Node, handler: str) -> None:
     assert lines[-1][3] == "partial" or ["stdout", "P", "partial"] in [w[1:] for w in lines]
 
 
+@pytest.mark.cell("LG1")
 def test_reopened_log_loses_and_doubles_no_line(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     script = "i=0; while :; do i=$((i+1)); echo $i; [ $((i % 50)) = 0 ] && sleep 0.01; done"
@@ -367,6 +372,7 @@ def test_reopened_log_loses_and_doubles_no_line(node: Node, handler: str) -> Non
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.cell("LG3")
 def test_log_cannot_be_reopened_after_the_end(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", ["true"])
@@ -380,6 +386,7 @@ def test_log_cannot_be_reopened_after_the_end(node: Node) -> None:
     assert not path.exists()
 
 
+@pytest.mark.cell("LG3")
 def test_log_is_reopened_while_the_container_is_stopping(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", shell(STUBBORN.format("TERM")))

@@ -27,6 +27,7 @@ def code_of(error: grpc.RpcError) -> grpc.StatusCode:
     return error.code()  # type: ignore[attr-defined]
 
 
+@pytest.mark.cell("LD4")
 @pytest.mark.parametrize("milliseconds", DEADLINES_MS)
 def test_pod_and_container_of_an_impatient_client(node: Node, milliseconds: int) -> None:
     """As the kubelet does it: the same request until there is an answer."""
@@ -53,6 +54,7 @@ def test_pull_of_an_impatient_client(node: Node, milliseconds: int) -> None:
     node.remove_image(SPARE_IMAGE)
 
 
+@pytest.mark.cell("LD4")
 @pytest.mark.parametrize("milliseconds", DEADLINES_MS)
 @pytest.mark.parametrize("name", ["RemovePodSandbox", "RemoveContainer", "StopPodSandbox"])
 def test_teardown_by_an_impatient_client(node: Node, name: str, milliseconds: int) -> None:
@@ -65,6 +67,7 @@ def test_teardown_by_an_impatient_client(node: Node, name: str, milliseconds: in
     node.assert_true()
 
 
+@pytest.mark.cell("LD6")
 @pytest.mark.parametrize("how", ["deadline", "cancel", "disconnect"])
 def test_client_that_goes_away_does_not_shorten_the_grace(node: Node, how: str) -> None:
     pod = node.run_pod("pod")
@@ -88,6 +91,7 @@ def test_client_that_goes_away_does_not_shorten_the_grace(node: Node, how: str) 
     assert node.log_of("pod", "main").count("got TERM") == 1
 
 
+@pytest.mark.cell("LD4")
 def test_creation_that_nobody_waits_for_is_finished(node: Node) -> None:
     node.faults.order("crun", "create", "hold-before")
     config = node.pod_config("pod")
@@ -102,6 +106,7 @@ def test_creation_that_nobody_waits_for_is_finished(node: Node) -> None:
     assert node.pod_status(pod).state == api.SANDBOX_READY
 
 
+@pytest.mark.cell("LD3")
 def test_stop_of_a_pod_whose_container_is_being_created(node: Node) -> None:
     pod = node.run_pod("pod")
     node.faults.order("crun", "create", "hold-before")
@@ -121,6 +126,7 @@ def test_stop_of_a_pod_whose_container_is_being_created(node: Node) -> None:
     assert not node.containers()
 
 
+@pytest.mark.cell("LD3")
 def test_removal_of_a_pod_whose_container_is_being_created(node: Node) -> None:
     pod = node.run_pod("pod")
     node.faults.order("crun", "create", "hold-before")
@@ -144,6 +150,7 @@ def test_removal_of_a_pod_whose_container_is_being_created(node: Node) -> None:
     assert not node.containers()
 
 
+@pytest.mark.cell("LD7")
 def test_answers_come_while_something_hangs(node: Node) -> None:
     """One object that is stuck is nobody else's concern."""
     node.faults.order("crun", "create", "hold-before")

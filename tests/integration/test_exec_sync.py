@@ -50,6 +50,7 @@ def test_outputs_and_exit_code(node: Node, container: str) -> None:
     assert node.exec(container, "cat") == (0, "", "")
 
 
+@pytest.mark.cell("ES1")
 def test_time_over_kills_the_command_and_its_children(node: Node, container: str) -> None:
     script = "setsid sleep 2222 & sleep 2223 & trap '' TERM; echo told; sleep 2224"
     with pytest.raises(grpc.RpcError) as late:
@@ -59,6 +60,7 @@ def test_time_over_kills_the_command_and_its_children(node: Node, container: str
     assert node.exec(container, "echo", "alive")[1] == "alive\n"
 
 
+@pytest.mark.cell("ES3")
 def test_output_is_cut_and_fits_a_message(node: Node, container: str) -> None:
     script = "head -c 20000000 /dev/zero"
     request = api.ExecSyncRequest(container_id=container, cmd=["sh", "-c", script])
@@ -67,6 +69,7 @@ def test_output_is_cut_and_fits_a_message(node: Node, container: str) -> None:
     assert OUTPUT_LIMIT_BYTES - (1 << 20) < len(answer.stdout) < OUTPUT_LIMIT_BYTES
 
 
+@pytest.mark.cell("ES2")
 def test_background_child_does_not_hold_the_call(node: Node, handler: str, container: str) -> None:
     if handler == "crun":
         assert node.exec(container, "sh", "-c", "sleep 2225 & echo told")[:2] == (0, "told\n")
@@ -90,6 +93,7 @@ def test_command_that_is_not_there(node: Node, container: str) -> None:
     assert code_of(empty) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.cell("ES4")
 def test_end_of_the_container_ends_the_command(node: Node, container: str) -> None:
     with ThreadPoolExecutor(1) as client:
         running = client.submit(node.exec, container, "sh", "-c", "echo $$ > /tmp/pid; sleep 2226")
@@ -124,6 +128,7 @@ def test_many_commands_at_once(node: Node, container: str) -> None:
         assert all(clients.map(ask, range(40)))
 
 
+@pytest.mark.cell("ES4")
 def test_created_container_has_no_commands(node: Node, handler: str) -> None:
     created = node.create(node.run_pod("pod", handler=handler), "main", SLEEP)
     with pytest.raises(grpc.RpcError) as refused:

@@ -35,6 +35,7 @@ def gone(pid: int) -> bool:
 # Deaths.
 
 
+@pytest.mark.cell("HD1", "LG4")
 def test_conmon_dies_and_its_container_lives(node: Node, handler: str) -> None:
     """The container goes on and is watched; only its output and its exit code are lost."""
     pod = node.run_pod("pod", handler=handler)
@@ -53,6 +54,7 @@ def test_conmon_dies_and_its_container_lives(node: Node, handler: str) -> None:
     assert status.message
 
 
+@pytest.mark.cell("HD1")
 def test_conmon_dies_and_the_container_is_stopped(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = node.run(pod, "main", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
@@ -61,6 +63,7 @@ def test_conmon_dies_and_the_container_is_stopped(node: Node, handler: str) -> N
     assert node.status(container).state == api.CONTAINER_EXITED
 
 
+@pytest.mark.cell("HD2")
 @pytest.mark.parametrize("down", [False, True], ids=["daemon-up", "daemon-down"])
 def test_conmon_and_container_die_together(node: Node, handler: str, down: bool) -> None:
     pod = node.run_pod("pod", handler=handler)
@@ -78,6 +81,7 @@ def test_conmon_and_container_die_together(node: Node, handler: str, down: bool)
     assert node.pod_status(pod).state == api.SANDBOX_READY
 
 
+@pytest.mark.cell("HD3")
 def test_conmon_dies_while_the_daemon_is_down(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = node.run(pod, "main", SLEEP)
@@ -90,6 +94,7 @@ def test_conmon_dies_while_the_daemon_is_down(node: Node, handler: str) -> None:
     assert node.status(container).state == api.CONTAINER_EXITED
 
 
+@pytest.mark.cell("DK6")
 def test_exit_directory_that_is_gone(node: Node) -> None:
     """conmon cannot tell; its copy in the bundle does, or nobody, but the end is seen."""
     pod = node.run_pod("pod")
@@ -103,6 +108,7 @@ def test_exit_directory_that_is_gone(node: Node) -> None:
         exits.with_name("elsewhere").rename(exits)
 
 
+@pytest.mark.cell("DB9")
 @pytest.mark.parametrize("text", ["", "garbage", "-1", "999999999999999999999"])
 def test_exit_file_that_holds_nonsense(node: Node, text: str) -> None:
     pod = node.run_pod("pod")
@@ -120,6 +126,7 @@ def test_exit_file_that_holds_nonsense(node: Node, text: str) -> None:
     assert (status.exit_code, status.reason) == (255, "Unknown")
 
 
+@pytest.mark.cell("HD5")
 @pytest.mark.parametrize("pid_mode", ["CONTAINER", "POD"])
 def test_pause_dies(node: Node, handler: str, pid_mode: str) -> None:
     spaces = namespaces(pid=pid_mode)
@@ -142,6 +149,7 @@ def test_pause_dies(node: Node, handler: str, pid_mode: str) -> None:
     assert node.status(container).state == api.CONTAINER_EXITED
 
 
+@pytest.mark.cell("HD9")
 def test_container_dies_before_its_start(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = node.create(pod, "main", SLEEP)
@@ -152,6 +160,7 @@ def test_container_dies_before_its_start(node: Node, handler: str) -> None:
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION  # type: ignore[attr-defined]
 
 
+@pytest.mark.cell("HD13")
 def test_number_of_a_dead_process_belongs_to_somebody_else(node: Node) -> None:
     """Nobody else is signalled: what counts is the number and when its process began."""
     pod = node.run_pod("pod")
@@ -185,6 +194,7 @@ FAILURES: list[tuple[str, Order]] = [
 ]
 
 
+@pytest.mark.cell("HD6")
 @pytest.mark.parametrize(("handler", "order"), FAILURES)
 @pytest.mark.parametrize("verb", ["create", "start"])
 def test_runtime_fails_making_a_pod(node: Node, handler: str, verb: str, order: Order) -> None:
@@ -200,6 +210,7 @@ def test_runtime_fails_making_a_pod(node: Node, handler: str, verb: str, order: 
     assert node.pod_status(pod).state == api.SANDBOX_READY
 
 
+@pytest.mark.cell("HD6")
 @pytest.mark.parametrize(("handler", "order"), FAILURES)
 @pytest.mark.parametrize(("program", "verb"), [("handler", "create"), ("conmon", "run")])
 def test_container_cannot_be_created(
@@ -218,6 +229,7 @@ def test_container_cannot_be_created(
     assert node.exec(container, "true")[0] == 0
 
 
+@pytest.mark.cell("HD6")
 @pytest.mark.parametrize(("handler", "order"), FAILURES)
 def test_container_cannot_be_started(node: Node, handler: str, order: Order) -> None:
     pod = node.run_pod("pod", handler=handler)
@@ -233,6 +245,7 @@ def test_container_cannot_be_started(node: Node, handler: str, order: Order) -> 
     node.run(pod, "main", SLEEP)
 
 
+@pytest.mark.cell("HD6")
 @pytest.mark.parametrize(("handler", "order"), FAILURES)
 def test_runtime_fails_to_delete(node: Node, handler: str, order: Order) -> None:
     pod = node.run_pod("pod", handler=handler)
@@ -250,6 +263,7 @@ def test_runtime_fails_to_delete(node: Node, handler: str, order: Order) -> None
     assert not node.pods()
 
 
+@pytest.mark.cell("HD6")
 @pytest.mark.parametrize(("handler", "order"), FAILURES)
 def test_runtime_fails_to_exec_and_update(node: Node, handler: str, order: Order) -> None:
     pod = node.run_pod("pod", handler=handler)
@@ -276,6 +290,7 @@ def _as_error(answer: tuple[int, str, str]) -> Exception:
     return grpc.RpcError()
 
 
+@pytest.mark.cell("HD6")
 def test_runtime_that_cannot_be_asked_at_start(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     created = node.create(pod, "created", SLEEP)
@@ -288,6 +303,7 @@ def test_runtime_that_cannot_be_asked_at_start(node: Node, handler: str) -> None
     node.start(created)
 
 
+@pytest.mark.cell("DB10")
 def test_state_of_the_runtime_deleted_behind_our_back(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     running = node.run(pod, "running", SLEEP)
@@ -303,6 +319,7 @@ def test_state_of_the_runtime_deleted_behind_our_back(node: Node, handler: str) 
     node.remove_pod(pod)
 
 
+@pytest.mark.cell("DB7")
 def test_files_of_a_container_deleted_behind_our_back(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", SLEEP)

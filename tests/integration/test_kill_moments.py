@@ -35,6 +35,9 @@ def usual_s(node: Node, name: str) -> float:
     return _took_s[name]
 
 
+@pytest.mark.cell(
+    "RP1", "RP3", "CC1-CC3", "SC1", "ST2", "SP1", "RC1-RC4", "RM1-RM3", "RI1-RI3", "EX1", "UR1"
+)
 @pytest.mark.parametrize("moment", range(MOMENTS))
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_killed_at(node: Node, bystander: Bystander, name: str, moment: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from tests.kit import census
 from tests.kit.calls import until
@@ -40,21 +41,50 @@ STEPS = [
     ("UpdateContainerResources", RUNTIME, "update"),
 ]
 
+#: Cells of the fault matrix by (call, program); the rest are no cells of their own.
+CELLS = {
+    ("RunPodSandbox", "bridge"): ["RP5", "RP6"],
+    ("RunPodSandbox", "host-local"): ["RP5"],
+    ("RunPodSandbox", "portmap"): ["RP5", "RP6"],
+    ("RunPodSandbox", RUNTIME): ["RP9", "RP10", "RP11"],
+    ("StopPodSandbox", "portmap"): ["SP2"],
+    ("StopPodSandbox", "bridge"): ["SP2"],
+    ("StopPodSandbox", "host-local"): ["SP2"],
+    ("StopPodSandbox", RUNTIME): ["SP3"],
+    ("RemovePodSandbox", "bridge"): ["RM1-RM3"],
+    ("RemovePodSandbox", RUNTIME): ["RM1-RM3"],
+    ("CreateContainer", "conmon"): ["CC6"],
+    ("CreateContainer", RUNTIME): ["CC6", "CC7"],
+    ("StartContainer", RUNTIME): ["SC1", "SC2"],
+    ("StopContainer", RUNTIME): ["ST2"],
+    ("RemoveContainer", RUNTIME): ["RC1-RC4"],
+    ("ExecSync", RUNTIME): ["EX1"],
+    ("UpdateContainerResources", RUNTIME): ["UR1"],
+}
+
 #: Calls that make something: what they have started must not go on after a restart.
 MAKES = {"RunPodSandbox", "CreateContainer", "ExecSync"}
 
 
-def cases() -> Iterator[tuple[str, str, str, str, Order, str]]:
-    """(call, program, verb, handler, order, afterwards)."""
+def cases() -> Iterator[ParameterSet]:
+    """(call, program, verb, handler, order, afterwards), with its cells."""
     for call, program, verb in STEPS:
-        makes = call in MAKES
-        for handler in ("crun", "runc") if program == RUNTIME else ("crun",):
-            named = handler if program == RUNTIME else program
-            yield call, named, verb, handler, "hold-before", "finishes"
-            if handler == "crun":
-                yield call, named, verb, handler, "hold-after", "hangs"
-                if makes:
-                    yield call, named, verb, handler, "hold-before", "hangs"
+        mark = pytest.mark.cell(*CELLS[call, program])
+        for case in _cases_of(call, program, verb):
+            yield pytest.param(*case, marks=mark)
+
+
+def _cases_of(
+    call: str, program: str, verb: str
+) -> Iterator[tuple[str, str, str, str, Order, str]]:
+    makes = call in MAKES
+    for handler in ("crun", "runc") if program == RUNTIME else ("crun",):
+        named = handler if program == RUNTIME else program
+        yield call, named, verb, handler, "hold-before", "finishes"
+        if handler == "crun":
+            yield call, named, verb, handler, "hold-after", "hangs"
+            if makes:
+                yield call, named, verb, handler, "hold-before", "hangs"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +119,7 @@ def test_killed_in(
     node.assert_true()
 
 
+@pytest.mark.cell("SC2", "UR1")
 @pytest.mark.parametrize(
     ("name", "verb"), [("StartContainer", "start"), ("UpdateContainerResources", "update")]
 )

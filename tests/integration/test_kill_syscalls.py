@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import judge
 from tests.kit.calls import until
 from tests.kit.node import Node
 from tests.kit.operations import OPERATIONS, SPARE_IMAGE, Bystander, finish
@@ -67,6 +68,7 @@ def struck(node: Node, system_calls: str, number: int) -> Iterator[None]:
         tracer.wait()
 
 
+@pytest.mark.cell("RP1", "RP4", "RP8", "CC1-CC3", "RM1-RM3")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(OPERATIONS) if EVERY else USUAL)
 def test_killed_at_the_nth(node: Node, bystander: Bystander, name: str, kind: str) -> None:
@@ -88,4 +90,4 @@ def test_killed_at_the_nth(node: Node, bystander: Bystander, name: str, kind: st
         node.remove_everything()
         node.assert_clean()
     node.remove_image(SPARE_IMAGE)
-    print(f"killed {killed} times")
+    judge.notes.walks.append((name, kind, killed))

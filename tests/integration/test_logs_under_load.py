@@ -78,6 +78,7 @@ def failure(node: Node, container: str) -> grpc.StatusCode:
     return refused.value.code()
 
 
+@pytest.mark.cell("LG1")
 def test_no_line_is_lost_or_doubled(
     node: Node, handler: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_no_line_is_lost_or_doubled(
     assert said == [b"%d" % number for number in range(1, len(said) + 1)]
 
 
+@pytest.mark.cell("LG3")
 def test_rotation_while_the_container_is_stopping(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     script = f"trap 'echo asked' TERM; {CHATTER}"
@@ -125,6 +127,7 @@ def test_rotation_while_the_container_is_stopping(node: Node, handler: str) -> N
     assert said == [b"%d" % number for number in range(1, len(said) + 1)]
 
 
+@pytest.mark.cell("LG3")
 def test_stopped_container_gets_no_file(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = node.run(pod, "main", ["echo", "done"])
@@ -136,6 +139,7 @@ def test_stopped_container_gets_no_file(node: Node, handler: str) -> None:
     assert not log.exists()
 
 
+@pytest.mark.cell("LG2")
 def test_directory_that_is_gone_is_an_error_and_is_not_made(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = node.run(pod, "main", ["sh", "-c", CHATTER])

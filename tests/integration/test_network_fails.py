@@ -30,6 +30,7 @@ def network_ready(node: Node) -> bool:
     return next(c.status for c in answer.status.conditions if c.type == "NetworkReady")
 
 
+@pytest.mark.cell("CN1", "CN2", "CN5", "HD8")
 @pytest.mark.parametrize("order", BAD)
 @pytest.mark.parametrize("plugin", ["bridge", "host-local", "portmap"])
 def test_add_goes_wrong(node: Node, plugin: str, order: Order) -> None:
@@ -45,6 +46,7 @@ def test_add_goes_wrong(node: Node, plugin: str, order: Order) -> None:
     assert node.pod_status(node.run_pod("pod")).network.ip
 
 
+@pytest.mark.cell("CN3")
 @pytest.mark.parametrize("plugin", ["bridge", "portmap"])
 def test_add_hangs(node: Node, plugin: str) -> None:
     node.faults.order(plugin, "ADD", "hold-after")
@@ -58,6 +60,7 @@ def test_add_hangs(node: Node, plugin: str) -> None:
     node.run_pod("pod")
 
 
+@pytest.mark.cell("CN6")
 @pytest.mark.parametrize("order", ["fail-before", "fail-after", "kill-before", "kill-after"])
 @pytest.mark.parametrize("plugin", ["bridge", "host-local", "portmap"])
 def test_delete_goes_wrong_once(node: Node, plugin: str, order: Order) -> None:
@@ -74,6 +77,7 @@ def test_delete_goes_wrong_once(node: Node, plugin: str, order: Order) -> None:
     node.remove_pod(pod)
 
 
+@pytest.mark.cell("CN7")
 def test_delete_hangs_once(node: Node) -> None:
     pod = node.run_pod("pod")
     node.faults.order("bridge", "DEL", "hold-before")
@@ -85,6 +89,7 @@ def test_delete_hangs_once(node: Node) -> None:
     assert not node.census()["addresses"]
 
 
+@pytest.mark.cell("CN6")
 def test_removal_waits_for_the_network(node: Node) -> None:
     """A pod whose network cannot be detached stays listed, so that its address is not lost."""
     pod = node.run_pod("pod")
@@ -96,6 +101,7 @@ def test_removal_waits_for_the_network(node: Node) -> None:
     assert not node.pods()
 
 
+@pytest.mark.cell("CN6")
 def test_restart_with_the_network_still_attached(node: Node) -> None:
     pod = node.run_pod("pod")
     node.faults.order("bridge", "DEL", "fail-before")
@@ -107,6 +113,7 @@ def test_restart_with_the_network_still_attached(node: Node) -> None:
     assert not node.pods()
 
 
+@pytest.mark.cell("CN6")
 def test_undo_of_a_creation_fails_too(node: Node) -> None:
     """The pod stays listed as not ready, with its reason, and goes like any other."""
     node.faults.order("portmap", "ADD", "fail-before")
@@ -122,6 +129,7 @@ def test_undo_of_a_creation_fails_too(node: Node) -> None:
     assert [p.id for p in node.pods()] == [again]
 
 
+@pytest.mark.cell("CN6")
 def test_undo_of_a_creation_fails_and_the_client_removes_it(node: Node) -> None:
     node.faults.order("portmap", "ADD", "fail-before")
     node.faults.order("bridge", "DEL", "fail-before")
@@ -149,6 +157,7 @@ def test_configuration_comes_later(node: Node) -> None:
     assert node.pod_status(node.run_pod("pod")).network.ip
 
 
+@pytest.mark.cell("CN8")
 def test_configuration_goes_before_the_pod(node: Node) -> None:
     pod = node.run_pod("pod", ports=[api.PortMapping(container_port=80, host_port=18082)])
     other = node.run_pod("other")
@@ -166,6 +175,7 @@ def test_configuration_goes_before_the_pod(node: Node) -> None:
     until(lambda: network_ready(node), "the network is ready again")
 
 
+@pytest.mark.cell("CN9")
 def test_namespace_goes_before_the_pod(node: Node) -> None:
     pod = node.run_pod("pod")
     pin = node.run_root / "namespaces" / pod / "net"
@@ -174,6 +184,7 @@ def test_namespace_goes_before_the_pod(node: Node) -> None:
     node.remove_pod(pod)
 
 
+@pytest.mark.cell("CN8")
 def test_plugin_is_not_installed_any_more(node: Node) -> None:
     pod = node.run_pod("pod")
     places = [node.faults.programs / "cni" / "bridge", node.plugins / "bridge"]

@@ -302,6 +302,7 @@ def test_creations_that_fail_are_not_heard_of(
     assert named == {"knock"}
 
 
+@pytest.mark.cell("LD9")
 def test_many_listeners_of_which_half_never_read(
     node: Node, listening: Callable[..., Listener]
 ) -> None:

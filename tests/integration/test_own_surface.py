@@ -245,6 +245,7 @@ def test_a_monitor_has_what_it_needs_and_nothing_of_the_daemon(
             assert target in needed or own_memory or is_pipe, (name, number, target)
 
 
+@pytest.mark.cell("HD4")
 def test_oom_scores_and_the_memory_of_monitors(node: Node, busy: dict[str, str]) -> None:
     """CVE-2019-14891: a monitor must neither be killed before its container nor for its pod."""
     own = _score(node.pid)

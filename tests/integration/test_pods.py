@@ -203,6 +203,7 @@ def test_same_request_again_is_the_same_pod(node: Node) -> None:
     assert len(node.pods()) == 1
 
 
+@pytest.mark.cell("LD2")
 def test_twenty_same_requests_at_once_are_one_pod(node: Node) -> None:
     with ThreadPoolExecutor(20) as clients:
         pods = list(clients.map(lambda _: node.run_pod("pod"), range(20)))
@@ -293,6 +294,7 @@ def test_remove_takes_a_running_pod_with_everything(node: Node, handler: str) ->
     assert not node.containers()
 
 
+@pytest.mark.cell("LD3")
 def test_many_removals_at_once(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", SLEEP)
@@ -329,6 +331,7 @@ def test_verbose_status_tells_what_is_there(node: Node, handler: str) -> None:
     assert socket.gethostname() not in text
 
 
+@pytest.mark.cell("LD3")
 def test_pods_made_and_removed_at_once(node: Node) -> None:
     with ThreadPoolExecutor(8) as clients:
 

@@ -40,6 +40,7 @@ def everything(node: Node) -> dict[str, object]:
     }
 
 
+@pytest.mark.cell("RB3")
 @HOW
 def test_every_state_is_told_as_before(node: Node, handler: str, how: signal.Signals) -> None:
     pod = node.run_pod(
@@ -76,6 +77,7 @@ def test_every_state_is_told_as_before(node: Node, handler: str, how: signal.Sig
         node.run_pod("stopped", handler=handler)
 
 
+@pytest.mark.cell("SC3")
 def test_exits_while_the_daemon_is_down_are_told_truly(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     by_itself = node.run(pod, "by-itself", ["sh", "-c", f"{WAIT} exit 23"])
@@ -119,6 +121,7 @@ def test_pause_that_died_meanwhile_makes_the_pod_not_ready(node: Node, handler: 
     assert node.status(container).state == api.CONTAINER_EXITED
 
 
+@pytest.mark.cell("ST1")
 def test_stop_in_its_grace_is_not_cut_short_by_a_restart(node: Node) -> None:
     pod = node.run_pod("pod")
     script = "trap 'echo got TERM' TERM; echo ready; while :; do sleep 0.1; done"
@@ -155,6 +158,7 @@ def test_termination_ends_calls_in_flight_and_no_pod(node: Node) -> None:
     until(lambda: not node.processes_doing("sleep 3333"), "the command is gone")
 
 
+@pytest.mark.cell("EX1")
 def test_restart_in_the_middle_of_an_exec_leaves_none(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler, spaces=namespaces(pid="POD"))
     container = node.run(pod, "main", SLEEP, spaces=namespaces(pid="POD"))
@@ -170,6 +174,7 @@ def test_restart_in_the_middle_of_an_exec_leaves_none(node: Node, handler: str) 
     assert node.exec(container, "true")[0] == 0
 
 
+@pytest.mark.cell("BOOT1")
 def test_killed_five_times_while_it_recovers(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", SLEEP)
@@ -185,6 +190,7 @@ def test_killed_five_times_while_it_recovers(node: Node) -> None:
     assert node.exec(container, "true")[0] == 0
 
 
+@pytest.mark.cell("DB6")
 def test_second_daemon_is_refused_and_the_first_goes_on(node: Node) -> None:
     container = node.run(node.run_pod("pod"), "main", SLEEP)
     before = everything(node)

@@ -67,6 +67,7 @@ def closed(node: Node) -> Path:
     return path
 
 
+@pytest.mark.cell("DB2", "DB3")
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 def test_damaged_state(node: Node, damage: Callable[[Path], None]) -> None:
     """Either it says what is wrong and touches nothing, or it starts and leaves pods alone."""
@@ -97,6 +98,7 @@ def test_damaged_state(node: Node, damage: Callable[[Path], None]) -> None:
     node.assert_clean()
 
 
+@pytest.mark.cell("DB7")
 def test_one_record_that_cannot_be_read(node: Node) -> None:
     """The others are as before; of the unreadable one everything goes that carries its id."""
     good = node.run(node.run_pod("good"), "main", SLEEP)
@@ -112,6 +114,7 @@ def test_one_record_that_cannot_be_read(node: Node) -> None:
     node.assert_true()
 
 
+@pytest.mark.cell("DB5")
 def test_state_of_a_newer_daemon_is_refused(node: Node) -> None:
     pod = node.run_pod("pod")
     pid = node.pod_pid(pod)
@@ -131,6 +134,7 @@ def test_state_of_a_newer_daemon_is_refused(node: Node) -> None:
     assert node.pod_status(pod).state == api.SANDBOX_READY
 
 
+@pytest.mark.cell("DB2")
 @pytest.mark.parametrize("damage", [empty, garble_head], ids=lambda d: d.__name__)
 def test_damaged_catalog_of_images_is_begun_anew(
     node: Node, damage: Callable[[Path], None]
@@ -172,6 +176,7 @@ def reboot(node: Node, signals: signal.Signals) -> None:
         edit_rows(node, table, lambda row, key=key: row.get(key) and row[key].update(boot_id=other))
 
 
+@pytest.mark.cell("RB1")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["crash", "order"])
 def test_reboot(node: Node, how: signal.Signals) -> None:
     pod = node.run_pod("pod", ports=[api.PortMapping(container_port=80, host_port=18083)])
@@ -202,6 +207,7 @@ def test_reboot(node: Node, how: signal.Signals) -> None:
     node.assert_clean()
 
 
+@pytest.mark.cell("RB2")
 def test_reboot_while_the_network_is_not_there_yet(node: Node) -> None:
     pod = node.run_pod("pod")
     node.run(pod, "main", SLEEP)
@@ -216,6 +222,7 @@ def test_reboot_while_the_network_is_not_there_yet(node: Node) -> None:
     node.assert_clean()
 
 
+@pytest.mark.cell("RB4")
 def test_reboot_in_the_middle_of_a_creation(node: Node) -> None:
     node.faults.order("crun", "create", "hold-before")
     call = node.runtime.RunPodSandbox.future(
@@ -232,6 +239,7 @@ def test_reboot_in_the_middle_of_a_creation(node: Node) -> None:
     node.assert_clean()
 
 
+@pytest.mark.cell("UP2")
 def test_handler_is_not_configured_any_more(node: Node) -> None:
     """Its pods are listed, and go with all that they have."""
     usual = node.config.read_text()
@@ -258,6 +266,7 @@ def test_handler_is_not_configured_any_more(node: Node) -> None:
     node.assert_clean()
 
 
+@pytest.mark.cell("DB13")
 def test_traces_of_nobody_are_swept(node: Node) -> None:
     """Directories, pins, mounts, exit files and runtime state that no record explains."""
     pod = node.run_pod("pod")

@@ -186,6 +186,7 @@ def _run_server(node: Node, name: str) -> tuple[str, str, str]:
     return pod, ticker, server
 
 
+@pytest.mark.cell("ES6")
 def test_two_thousand_sessions_leave_nothing(
     node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:

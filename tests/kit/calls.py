@@ -13,7 +13,7 @@ import grpc
 
 from protos import api_pb2 as api
 from protos import api_pb2_grpc as rpc
-from tests.kit import groups
+from tests.kit import groups, judge
 from tests.kit.faults import PATIENCE_S
 from tests.kit.messages import container_config, pod_config
 
@@ -27,6 +27,28 @@ def until(condition: Callable[[], T], what: str = "", *, patience_s: float = PAT
         assert time.monotonic() < deadline_s, f"still not so: {what or condition}"
         time.sleep(0.01)
     return value
+
+
+class _Listener(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+    """Notes each refusal that a client should not have been given in such words."""
+
+    def __init__(self, found: list[str]) -> None:
+        self._found = found
+
+    def intercept_unary_unary(
+        self,
+        continuation: Callable[[grpc.ClientCallDetails, object], grpc.CallFuture[object]],
+        details: grpc.ClientCallDetails,
+        request: object,
+    ) -> grpc.CallFuture[object]:
+        """See grpc."""
+        call = continuation(details, request)
+        call.add_done_callback(lambda _: self._hear(str(details.method), call))
+        return call
+
+    def _hear(self, method: str, done: grpc.Call) -> None:
+        if done.code() is not grpc.StatusCode.OK and (fault := judge.dishonest(done)):
+            self._found.append(f"{method}: {fault}")
 
 
 class Calls:
@@ -45,6 +67,8 @@ class Calls:
         self.logs = logs
         #: Of every pod and container that was ever heard of.
         self.ids: set[str] = set()
+        #: Refusals that were no honest ones (I6); whoever judges a test looks here.
+        self.dishonest: list[str] = []
         self._channel: grpc.Channel | None = None
 
     def connect(self) -> None:
@@ -63,8 +87,9 @@ class Calls:
                 ("grpc.use_local_subchannel_pool", 1),
             ],
         )
-        self.runtime = rpc.RuntimeServiceStub(self._channel)
-        self.images = rpc.ImageServiceStub(self._channel)
+        heard = grpc.intercept_channel(self._channel, _Listener(self.dishonest))
+        self.runtime = rpc.RuntimeServiceStub(heard)
+        self.images = rpc.ImageServiceStub(heard)
 
     def disconnect(self) -> None:
         """Close the channel."""

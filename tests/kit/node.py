@@ -34,11 +34,13 @@ import grpc
 from protos import api_pb2 as api
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import unmount_tree
-from tests.kit import census, groups
+from tests.kit import census, groups, judge, truth
 from tests.kit.calls import Calls, until
 from tests.kit.census import Census, Places
 from tests.kit.cni import bin_dir
+from tests.kit.failpoints import FailPoints
 from tests.kit.faults import PATIENCE_S, Faults
+from tests.kit.judge import InvariantBroken
 from tests.kit.messages import BUSYBOX
 from tests.kit.registry import SLOWNESS, bound_to_parent, stop
 
@@ -63,7 +65,12 @@ class Node(Calls):
     """See the module text. Make it with `running`."""
 
     def __init__(
-        self, name: str, certs_d: Path, settings: Mapping[str, str], state_root: Path | None = None
+        self,
+        name: str,
+        certs_d: Path,
+        settings: Mapping[str, str],
+        state_root: Path | None = None,
+        failpoints: bool = False,
     ) -> None:
         self.tag = f"podwright-test-{os.getpid()}-{next(_numbers)}"
         # The socket's path must be short (108 bytes), the state needs a real disk.
@@ -78,6 +85,8 @@ class Node(Calls):
         self.conf_dir = self.work / "net.d"
         self.config = self.work / "config.toml"
         self.faults = Faults(self._made("faults"))
+        #: Where the daemon takes orders from, if it is one that does.
+        self.failpoints = FailPoints(self.work / "failpoints") if failpoints else None
         self.plugins = self._made("plugins")
         self.network = Path("/run/netns", self.tag)
         self.places = Places(
@@ -88,6 +97,8 @@ class Node(Calls):
             network=self.network,
         )
         self.process: subprocess.Popen[bytes] | None = None
+        #: When a daemon was started after another, until its answers were found true.
+        self._began_s: float | None = None
         #: What there is when no pod is; taken by `warm_up`.
         self.baseline: Census = {}
         #: Pods that `remove_everything` leaves alone, because they belong to the baseline.
@@ -105,6 +116,7 @@ class Node(Calls):
         images: Sequence[str] = (BUSYBOX,),
         settings: Mapping[str, str] | None = None,
         state_root: Path | None = None,
+        failpoints: bool = False,
     ) -> Iterator[Node]:
         """A node whose daemon runs and has pulled `images`; all of it is gone afterwards.
 
@@ -114,8 +126,9 @@ class Node(Calls):
             images: pulled before the block begins.
             settings: TOML values by `section.key`.
             state_root: on a file system of the test's choice; the node's own by default.
+            failpoints: whether the daemon takes orders of `Node.failpoints`.
         """
-        node = cls(name, certs_d, settings or {}, state_root)
+        node = cls(name, certs_d, settings or {}, state_root, failpoints)
         try:
             node.write_network()
             node.start_daemon()
@@ -144,8 +157,12 @@ class Node(Calls):
     def start_daemon(self, *, wait: bool = True) -> None:
         """Start the daemon; returns when it answers."""
         assert self.process is None, "it runs already"
-        program = Path(sys.executable).with_name("podwright")
-        argv = bound_to_parent([program, "serve", "--config", self.config])
+        program: list[str | Path] = [Path(sys.executable).with_name("podwright")]
+        if self.failpoints is not None:
+            module = "tests.kit.failing_daemon"
+            program = [sys.executable, "-m", module, self.failpoints.directory]
+        argv = bound_to_parent([*program, "serve", "--config", self.config])
+        self._began_s = time.monotonic() if self.log.exists() else None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv,
@@ -222,8 +239,10 @@ class Node(Calls):
         while left := census.difference(self.baseline, self.census()):
             if time.monotonic() >= deadline_s:
                 self.baseline = self.census()  # the next test is not to blame
-                raise AssertionError(
-                    f"not as before: {json.dumps(left, indent=1)}\n{self.log_tail()}"
+                raise InvariantBroken(
+                    "I2",
+                    f"not as before: {json.dumps(left, indent=1)}\n{self.log_tail()}",
+                    {kind: len(what["left"]) for kind, what in left.items()},
                 )
             time.sleep(0.05)
         if self.process is not None:
@@ -231,32 +250,18 @@ class Node(Calls):
 
     def assert_true(self) -> None:
         """Invariant I1: nothing is called ready or running that is not, nor ended that lives."""
-        for pod in self.pods():
-            if pod.state == api.SANDBOX_READY:
-                pid = self.pod_pid(pod.id)
-                assert _alive(pid), f"pod {pod.id} is ready without its process {pid}"
-        for container in self.containers():
-            pid = self.container_pid(container.id)
-            state = api.ContainerState.Name(container.state)
-            if container.state in (api.CONTAINER_CREATED, api.CONTAINER_RUNNING):
-                assert _alive(pid), f"container {container.id} is {state} without its process {pid}"
-                # Before the start it is the runtime's own program that waits there.
-                waits = _program(pid) in ("crun", "runc:[2:INIT]")
-                assert waits == (container.state == api.CONTAINER_CREATED), (container.id, state)
-            else:
-                until(
-                    lambda cid=container.id: not self._in_cgroup(cid),  # type: ignore[misc]
-                    f"nothing runs in container {container.id}, which is {state}",
-                )
+        with judge.judging("I1"):
+            truth.assert_true(self)
+        if self._began_s is not None:
+            judge.notes.recoveries_s.append(time.monotonic() - self._began_s)
+            self._began_s = None
 
-    def _in_cgroup(self, container: str) -> list[str]:
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if container in (entry / "cgroup").read_text():
-                        found.append(entry.name)
-        return found
+    def assert_honest(self) -> None:
+        """Invariant I6: no refusal so far was without a class, or in the interpreter's words."""
+        found = list(self.dishonest)
+        self.dishonest.clear()
+        if found:
+            raise InvariantBroken("I6", "; ".join(found))
 
     def remove_everything(self) -> None:
         """Stop and remove every pod, as a client would."""
@@ -376,15 +381,3 @@ class Node(Calls):
         subprocess.run(["ip", "netns", "delete", self.tag], check=False)
         for root in (self.run_root, self.work):
             shutil.rmtree(root, ignore_errors=True)
-
-
-def _program(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return pid > 0 and state not in "ZX"

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import grpc
 
 from protos import api_pb2 as api
+from tests.kit import judge
 from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S
 from tests.kit.limits import in_force
@@ -55,7 +56,12 @@ class Operation:
     name: str
     prepare: Callable[[Node, str], Scene]
     begin: Callable[[Node, Scene], Call]
-    retry: Callable[[Node, Scene], None]
+    again: Callable[[Node, Scene], None]
+
+    def retry(self, node: Node, scene: Scene) -> None:
+        """The same request once more, and what must hold then (invariant I3)."""
+        with judge.judging("I3"):
+            self.again(node, scene)
 
 
 def _nothing(_node: Node, handler: str) -> Scene:
@@ -302,7 +308,11 @@ class Bystander:
         return bystander
 
     def assert_untouched(self) -> None:
-        """Same processes, address and status as ever, and its log grows."""
+        """Same processes, address and status as ever, and its log grows (invariant I4)."""
+        with judge.judging("I4"):
+            self._assert_untouched()
+
+    def _assert_untouched(self) -> None:
         assert self._look() == self.seen
         log = Path(self.node.status(self.container).log_path)
         size_bytes = log.stat().st_size

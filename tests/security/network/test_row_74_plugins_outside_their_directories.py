@@ -88,6 +88,7 @@ PLACES = [
 ]  # fmt: skip
 
 
+@pytest.mark.cell("CN11")
 @pytest.mark.parametrize("name", TYPES, ids=lambda name: ascii(name)[:16])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 async def test_no_type_leads_out_of_the_directories(base: Path, place, name: str) -> None:

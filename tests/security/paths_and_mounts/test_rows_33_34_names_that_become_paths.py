@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import pytest
 
 from protos import api_pb2 as api
 from tests.kit.node import PATIENCE_S, Node
@@ -78,6 +79,7 @@ def test_names_that_climb_are_refused_and_unmount_nothing(node: Node) -> None:
     canary.assert_untouched()
 
 
+@pytest.mark.cell("MF9")
 def test_unknown_ids_that_are_paths_touch_nothing(node: Node) -> None:
     """Removal derives paths from the id: only from one that it knows."""
     canary = Canary.placed(node.work / "ids")

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
+import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, settings
@@ -74,6 +75,7 @@ def disk_bytes(node: Node) -> int:
 # Row 57.
 
 
+@pytest.mark.cell("ES3")
 def test_endless_output_costs_an_answers_worth(node: Node, handler: str) -> None:
     container = node.run(node.run_pod(handler=handler), "main", ["sleep", "1000"])
     Path(f"/proc/{node.pid}/clear_refs").write_text("5")
@@ -131,6 +133,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.cell("MF11")
 def test_floods_of_frames_on_the_socket(node: Node) -> None:
     threads = len(list(Path(f"/proc/{node.pid}/task").iterdir()))
     Path(f"/proc/{node.pid}/clear_refs").write_text("5")
@@ -160,6 +163,7 @@ def test_floods_of_frames_on_the_socket(node: Node) -> None:
     assert len(list(Path(f"/proc/{node.pid}/task").iterdir())) <= threads + 8
 
 
+@pytest.mark.cell("MF11")
 def test_floods_of_connections_on_the_streaming_port(node: Node) -> None:
     container = node.run(node.run_pod(), "main", ["sleep", "1000"])
     request = api.ExecRequest(container_id=container, cmd=["true"], stdout=True)
@@ -186,6 +190,7 @@ def test_floods_of_connections_on_the_streaming_port(node: Node) -> None:
 # Row 65.
 
 
+@pytest.mark.cell("MF3")
 def test_nesting_is_bounded(node: Node) -> None:
     """A message in a message in a message, as unknown fields and as known ones."""
     for depth in (50, 1000, 100_000):
@@ -238,6 +243,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.cell("MF1", "MF3", "MF4", "MF5", "MF6")
 def test_every_call_takes_what_no_client_should_send(node: Node) -> None:
     wrong = []
 
@@ -275,6 +281,7 @@ def tamed(node: Node, message: object) -> None:
                 mount.propagation = api.PROPAGATION_PRIVATE
 
 
+@pytest.mark.cell("MF5", "MF6", "MF8")
 def test_pods_of_hostile_but_whole_requests(node: Node, handler: str) -> None:
     """Random parts over a request that would be accepted, so that some are, and really made."""
     wrong, made = [], []

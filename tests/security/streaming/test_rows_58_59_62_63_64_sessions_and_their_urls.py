@@ -107,6 +107,7 @@ def upgrade(path: str, *, method: str = "POST", version: str = "HTTP/1.1", more:
     ).encode()
 
 
+@pytest.mark.cell("ES7")
 def test_a_token_is_all_there_is_and_good_once(node: Node) -> None:
     container = node.run(node.run_pod(), "main", SLEEP)
     request = api.ExecRequest(container_id=container, cmd=["true"], stdout=True)
