@@ -147,6 +147,9 @@ class Config:
             max_expansion_ratio=self.get(image_table.MAX_EXPANSION),
             max_layer_entries=self.get(image_table.MAX_LAYER_ENTRIES),
             keep_partial_s=self.get(image_table.KEEP_PARTIAL),
+            signature_policy=self.get(image_table.SIGNATURE_POLICY),
+            signature_policy_dir=self.get(image_table.SIGNATURE_POLICY_DIR),
+            blocked_registries=self.get(image_table.BLOCKED_REGISTRIES),
         )
 
     def streaming(self) -> StreamingSettings:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sandbox.containers import ContainerEngine
     from sandbox.host.idmap import IdMap
     from sandbox.host.mounts import Mount
-    from sandbox.model import Container, ContainerConfig
+    from sandbox.model import Container, ContainerConfig, ImageSpec
     from sandbox.paths import Paths
 
 
@@ -87,6 +87,24 @@ class ContainerImages:
             image_name=own.repo_tags[0] if own.repo_tags else own.id,
             volumes=tuple(volumes),
         )
+
+    async def admit(self, config: ContainerConfig, use: ImageUse, namespace: str) -> None:
+        """Ask the operator's policy whether a container may be made of these images.
+
+        Args:
+            config: the request, for what the pod's author called them.
+            use: what `find` made of it.
+            namespace: of the pod.
+
+        Raises:
+            SignatureValidationFailed: it may not.
+        """
+        await self._images.admit(use.image_id, _asked(config.image), namespace)
+        for volume in use.volumes:
+            mount = config.mounts[volume.mount]
+            assert mount.image is not None
+            with errors.image_volume(volume.image_ref, mount.container_path):
+                await self._images.admit(volume.image_id, _asked(mount.image), namespace)
 
     def defaults(self, image_id: str) -> ImageDefaults:
         """What the config of an image says about running it; raises NotFound."""
@@ -150,6 +168,10 @@ class ContainerImages:
         if image is None:
             raise NotFound(f"image {wanted} is not on this node", hint="pull it first")
         return image
+
+
+def _asked(spec: ImageSpec) -> str:
+    return spec.user_specified_image or spec.image
 
 
 def _reference(image: Image) -> str:

@@ -141,6 +141,7 @@ class ContainerLifecycle:
                 "pod sandbox is not ready, no container can be made in it", pod=pod.id
             )
         image = self._images.find(config)
+        await self._images.admit(config, image, pod.config.metadata.namespace)
         defaults = self._images.defaults(image.image_id)
         container = await self._engine.reserve(
             pod,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from imageservice.trust.scopes import check_scope
 from sandbox.host.errors import InvalidArgument
 from sandbox.spec.rlimits import parse_rlimit
 
@@ -78,6 +79,14 @@ def words(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise InvalidArgument("expected a list of strings")
     return tuple(text(entry) for entry in value)
+
+
+def image_scopes(value: object) -> tuple[str, ...]:
+    """A list of registries, namespaces, repositories, images or `*.DOMAIN`."""
+    scopes = words(value)
+    for scope in scopes:
+        check_scope(scope)
+    return scopes
 
 
 def boolean(value: object) -> bool:

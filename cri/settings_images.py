@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cri.setting import Setting, choice, integer, optional_path, paths, seconds, words
+from cri.setting import (
+    Setting,
+    choice,
+    image_scopes,
+    integer,
+    optional_path,
+    paths,
+    seconds,
+    words,
+)
 from imageservice.settings import ImageSettings
 
 if TYPE_CHECKING:
@@ -135,6 +144,28 @@ KEEP_PARTIAL = Setting(
     seconds,
     _IMAGES.keep_partial_s,
     "a download that broke off is kept so long for the next try",
+)
+SIGNATURE_POLICY = Setting(
+    "image",
+    "signature_policy",
+    optional_path,
+    _IMAGES.signature_policy,
+    "containers-policy.json(5) that says which images are accepted, at pulls and for containers;"
+    " read anew when it changes; empty: all are",
+)
+SIGNATURE_POLICY_DIR = Setting(
+    "image",
+    "signature_policy_dir",
+    optional_path,
+    _IMAGES.signature_policy_dir,
+    "directory whose NAMESPACE.json holds for the pods of that namespace instead; empty: none",
+)
+BLOCKED_REGISTRIES = Setting(
+    "image",
+    "blocked_registries",
+    image_scopes,
+    _IMAGES.blocked_registries,
+    "registries, namespaces and repositories whose images are never pulled; *.DOMAIN for all below",
 )
 
 TABLE: Final[tuple[Setting[object], ...]] = tuple(

@@ -16,15 +16,16 @@
 | ResourceExhausted        | RESOURCE_EXHAUSTED  | frees space, or asks for less                   |
 | Corrupt                  | DATA_LOSS           | removes the object and makes it anew            |
 | RegistryUnavailable      | UNKNOWN             | shows the kubelet's own reason (see below)      |
+| SignatureValidationFailed | UNKNOWN            | the same                                        |
 | Internal, anything else  | INTERNAL            | reads the daemon's log                          |
 
 Why Unsupported is not UNIMPLEMENTED: clients take UNIMPLEMENTED for "this server does not have the
 RPC" and stop calling it (the kubelet falls back from the streaming lists for good), while a missing
 controller or profile concerns one request on one node.
 
-Why RegistryUnavailable is UNKNOWN: the kubelet has a reason of its own for it, which it recognises
-by the beginning of the text, and only its client leaves the text of UNKNOWN as it is; for every
-other code gRPC's own words come first.
+Why RegistryUnavailable and SignatureValidationFailed are UNKNOWN: the kubelet has reasons of its
+own for them, which it recognises by the beginning of the text, and only its client leaves the text
+of UNKNOWN as it is; for every other code gRPC's own words come first.
 
 What a client sees is the error's own text: message, fields and hint, never the replay line, never a
 traceback, never the text of an exception nobody planned for.
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from imageservice.errors import RegistryUnavailable
+from imageservice.errors import RegistryUnavailable, SignatureValidationFailed
 from sandbox.host import errors
 from sandbox.host.journal import redact_text
 
@@ -71,6 +72,7 @@ CODES: Final[Mapping[type[errors.PodwrightError], grpc.StatusCode]] = {
     errors.Corrupt: grpc.StatusCode.DATA_LOSS,
     errors.Internal: grpc.StatusCode.INTERNAL,
     RegistryUnavailable: grpc.StatusCode.UNKNOWN,
+    SignatureValidationFailed: grpc.StatusCode.UNKNOWN,
 }
 
 #: Failures that are the node's, not the request's: an operator should see them.

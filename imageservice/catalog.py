@@ -82,6 +82,15 @@ MIGRATIONS: Final = (
     ALTER TABLE layers ADD COLUMN form TEXT NOT NULL DEFAULT 'tree';
     ALTER TABLE layers ADD COLUMN index_digest TEXT NOT NULL DEFAULT '';
     """,
+    """
+    CREATE TABLE signatures (
+        digest TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        annotations TEXT NOT NULL,
+        PRIMARY KEY (digest, position)
+    ) STRICT;
+    """,
 )
 #: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
 MIN_PREFIX_CHARS: Final = 4

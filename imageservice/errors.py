@@ -1,8 +1,9 @@
 """What can go wrong with images, under the host classes that say what the caller can do about it.
 
-The kubelet recognises one cause by text alone: a pull error whose message begins with
+The kubelet recognises two causes by text alone: a pull error whose message begins with
 `RegistryUnavailable` is shown to users as "registry unavailable" and not as a broken image
-(`RegistryUnavailable.PREFIX`). Everything else is told apart by class.
+(`RegistryUnavailable.PREFIX`), and one that begins with `SignatureValidationFailed` as an image
+that the node's policy refuses. Everything else is told apart by class.
 """
 
 from __future__ import annotations
@@ -128,6 +129,28 @@ class RegistryProtocolError(RegistryUnavailable):
     """The registry's answer breaks HTTP or the distribution protocol, or is refused by policy."""
 
     is_transient = False
+
+
+class RegistryBlocked(Denied):
+    """The operator has forbidden images of that place (`image.blocked_registries`)."""
+
+
+class SignatureValidationFailed(Denied):
+    """The operator's policy does not let this image be kept or run."""
+
+    #: What the kubelet looks for at the start of the message (cri-api pkg/errors, v0.37).
+    PREFIX: Final = "SignatureValidationFailed: "
+
+    def __init__(
+        self, message: str, *, hint: str = "", replay: str = "", **fields: str | int | None
+    ) -> None:
+        if not message.startswith(self.PREFIX):
+            message = self.PREFIX + message
+        super().__init__(message, hint=hint, replay=replay, **fields)
+
+
+class PolicyInvalid(SignatureValidationFailed):
+    """The policy, or a key it names, cannot be used; nothing is accepted until it can."""
 
 
 class PullStalled(DeadlineExceeded):

@@ -33,6 +33,8 @@ from imageservice.progress import Progress, PullObserver, SilentObserver, Stage,
 from imageservice.pull import Pulled, Puller
 from imageservice.reference import parse_reference
 from imageservice.snapshots.overlay import OverlaySnapshotter
+from imageservice.trust.gate import TrustGate
+from imageservice.trust.kept import KeptSignatures
 from imageservice.unpack.pool import UnpackPool
 from imageservice.usage import FsInfo, UsageMeter
 from sandbox.host.errors import ResourceExhausted
@@ -89,6 +91,7 @@ class ImageService:
         """
         self._settings = settings
         self._source = source
+        self._runner = runner
         self._syscalls = syscalls
         self._clock = clock
         self._observer = observer or SilentObserver()
@@ -173,6 +176,14 @@ class ImageService:
             clock=self._clock,
             keep_s=self._settings.keep_partial_s,
         )
+        self._gate = TrustGate(
+            self._settings,
+            self._source,
+            KeptSignatures(database),
+            self._keyrings,
+            self._runner,
+            clock=self._clock,
+        )
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
         await self._inventory.load()
         await self._sweeper.partials()
@@ -208,7 +219,7 @@ class ImageService:
         Args:
             image: a reference, short forms allowed.
             credential: for the registry that the reference names; see `keyrings` for the node's.
-            namespace: of the pod it is for; may have credentials of its own.
+            namespace: of the pod it is for; may have credentials and a policy of its own.
             on_progress: hears of each layer, on the event loop; must be quick.
 
         Raises:
@@ -217,6 +228,7 @@ class ImageService:
             RegistryUnavailable, RegistryUnauthenticated, RegistryDenied, RegistryThrottled: as the
                 registry says.
             AuthFileInvalid: the file of credentials that counts for it cannot be used.
+            RegistryBlocked, SignatureValidationFailed: the operator does not want it here.
             DigestMismatch, SizeMismatch, ManifestInvalid, Corrupt: it is not what it says it is.
             ImageUnsupported, Unsupported: not a kind of image that can be run here.
             ResourceExhausted: no space, or a limit of the settings.
@@ -227,9 +239,10 @@ class ImageService:
         failure: BaseException | None = None
         try:
             async with self._keyrings.of_pull(reference, namespace, credential) as keyring:
+                rights = "" if keyring is None else keyring.fingerprint
                 return await self._pulls.join(
-                    (reference, "" if keyring is None else keyring.fingerprint),
-                    lambda emit: self._pull(reference, keyring, emit),
+                    (reference, rights, self._gate.party(namespace)),
+                    lambda emit: self._pull(reference, keyring, namespace, emit),
                     on_progress,
                 )
         except BaseException as error:
@@ -244,17 +257,22 @@ class ImageService:
         self,
         reference: Reference,
         credential: Keyring | None,
+        namespace: str,
         emit: Callable[[Progress], None],
     ) -> Image:
         await self._sweeper.partials()
+        await self._gate.admit_name(reference, namespace)
         with measured(self._observer, "resolve", self._clock):
             named, digest, body, manifest = await self._puller.resolve(reference, credential)
+        signatures = await self._gate.admit_pull(reference, named, digest, credential, namespace)
         try:
             with self._puller.holding(digest):
                 pulled = await self._puller.fetch(
                     reference, credential, digest, body, manifest, emit
                 )
-                return await self._name(reference, named, pulled)
+                image = await self._name(reference, named, pulled)
+                await self._gate.keep(signatures)
+                return image
         except ResourceExhausted:
             # What was fetched and unpacked for nothing is in the way of everybody else.
             await self._sweeper.partials(older_than_s=0.0)
@@ -297,10 +315,29 @@ class ImageService:
             ResourceExhausted: a full disk could not record it even after space was freed.
         """
         await self._inventory.remove(image, free_space=self._sweep_layers)
+        await self._gate.sweep()
 
     async def fs_info(self) -> FsInfo:
         """What images and containers take, at most ten seconds old; see `UsageMeter.read`."""
         return await self._usage.read()
+
+    async def admit(self, image_id: str, asked: str, namespace: str) -> None:
+        """Ask the operator's policy before a container is made, however the image came here.
+
+        Args:
+            image_id: `Image.id`.
+            asked: what the pod's author called it; an id or "" where that is not known.
+            namespace: of the pod.
+
+        Raises:
+            ImageNotFound: no such image on this node.
+            SignatureValidationFailed: the policy does not let it be run.
+        """
+        record = self._catalog.get(image_id)
+        if record is None:
+            raise ImageNotFound("image is not on this node", image=image_id)
+        names = (*record.tags, *record.digests)
+        await self._gate.admit_use(asked, names, record.manifest, namespace)
 
     async def prepare_rootfs(
         self,

@@ -70,6 +70,11 @@ class ImageSettings:
         max_expansion_ratio: plain bytes for each compressed one, beyond the first GiB.
         max_layer_entries: files, directories and links of one layer.
         keep_partial_s: how long a download that broke off is kept for the next try.
+        signature_policy: containers-policy.json(5); None: every image is accepted. There is no
+            default path on purpose: /etc/containers/policy.json is other programs' file on many
+            nodes, and what a node runs must not change with it unasked.
+        signature_policy_dir: NAMESPACE.json in it is the policy for that namespace's pods.
+        blocked_registries: hosts, namespaces, repositories and `*.DOMAIN` that are never asked.
     """
 
     root: Path = Path("/var/lib/podwright/images")
@@ -97,3 +102,6 @@ class ImageSettings:
     max_expansion_ratio: int = 200
     max_layer_entries: int = 4_000_000
     keep_partial_s: float = 3600.0
+    signature_policy: Path | None = None
+    signature_policy_dir: Path | None = None
+    blocked_registries: tuple[str, ...] = ()
