@@ -3,8 +3,7 @@
 The path is built and checked by `cryptography` (RFC 5280: signatures, times, path lengths, name
 constraints). Its profile for web servers demands extensions that signing authorities need not have,
 so what Go's verifier demands, and with it cosign and skopeo, is asked for here: authorities say
-that they are authorities, whoever states key usages states the right ones, and the leaf is for
-code signing.
+that they are authorities, and whoever states key usages states the right ones.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def check_fulcio(
         MaterialInvalid: the policy's authorities cannot be read.
     """
     roots = load_authorities(root.authorities, what="fulcio's authorities")
-    _check_path(leaf, _between(chain), roots, datetime.fromtimestamp(integrated_s, UTC))
+    _check_path(leaf, _between(chain), roots, datetime.fromtimestamp(integrated_s, UTC), _SHORT)
     issuer = _issuer(leaf)
     if issuer != root.oidc_issuer:
         raise Refused(f"certificate was issued for {issuer[:200]!a}, not {root.oidc_issuer!a}")
@@ -102,7 +101,7 @@ def check_pki(
     between = _between(chain)
     if root.intermediates:
         between += load_authorities(root.intermediates, what="pki's intermediates")
-    path = _check_path(leaf, between, roots, datetime.fromtimestamp(now_s, UTC))
+    path = _check_path(leaf, between, roots, datetime.fromtimestamp(now_s, UTC), _OWN)
     if root.subject_email:
         _check_email(leaf, root.subject_email)
     if root.subject_hostname:
@@ -120,13 +119,14 @@ def _check_path(
     between: Sequence[x509.Certificate],
     roots: Sequence[x509.Certificate],
     time: datetime,
+    leaf_policy: ExtensionPolicy,
 ) -> Sequence[x509.Certificate]:
     verifier = (
         PolicyBuilder()
         .store(Store(list(roots)))
         .time(time)
         .max_chain_depth(_MAX_DEPTH)
-        .extension_policies(ca_policy=_CA, ee_policy=_LEAF)
+        .extension_policies(ca_policy=_CA, ee_policy=leaf_policy)
         .build_client_verifier()
     )
     try:
@@ -160,18 +160,11 @@ def _signs_documents(
         raise ValueError("the certificate's key is not for signatures")
 
 
-def _authority_for_code(
+def _for_code(
     policy: Policy, certificate: x509.Certificate, extension: x509.ExtendedKeyUsage | None
 ) -> None:
-    if extension is not None:
-        _for_code(policy, certificate, extension)
-
-
-def _for_code(
-    policy: Policy, certificate: x509.Certificate, extension: x509.ExtendedKeyUsage
-) -> None:
     wanted = {ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
-    if wanted.isdisjoint(extension):
+    if extension is not None and wanted.isdisjoint(extension):
         raise ValueError("the certificate is not for code signing")
 
 
@@ -179,14 +172,17 @@ _CA: Final = (
     ExtensionPolicy.permit_all()
     .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
     .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_certificates)
-    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _authority_for_code)
+    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _for_code)
 )
 _LEAF: Final = (
     ExtensionPolicy.permit_all()
     .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_documents)
-    .require_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _for_code)
     .require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
 )
+#: Fulcio's always state what they are for.
+_SHORT: Final = _LEAF.require_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _for_code)
+#: Others' need not: no extended key usage is any usage (RFC 5280, 4.2.1.12).
+_OWN: Final = _LEAF.may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _for_code)
 
 
 def _names(leaf: x509.Certificate) -> x509.SubjectAlternativeName:

@@ -104,7 +104,8 @@ def _accept(root: _Root, signature: Signature, question: Question) -> int | None
 
 
 def _raw(signature: Signature) -> bytes:
-    text = _annotation(signature, SIGNATURE, "signature")
+    # Lines broken by base64(1) are let be, as Go's decoder does: people attach their own.
+    text = "".join(_annotation(signature, SIGNATURE, "signature").split())
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

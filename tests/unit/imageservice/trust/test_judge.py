@@ -541,6 +541,21 @@ def test_both_email_and_host_name_must_be_there_where_both_are_demanded() -> Non
     assert asked(certified(names=names), demands=policy, now=within).accepted
 
 
+def test_a_certificate_of_ones_own_need_not_say_what_it_is_for_but_must_not_say_another_thing() -> (
+    None
+):
+    within = SIGNED_AT + timedelta(days=1)
+    assert asked(certified(usages=[]), demands=pki(), now=within).accepted
+    other = certified(usages=[ExtendedKeyUsageOID.SERVER_AUTH])
+    refused(asked(other, demands=pki(), now=within), "code signing")
+
+
+def test_a_signature_may_be_broken_into_lines() -> None:
+    good = signed(KEY, DOCUMENT)
+    text = good.annotations[SIGNATURE]
+    assert asked(altered(good, signature=f"{text[:60]}\n{text[60:]}\n")).accepted
+
+
 def test_roots_that_cannot_be_read_are_the_policys_fault() -> None:
     root = PkiRoot(roots=b"rubbish", subject_email=EMAIL)
     answer = asked(certified(), demands=demand(keys=(), pki=root))
