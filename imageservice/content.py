@@ -4,9 +4,10 @@
     ingest/sha256-<hex>.<n>    a layer's blob while it is fetched and until it is unpacked
 
 Compressed layers are not kept: after unpacking nobody reads them, and they cost a third more disk.
-A download that breaks off leaves its file; the next one of the same blob hashes what is there and
-goes on from that byte. Nothing in `ingest` needs to be durable, for nothing there is ever believed:
-after a crash it may hold anything, and its hash says so.
+A download that breaks off leaves its file; the next one of the same blob goes on from its end.
+Nothing in `ingest` needs to be durable, for nothing there is ever believed: after a crash it may
+hold anything, and the worker that reads it hashes every byte (`unpack.blob`). It is not hashed here
+as well: that would be the second time, in the process that answers everybody.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from imageservice.digest import Digest
-from imageservice.errors import DigestInvalid
+from imageservice.errors import DigestInvalid, SizeMismatch
 from imageservice.verified import Verifier
 from sandbox.host.errors import Corrupt, PodwrightError, map_os_errors
 from sandbox.host.files import make_private_dir, read_limited, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
 MIB: Final = 1024 * 1024
 #: Largest document: manifests and configs are bounded to this where they are parsed.
 MAX_DOCUMENT_BYTES: Final = 4 * MIB
-#: Bytes gathered before a thread writes and hashes them: a hop to a thread costs about 0.1 ms.
+#: Bytes gathered before a thread writes them: a hop to a thread costs about 0.1 ms.
 _BATCH_BYTES: Final = MIB
 _NS: Final = 1_000_000_000
 
@@ -118,7 +119,7 @@ class ContentStore:
         idle = await asyncio.to_thread(self._list, digest)
         name = self._choose(digest, size_bytes, idle)
         self._active.add(name)
-        ingest = Ingest(self, name, self._ingest / name, Verifier(digest, size_bytes))
+        ingest = Ingest(self, name, self._ingest / name, size_bytes)
         try:
             await ingest.open()
         except BaseException:
@@ -186,37 +187,43 @@ class ContentStore:
 
 
 class Ingest:
-    """One download: a sink for a blob's bytes that writes and hashes them in a thread.
+    """One download: a sink for a blob's bytes that writes them in a thread.
 
     One batch is on its way to the disk while the next arrives. End it with `finish`, when the blob
     is whole, or with `release`; then with `discard` once nobody needs the file.
     """
 
-    def __init__(self, store: ContentStore, name: str, path: Path, verifier: Verifier) -> None:
+    def __init__(self, store: ContentStore, name: str, path: Path, size_bytes: int) -> None:
         self._store = store
         self._name = name
-        self._verifier = verifier
+        self._size_bytes = size_bytes
+        self._written_bytes = 0
         self._fd = -1
         self._batch: list[bytes] = []
         self._batch_bytes = 0
-        self._flushing: asyncio.Future[None] | None = None
+        self._flushing: asyncio.Future[int] | None = None
+        self._on_written: Callable[[int], None] | None = None
         self.path = path
 
     @property
     def received_bytes(self) -> int:
         """Bytes held when nothing is being written: where a download is to go on."""
-        return self._verifier.received_bytes + self._batch_bytes
+        return self._written_bytes + self._batch_bytes
 
     async def open(self) -> None:
-        """Open the file and hash what an earlier download left in it."""
+        """Open the file and see what an earlier download left in it."""
         await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with map_os_errors("cannot open download", path=str(self.path)):
             self._fd = os.open(self.path, flags, 0o600)
-            while chunk := os.read(self._fd, _BATCH_BYTES):
-                self._verifier.update(chunk)
+            self._written_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def follow(self, on_written: Callable[[int], None]) -> None:
+        """Have `on_written` told, now and whenever it grows, how much of the file can be read."""
+        self._on_written = on_written
+        on_written(self._written_bytes)
 
     async def write(self, chunk: bytes) -> None:
         """Take the next bytes.
@@ -225,6 +232,8 @@ class Ingest:
             SizeMismatch: more than the blob has.
             ResourceExhausted: disk full.
         """
+        if self.received_bytes + len(chunk) > self._size_bytes:
+            raise SizeMismatch("blob is longer than announced", expected_bytes=self._size_bytes)
         self._batch.append(chunk)
         self._batch_bytes += len(chunk)
         if self._batch_bytes >= _BATCH_BYTES:
@@ -233,10 +242,16 @@ class Ingest:
     async def _flush(self) -> None:
         await self._settle()
         batch, self._batch = self._batch, []
+        self._written_bytes += self._batch_bytes
         self._batch_bytes = 0
         loop = asyncio.get_running_loop()
-        # The interpreter lock is free while SHA-256 and write(2) run, the loop reads on meanwhile.
-        self._flushing = loop.run_in_executor(None, self._write, batch)
+        # The interpreter lock is free while write(2) runs, the loop reads on meanwhile.
+        self._flushing = loop.run_in_executor(None, self._write, batch, self._written_bytes)
+        self._flushing.add_done_callback(self._tell)
+
+    def _tell(self, flushed: asyncio.Future[int]) -> None:
+        if self._on_written is not None and not flushed.cancelled() and flushed.exception() is None:
+            self._on_written(flushed.result())
 
     async def _settle(self) -> None:
         flushing, self._flushing = self._flushing, None
@@ -247,25 +262,32 @@ class Ingest:
                 self._flushing = flushing  # still in its thread: release waits for it
                 raise
 
-    def _write(self, batch: list[bytes]) -> None:
+    def _write(self, batch: list[bytes], end: int) -> int:
+        """Write what ends at `end`, which is returned."""
         with map_os_errors("cannot write download", path=str(self.path)):
-            for chunk in batch:
-                self._verifier.update(chunk)
-                view = memoryview(chunk)
+            written = os.writev(self._fd, batch)
+            if written < sum(map(len, batch)):
+                view = memoryview(b"".join(batch))[written:]
                 while view:
                     view = view[os.write(self._fd, view) :]
+        return end
 
     async def finish(self) -> Path:
-        """The path of the whole, verified blob.
+        """The path of the whole blob, which nobody has hashed yet.
 
         Raises:
-            SizeMismatch, DigestMismatch: it is not what was asked for; discard it.
+            SizeMismatch: it is shorter than announced.
             ResourceExhausted: disk full.
         """
         if self._batch:
             await self._flush()
         await self._settle()
-        await asyncio.to_thread(self._verifier.finish)
+        if self._written_bytes != self._size_bytes:
+            raise SizeMismatch(
+                "blob is shorter than announced",
+                expected_bytes=self._size_bytes,
+                received_bytes=self._written_bytes,
+            )
         await self._close()
         return self.path
 

@@ -60,6 +60,10 @@ class DigestMismatch(Corrupt):
     """Bytes do not have the digest they were asked for by."""
 
 
+class BlobMismatch(DigestMismatch):
+    """A layer's blob, as it was fetched, is not what its manifest names; another try may help."""
+
+
 class SizeMismatch(Corrupt):
     """A body is longer or shorter than its descriptor says."""
 

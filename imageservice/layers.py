@@ -1,25 +1,33 @@
-"""One layer of a pull: its blob fetched and verified, unpacked by a worker, committed.
+"""One layer of a pull: fetched, verified and unpacked at the same time, then committed.
 
-A layer that is here already is not fetched, whatever its blob's digest in this registry: the diffID
-is what counts, and it was checked when the layer was unpacked. The slot of a download is given back
-before unpacking, so the network and the disk work at the same time.
+    registry ─► download ─► ingest file ─► worker ─► staging ─► commit
+                   └── how much is there ──┘
+
+The worker follows the file that the download writes (`unpack.feed`), and is the one that hashes the
+blob; nothing is committed before it has found both digests right. A layer that is here already is
+not fetched, whatever its blob's digest in this registry: the diffID is what counts, and it was
+checked when the layer was unpacked. The slot of a download is given back when the last byte has
+come, whatever the worker still has to do, so the network and the processors work at the same time.
 """
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imageservice.errors import DigestMismatch, SizeMismatch
+from imageservice.errors import BlobMismatch, RegistryThrottled, SizeMismatch
 from imageservice.flights import Flights
 from imageservice.progress import Progress, Stage, measured
 from imageservice.snapshots.snapshotter import LayerFacts
 from imageservice.unpack.compression import declared, expansion_limit
+from imageservice.unpack.feed import Feed
 from imageservice.unpack.protocol import Job
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted, Unsupported
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from imageservice.content import ContentStore, Ingest
@@ -35,6 +43,18 @@ if TYPE_CHECKING:
     from sandbox.host.clock import Clock
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be made of what; `end_download` gives the slot of the download back, once."""
+
+    reference: Reference
+    credential: Keyring | None
+    layer: Descriptor
+    diff_id: str
+    end_download: Callable[[], None]
+    report: Callable[[Stage, int], None]
 
 
 class LayerPuller:
@@ -112,17 +132,46 @@ class LayerPuller:
             return
         report(Stage.WAITING, 0)
         await self._pool.warm()
-        with measured(self._observer, "wait", self._clock):
-            await slots.acquire()
+        with ExitStack() as slot:
+            with measured(self._observer, "wait", self._clock):
+                await slots.acquire()
+            slot.callback(slots.release)
+            work = _Work(reference, credential, layer, diff_id, slot.close, report)
+            try:
+                await self._make(work, origin_only=False)
+            except (BlobMismatch, SizeMismatch) as error:
+                # A mirror may serve rot, and what an earlier try left may have been lost with the
+                # power: once more from the start and from the origin.
+                self._observer.asked_again("mismatch")
+                _log.warning("layer is fetched anew", layer=layer.digest, error=error)
+                await self._make(work, origin_only=True)
+        self._observer.layer_ended("fetched")
+        report(Stage.DONE, layer.size_bytes)
+
+    async def _make(self, work: _Work, *, origin_only: bool) -> None:
+        """Fetch, unpack and commit; what may help the next try is kept."""
+        layer = work.layer
+        ingest = await self._content.begin(layer.parsed_digest, layer.size_bytes)
         try:
-            with measured(self._observer, "download", self._clock):
-                ingest = await self._fetch(
-                    reference, credential, layer, lambda done: report(Stage.FETCHING, done)
-                )
-        finally:
-            slots.release()
-        try:
-            await self._unpack(ingest, layer, diff_id, lambda d: report(Stage.UNPACKING, d))
+            staging = await self._snapshots.stage(work.diff_id)
+            try:
+                done = await self._fill(ingest, staging, work, origin_only=origin_only)
+                said = declared(layer.media_type)
+                if said is not None and said.value != done.compression:
+                    _log.warning(
+                        "layer is not compressed as its media type says",
+                        layer=layer.digest,
+                        media_type=layer.media_type,
+                        compression=done.compression,
+                    )
+                with measured(self._observer, "commit", self._clock):
+                    await self._snapshots.commit(staging, _facts(done))
+            except BaseException:
+                await self._discard(staging)
+                raise
+        except RegistryThrottled:
+            await ingest.release()  # exhausted is the registry's patience
+            raise
         except (Corrupt, ResourceExhausted, Unsupported):
             await ingest.discard()  # the same bytes would fail again, or are in the way
             raise
@@ -130,88 +179,70 @@ class LayerPuller:
             await ingest.release()
             raise
         await ingest.discard()
-        self._observer.layer_ended("fetched")
-        report(Stage.DONE, layer.size_bytes)
 
-    async def _fetch(
-        self,
-        reference: Reference,
-        credential: Keyring | None,
-        layer: Descriptor,
-        on_progress: Callable[[int], None],
-    ) -> Ingest:
-        """The whole, verified blob; the caller ends the ingest."""
-        try:
-            return await self._fetch_once(reference, credential, layer, on_progress, again=False)
-        except (DigestMismatch, SizeMismatch) as error:
-            # A mirror may serve rot, and what an earlier try left may have been lost with the
-            # power: once more from the start and from the origin.
-            self._observer.asked_again("mismatch")
-            _log.warning("layer is fetched anew", layer=layer.digest, error=error)
-        return await self._fetch_once(reference, credential, layer, on_progress, again=True)
+    async def _fill(
+        self, ingest: Ingest, staging: Staging, work: _Work, *, origin_only: bool
+    ) -> Done:
+        """The staging filled by a worker that follows the download."""
+        feed = Feed(work.layer.size_bytes)
+        ingest.follow(feed.grow)
 
-    async def _fetch_once(
-        self,
-        reference: Reference,
-        credential: Keyring | None,
-        layer: Descriptor,
-        on_progress: Callable[[int], None],
-        *,
-        again: bool,
-    ) -> Ingest:
-        ingest = await self._content.begin(layer.parsed_digest, layer.size_bytes)
+        async def unpack() -> Done:
+            with measured(self._observer, "unpack", self._clock):
+                job = _job(ingest, work.layer, staging, self._settings)
+                return await self._pool.unpack(
+                    job, lambda done: work.report(Stage.UNPACKING, done), feed
+                )
+
         try:
-            held_bytes = ingest.received_bytes
+            async with asyncio.TaskGroup() as both:
+                unpacking = both.create_task(unpack(), name="unpack")
+                await self._fetch(ingest, work, origin_only=origin_only)
+                work.end_download()
+                work.report(Stage.UNPACKING, 0)
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from None
+        return unpacking.result()
+
+    async def _fetch(self, ingest: Ingest, work: _Work, *, origin_only: bool) -> None:
+        """The whole blob in its file, of the right length."""
+        held_bytes, layer = ingest.received_bytes, work.layer
+        with measured(self._observer, "download", self._clock):
             if held_bytes < layer.size_bytes:
                 await self._source.fetch_blob(
-                    reference,
+                    work.reference,
                     layer,
-                    credential,
+                    work.credential,
                     ingest,
                     offset_bytes=held_bytes,
-                    on_progress=on_progress,
-                    origin_only=again,
+                    on_progress=lambda done: work.report(Stage.FETCHING, done),
+                    origin_only=origin_only,
                 )
             await ingest.finish()
-        except (DigestMismatch, SizeMismatch, ResourceExhausted):
-            await ingest.discard()
-            raise
-        except BaseException:
-            await ingest.release()
-            raise
         self._observer.layer_fetched(fetched_bytes=layer.size_bytes - held_bytes)
-        return ingest
 
-    async def _unpack(
-        self, ingest: Ingest, layer: Descriptor, diff_id: str, on_progress: Callable[[int], None]
-    ) -> None:
-        settings = self._settings
-        staging = await self._snapshots.stage(diff_id)
+    async def _discard(self, staging: Staging) -> None:
         try:
-            on_progress(0)
-            with measured(self._observer, "unpack", self._clock):
-                done = await self._pool.unpack(_job(ingest, layer, staging, settings), on_progress)
-            said = declared(layer.media_type)
-            if said is not None and said.value != done.compression:
-                _log.warning(
-                    "layer is not compressed as its media type says",
-                    layer=layer.digest,
-                    media_type=layer.media_type,
-                    compression=done.compression,
-                )
-            with measured(self._observer, "commit", self._clock):
-                await self._snapshots.commit(staging, _facts(done))
-        except BaseException:
-            try:
-                await self._snapshots.discard(staging)
-            except PodwrightError as error:
-                _log.warning("staging cannot be removed now", layer=diff_id, error=error)
-            raise
+            await self._snapshots.discard(staging)
+        except PodwrightError as error:
+            _log.warning("staging cannot be removed now", layer=staging.diff_id, error=error)
+
+
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure to report: what made others fail is what they were cancelled for."""
+    for failure in failures.exceptions:
+        if isinstance(failure, ResourceExhausted):
+            return failure
+    chosen = failures.exceptions[0]
+    return first_failure(chosen) if isinstance(chosen, BaseExceptionGroup) else chosen
 
 
 def _job(ingest: Ingest, layer: Descriptor, staging: Staging, settings: ImageSettings) -> Job:
     return Job(
         blob=str(ingest.path),
+        blob_digest=layer.digest,
+        blob_bytes=layer.size_bytes,
+        available_bytes=0,
         target=str(staging.path),
         form=staging.form,
         diff_id=staging.diff_id,

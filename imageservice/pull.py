@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from imageservice.errors import ImageUnsupported, ManifestInvalid
 from imageservice.flights import Flights
+from imageservice.layers import first_failure
 from imageservice.manifest import (
     CONFIG_TYPES,
     MAX_CONFIG_BYTES,
@@ -33,7 +34,7 @@ from imageservice.manifest import (
     parse_manifest,
     select_platform,
 )
-from sandbox.host.errors import PodwrightError, ResourceExhausted
+from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +185,7 @@ class Puller:
                     job = self._layers.pull(reference, credential, layer, diff_id, slots, emit)
                     group.create_task(job, name=f"layer {diff_id}")
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_failure(failures) from None
         config_digest = manifest.config.parsed_digest
         return Pulled(
             manifest=digest,
@@ -221,12 +222,3 @@ def _check_kinds(reference: Reference, manifest: Manifest) -> None:
         )
     if any(layer.media_type.endswith("+encrypted") for layer in manifest.layers):
         raise ImageUnsupported("image layers are encrypted", image=str(reference))
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure to report: what made others fail is what they were cancelled for."""
-    for failure in failures.exceptions:
-        if isinstance(failure, ResourceExhausted):
-            return failure
-    chosen = failures.exceptions[0]
-    return _first(chosen) if isinstance(chosen, BaseExceptionGroup) else chosen

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from imageservice.catalog import Catalog, ImageRecord, open_database
 from imageservice.collect import Sweeper
 from imageservice.content import ContentStore
-from imageservice.errors import ImageNotFound
+from imageservice.errors import ImageNotFound, RegistryThrottled
 from imageservice.flights import Flights
 from imageservice.images import Image
 from imageservice.inventory import Inventory
@@ -273,6 +273,8 @@ class ImageService:
                 image = await self._name(reference, named, pulled)
                 await self._gate.keep(signatures)
                 return image
+        except RegistryThrottled:
+            raise  # exhausted is the patience of the registry, and what it sent is dear
         except ResourceExhausted:
             # What was fetched and unpacked for nothing is in the way of everybody else.
             await self._sweeper.partials(older_than_s=0.0)

@@ -12,7 +12,7 @@ No program of the image or the host is run for any of it.
 from __future__ import annotations
 
 import enum
-from typing import IO, TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 import zstandard
 from isal import igzip_lib
@@ -32,6 +32,14 @@ OUTPUT_BYTES: Final = 512 * 1024
 ZSTD_WINDOW_BYTES: Final = 128 * MIB
 # isal's stubs call the class an instance.
 _GZIP_ERRORS: Final = (cast("type[Exception]", igzip_lib.IsalError), EOFError, ValueError)
+
+
+class Readable(Protocol):
+    """A file read forwards."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` of the next bytes; b"" at the end."""
+        ...
 
 
 class Compression(enum.Enum):
@@ -80,7 +88,7 @@ def expansion_limit(compressed_bytes: int, *, max_layer_bytes: int, max_ratio: i
     return min(max_layer_bytes, max(1024 * MIB, compressed_bytes * max_ratio))
 
 
-def plain_chunks(file: IO[bytes], kind: Compression, *, limit_bytes: int) -> Iterator[bytes]:
+def plain_chunks(file: Readable, kind: Compression, *, limit_bytes: int) -> Iterator[bytes]:
     """The plain bytes, in non-empty chunks of at most about `OUTPUT_BYTES`.
 
     Args:
@@ -105,12 +113,12 @@ def plain_chunks(file: IO[bytes], kind: Compression, *, limit_bytes: int) -> Ite
         yield chunk
 
 
-def _plain(file: IO[bytes]) -> Iterator[bytes]:
+def _plain(file: Readable) -> Iterator[bytes]:
     while chunk := file.read(OUTPUT_BYTES):
         yield chunk
 
 
-def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
+def _gunzip(file: Readable) -> Iterator[bytes]:
     """Members one after another (pigz, stargz write many); zeros behind the last are padding."""
     data = file.read(INPUT_BYTES)
     while data:
@@ -133,21 +141,22 @@ def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
             return
 
 
-def _only_zeros(data: bytes, file: IO[bytes]) -> None:
+def _only_zeros(data: bytes, file: Readable) -> None:
     while data:
         if data.count(0) != len(data):
             raise Corrupt("gzip layer has junk behind its end")
         data = file.read(INPUT_BYTES)
 
 
-def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
+def _unzstd(file: Readable) -> Iterator[bytes]:
     """Frames one after another, skippable ones included (zstd:chunked ends with two).
 
     A frame that is cut short ends the bytes without an error of zstandard's; the tar in it is then
     cut short too, and its hash is not the diffID.
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
-    reader = decompressor.stream_reader(file, read_size=INPUT_BYTES, read_across_frames=True)
+    source = cast("IO[bytes]", file)  # of a file it only calls read
+    reader = decompressor.stream_reader(source, read_size=INPUT_BYTES, read_across_frames=True)
     while True:
         try:
             chunk = reader.read(OUTPUT_BYTES)

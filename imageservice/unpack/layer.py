@@ -17,7 +17,7 @@ import os
 import queue
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -26,13 +26,14 @@ from imageservice.errors import DigestMismatch
 from imageservice.forms import INDEX_NAME, TAR_NAME
 from imageservice.unpack.apply import TreeBuilder
 from imageservice.unpack.archive import read_members
+from imageservice.unpack.blob import FollowedBlob
 from imageservice.unpack.compression import OUTPUT_BYTES, Compression, plain_chunks, sniff
 from imageservice.unpack.entries import plan_entry
 from imageservice.unpack.erofs import NotIndexable, write_index
 from imageservice.unpack.layer_tree import LayerTree
 from imageservice.unpack.protocol import Done
 from imageservice.unpack.stream import ChunkStream
-from sandbox.host.errors import map_os_errors
+from sandbox.host.errors import Corrupt, ResourceExhausted, Unsupported, map_os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,37 +48,57 @@ _HEAD_BYTES: Final = 16
 _NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def unpack_layer(job: Job, on_progress: Callable[[int], None]) -> Done:
+def _nothing_comes(_read_bytes: int) -> int:
+    raise Corrupt("download ends early")
+
+
+def unpack_layer(
+    job: Job, on_progress: Callable[[int], None], more: Callable[[int], int] = _nothing_comes
+) -> Done:
     """Fill `job.target`, which must be empty; blocking, in a process of its own.
 
     Args:
         job: what to do.
         on_progress: called for every chunk with the bytes of the blob read so far.
+        more: see `FollowedBlob`; called from another thread.
 
     Raises:
+        BlobMismatch: the bytes of the blob are not what they should be, whatever is in them.
         Corrupt: malformed blob, archive or layer; DigestMismatch when the diffID is wrong.
         ResourceExhausted: a limit of the job, or of the machine.
         Unsupported: a compression or an archive that no layer may have.
         PodwrightError: what the kernel said.
     """
-    expected = Digest.parse(job.diff_id)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with (
-        map_os_errors("cannot unpack layer"),
-        Path(job.blob).open("rb", buffering=0) as blob,
-    ):
-        root_fd = os.open(job.target, flags)
+    with map_os_errors("cannot unpack layer"), Path(job.blob).open("rb", buffering=0) as file:
+        blob = FollowedBlob(
+            file.fileno(),
+            Digest.parse(job.blob_digest),
+            size_bytes=job.blob_bytes,
+            available_bytes=job.available_bytes,
+            more=more,
+        )
         try:
-            kind = sniff(os.pread(blob.fileno(), _HEAD_BYTES, 0))
-            producer = _Producer(blob, kind, expected, job.max_plain_bytes)
-            make = _unpack if job.form == "tree" else _index
-            try:
-                producer.start()
-                return make(producer, root_fd, job, on_progress)
-            finally:
-                producer.close()
+            return _unpack_blob(blob, job, on_progress)
+        except (Corrupt, ResourceExhausted, Unsupported):
+            # Perhaps only because these are not the bytes that were asked for.
+            blob.verify()
+            raise
+
+
+def _unpack_blob(blob: FollowedBlob, job: Job, on_progress: Callable[[int], None]) -> Done:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    root_fd = os.open(job.target, flags)
+    try:
+        kind = sniff(blob.head(_HEAD_BYTES))
+        producer = _Producer(blob, kind, Digest.parse(job.diff_id), job.max_plain_bytes)
+        make = _unpack if job.form == "tree" else _index
+        try:
+            producer.start()
+            return make(producer, root_fd, job, on_progress)
         finally:
-            os.close(root_fd)
+            producer.close()
+    finally:
+        os.close(root_fd)
 
 
 def _unpack(
@@ -190,7 +211,7 @@ def _uuid(diff_id: str) -> bytes:
 class _Producer:
     """The thread that decompresses and hashes."""
 
-    def __init__(self, blob: IO[bytes], kind: Compression, expected: Digest, limit: int) -> None:
+    def __init__(self, blob: FollowedBlob, kind: Compression, expected: Digest, limit: int) -> None:
         self._blob = blob
         self.kind = kind
         self._expected = expected
@@ -244,6 +265,7 @@ class _Producer:
                 self._chunks.put(chunk)
                 if self._stopping:
                     return
+            self._blob.verify()
             self._chunks.put(b"")
         except Exception as error:
             self._chunks.put(error)

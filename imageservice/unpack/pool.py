@@ -1,9 +1,12 @@
 """A few unpack workers: started when needed, kept for a while, killed when they do not move.
 
 A worker costs 0.13 s and 20 MB, so one stays for the next layer and ends by itself after its idle
-time. It takes one layer at a time; as many layers are unpacked at once as there are workers. A
-worker that reports no progress for the time allowed, one that says something that is no message,
-and one whose caller went away are killed: there is no state in it worth a farewell.
+time. It takes one layer at a time, from the first MiB of its blob on: what arrives is hashed,
+inflated and indexed while the rest is on its way. `turns` says which layers are at work and which
+wait. A worker that has bytes to work on and reports no progress for the time allowed, one that says
+something that is no message, and one whose caller went away are killed: there is no state in it
+worth a farewell. One that waits for its download is only waiting: whether that has stalled is known
+where the registry is.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ import msgspec
 import imageservice
 from imageservice import errors as image_errors
 from imageservice.unpack import protocol
-from imageservice.unpack.protocol import Done, Failed, Job, Progress
+from imageservice.unpack.feed import Feed
+from imageservice.unpack.protocol import Done, Failed, Hungry, Job, More, Progress
+from imageservice.unpack.turns import Turns
 from sandbox.host import errors as host_errors
 from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError
 from sandbox.host.journal import get_logger
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from sandbox.host.processes import ProcessRunner, Spawned
 
 _log = get_logger(__name__)
+#: Bytes of a blob that are worth waking a worker for: some 30 ms of its work.
+FEED_BYTES: Final = 1 << 20
 _STDERR_TAIL_BYTES: Final = 4096
 #: How long a worker may take to end after its socket was closed, before it is killed.
 _FAREWELL_S: Final = 2.0
@@ -89,7 +96,7 @@ class UnpackPool:
         self._idle_s = idle_s
         self._no_progress_timeout_s = no_progress_timeout_s
         self._limit = workers
-        self._slots = asyncio.Semaphore(workers)
+        self._turns = Turns(workers)
         self._alive = 0
         self._idle: list[_Worker] = []
         self._closed = False
@@ -109,30 +116,41 @@ class UnpackPool:
         if self._alive < self._limit and not self._closed:
             self._idle.insert(0, await self._start())
 
-    async def unpack(self, job: Job, on_progress: Callable[[int], None]) -> Done:
-        """Unpack one layer; waits for a free worker.
+    async def unpack(
+        self, job: Job, on_progress: Callable[[int], None], feed: Feed | None = None
+    ) -> Done:
+        """Unpack one layer; waits for its first bytes and for a free worker.
 
         When cancelled, the worker is dead before this returns: nothing writes to the tree any more.
 
         Args:
             job: what to do.
             on_progress: called with the bytes of the blob that are behind the worker.
+            feed: what is there of the blob, where it is still being fetched.
 
         Raises:
+            BlobMismatch: what was fetched is not the blob.
             Corrupt, ResourceExhausted, Unsupported, ...: what the worker found.
             DeadlineExceeded: no progress for too long.
             WorkerLost: it ended without an answer; with what it said.
         """
-        async with self._slots:
+        feed = feed or Feed(job.blob_bytes, job.blob_bytes)
+        await feed.wait_beyond(0, FEED_BYTES)
+        try:
+            await self._turns.take(feed)
             while True:
                 worker = self._take_idle()
                 is_fresh = worker is None
                 try:
-                    return await self._attempt(worker or await self._start(), job, on_progress)
+                    return await self._attempt(
+                        worker or await self._start(), job, on_progress, feed
+                    )
                 except WorkerLost as error:
                     # An idle one may end by itself just when it is asked; a fresh one does not.
                     if is_fresh or error.fields.get("began"):
                         raise
+        finally:
+            self._turns.leave(feed)
 
     def _take_idle(self) -> _Worker | None:
         while self._idle:
@@ -142,9 +160,11 @@ class UnpackPool:
             self._close(worker)
         return None
 
-    async def _attempt(self, worker: _Worker, job: Job, on_progress: Callable[[int], None]) -> Done:
+    async def _attempt(
+        self, worker: _Worker, job: Job, on_progress: Callable[[int], None], feed: Feed
+    ) -> Done:
         try:
-            reply = await self._ask(worker, job, on_progress)
+            reply = await self._ask(worker, job, on_progress, feed)
         except BaseException:
             await self._kill(worker)
             raise
@@ -157,11 +177,12 @@ class UnpackPool:
         return reply
 
     async def _ask(
-        self, worker: _Worker, job: Job, on_progress: Callable[[int], None]
+        self, worker: _Worker, job: Job, on_progress: Callable[[int], None], feed: Feed
     ) -> Done | Failed:
         reader, writer = worker.reader, worker.writer
         began = False
         try:
+            job = msgspec.structs.replace(job, available_bytes=feed.available_bytes)
             writer.write(protocol.encode(job))
             await writer.drain()
             while True:
@@ -170,10 +191,12 @@ class UnpackPool:
                 if not line.endswith(b"\n"):
                     raise ConnectionResetError
                 reply = protocol.reply_decoder.decode(line)
-                if not isinstance(reply, Progress):
+                if not isinstance(reply, Progress | Hungry):
                     return reply
                 began = True
                 on_progress(reply.blob_bytes)
+                if isinstance(reply, Hungry):
+                    await self._more(writer, feed, reply.blob_bytes)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "unpacking made no progress",
@@ -187,6 +210,17 @@ class UnpackPool:
                 began=int(began),
                 stderr=worker.stderr_tail() or None,
             ) from error
+
+    async def _more(self, writer: asyncio.StreamWriter, feed: Feed, read_bytes: int) -> None:
+        """Wait for more of the blob, without a turn, and tell the worker."""
+        if read_bytes >= feed.total_bytes:
+            raise ValueError("the worker asks for more than there will be")
+        if feed.available_bytes < min(read_bytes + FEED_BYTES, feed.total_bytes):
+            self._turns.pause(feed)
+            await feed.wait_beyond(read_bytes, FEED_BYTES)
+            await self._turns.take(feed)
+        writer.write(protocol.encode(More(available_bytes=feed.available_bytes)))
+        await writer.drain()
 
     def _close(self, worker: _Worker) -> None:
         if worker.close():

@@ -3,6 +3,8 @@
     daemon                      worker
       ── Job ──────────────────►
       ◄────────────── Progress ── a few times a second while it works
+      ◄──────────────── Hungry ── it has read all that it knows to be there
+      ── More ─────────────────► the answer, whenever there is more
       ◄─────── Done or Failed ── exactly one
       ── next Job, or the end of the socket: the worker exits
 
@@ -26,7 +28,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Unpack one layer.
 
     Attributes:
-        blob: path of the verified, compressed blob.
+        blob: path of the compressed blob, which may still be growing.
+        blob_digest: what it must hash to.
+        blob_bytes: its length when it is whole.
+        available_bytes: how much of it may be read now.
         target: path of the empty directory to fill.
         form: what to fill it with; see `LayerForm`.
         diff_id: what the plain tar must hash to.
@@ -35,11 +40,26 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     blob: str
+    blob_digest: str
+    blob_bytes: int
+    available_bytes: int
     target: str
     form: LayerForm
     diff_id: str
     max_plain_bytes: int
     max_entries: int
+
+
+class More(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """So much of the blob may be read now, more than was asked about."""
+
+    available_bytes: int
+
+
+class Hungry(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`blob_bytes` were read and more are needed; nothing happens until then."""
+
+    blob_bytes: int
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -49,7 +69,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The layer is complete and the diffID was right.
+    """The layer is complete, the blob's digest and the diffID were right.
 
     Attributes:
         form: what it is; a tree also where an index was asked for and cannot say it all.
@@ -79,12 +99,13 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     fields: dict[str, str | int]
 
 
-Reply = Progress | Done | Failed
+Reply = Progress | Hungry | Done | Failed
 
 job_decoder: Final = msgspec.json.Decoder(Job)
+more_decoder: Final = msgspec.json.Decoder(More)
 reply_decoder: Final[msgspec.json.Decoder[Reply]] = msgspec.json.Decoder(Reply)
 
 
-def encode(message: Job | Reply) -> bytes:
+def encode(message: Job | More | Reply) -> bytes:
     """One line."""
     return msgspec.json.encode(message) + b"\n"

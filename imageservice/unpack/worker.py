@@ -27,7 +27,7 @@ import msgspec
 
 from imageservice.unpack import protocol
 from imageservice.unpack.layer import unpack_layer
-from imageservice.unpack.protocol import Failed, Progress
+from imageservice.unpack.protocol import Failed, Hungry, Progress
 from sandbox.host import oom
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted
 
@@ -48,15 +48,44 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     threading.Thread(target=_end_with_daemon, name="watch", daemon=True).start()
+    idle_s = float(sys.argv[1])
     with socket.socket(fileno=os.dup(0)) as channel:
-        channel.settimeout(float(sys.argv[1]))
-        lines = channel.makefile("rb")
+        channel.settimeout(idle_s)
+        daemon = _Daemon(channel)
         try:
-            while line := lines.readline(protocol.MAX_LINE_BYTES):
-                channel.sendall(protocol.encode(_answer(line, channel)))
+            while line := daemon.hear():
+                # In the middle of a layer there is no idle time: a download may take for ever.
+                channel.settimeout(None)
+                daemon.tell(_answer(line, daemon))
+                channel.settimeout(idle_s)
         except (TimeoutError, BrokenPipeError, ConnectionResetError):
             pass  # idle, or the daemon is gone: either way there is nobody to tell
     return 0
+
+
+class _Daemon:
+    """The other end. Two threads of a layer speak to it: progress is told beside the reading."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._lines = channel.makefile("rb")
+        self._telling = threading.Lock()
+
+    def hear(self) -> bytes:
+        """The next line; b"" when the daemon is gone."""
+        return self._lines.readline(protocol.MAX_LINE_BYTES)
+
+    def tell(self, message: protocol.Reply) -> None:
+        with self._telling:
+            self._channel.sendall(protocol.encode(message))
+
+    def more(self, read_bytes: int) -> int:
+        """Wait for more of the blob than was read; how much there is."""
+        self.tell(Hungry(blob_bytes=read_bytes))
+        line = self.hear()
+        if not line:
+            os._exit(0)  # as `_end_with_daemon`
+        return protocol.more_decoder.decode(line).available_bytes
 
 
 def _end_with_daemon() -> None:
@@ -67,15 +96,15 @@ def _end_with_daemon() -> None:
     os._exit(0)
 
 
-def _answer(line: bytes, channel: socket.socket) -> protocol.Reply:
+def _answer(line: bytes, daemon: _Daemon) -> protocol.Reply:
     chunks = itertools.count(1)
 
     def report(blob_bytes: int) -> None:
         if next(chunks) % _CHUNKS_PER_REPORT == 0:
-            channel.sendall(protocol.encode(Progress(blob_bytes=blob_bytes)))
+            daemon.tell(Progress(blob_bytes=blob_bytes))
 
     try:
-        return unpack_layer(protocol.job_decoder.decode(line), report)
+        return unpack_layer(protocol.job_decoder.decode(line), report, daemon.more)
     except PodwrightError as error:
         return _failed(error)
     except MemoryError:

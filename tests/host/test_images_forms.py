@@ -93,6 +93,9 @@ def unpacked(base: Path, form: LayerForm, plain: bytes) -> Iterator[tuple[Done, 
         done = unpack_layer(
             Job(
                 blob=str(root / "blob"),
+                blob_digest=diff_id(plain),
+                blob_bytes=len(plain),
+                available_bytes=len(plain),
                 target=str(target),
                 form=form,
                 diff_id=diff_id(plain),

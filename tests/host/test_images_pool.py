@@ -8,10 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from imageservice.errors import BlobMismatch
+from imageservice.forms import LayerForm
 from imageservice.unpack import protocol
-from imageservice.unpack.pool import UnpackPool, WorkerLost
+from imageservice.unpack.feed import Feed
+from imageservice.unpack.pool import FEED_BYTES, UnpackPool, WorkerLost
 from imageservice.unpack.protocol import Job
 from sandbox.host.errors import Corrupt, DeadlineExceeded
 from sandbox.host.processes import HostProcessRunner, Spawned
@@ -48,6 +52,9 @@ class Node:
         blob.write_bytes(plain)
         return Job(
             blob=str(blob),
+            blob_digest=diff_id(plain),
+            blob_bytes=len(plain),
+            available_bytes=len(plain),
             target=str(tree),
             form="tree",
             diff_id=diff_id(plain),
@@ -128,6 +135,60 @@ async def test_a_worker_that_does_not_move_is_killed(node: Node) -> None:
     with pytest.raises(DeadlineExceeded, match="no progress"):
         await workers.unpack(node.job(Tar().done()), ignore)
     assert not is_alive(runner.started[0])
+    await workers.close()
+
+
+async def test_waiting_for_a_download_is_not_being_stuck(node: Node) -> None:
+    """Ten times the patience between two pieces; what has come is worked on meanwhile."""
+    runner = Runner()
+    workers = pool(runner, patience_s=0.2)
+    plain = Tar().file("first", bytes(3 * FEED_BYTES)).file("last").done()
+    job, feed = node.job(plain), Feed(len(plain))
+    seen: list[int] = []
+    task = asyncio.ensure_future(workers.unpack(job, seen.append, feed))
+    feed.grow(2 * FEED_BYTES)
+    await until(lambda: 2 * FEED_BYTES in seen, "the first part read")
+    assert names_in(job.target) == ["first"]
+    await asyncio.sleep(2)
+    feed.grow(len(plain))
+    await task
+    assert sorted(names_in(job.target)) == ["first", "last"]
+    await workers.close()
+
+
+async def test_a_layer_whose_bytes_are_there_does_not_wait_for_a_slow_download(node: Node) -> None:
+    runner = Runner()
+    workers = pool(runner)
+    plain = Tar().file("first", bytes(3 * FEED_BYTES)).done()
+    feed, seen = Feed(len(plain)), list[int]()
+    slow = asyncio.ensure_future(workers.unpack(node.job(plain), seen.append, feed))
+    feed.grow(FEED_BYTES)
+    await until(lambda: FEED_BYTES in seen, "the slow one begun and hungry")
+    for _ in range(3):
+        await workers.unpack(node.job(Tar().file("a").done()), ignore)
+    assert not slow.done()
+    assert len(runner.started) == 2
+    feed.grow(len(plain))
+    await slow
+    await workers.close()
+
+
+@pytest.mark.parametrize("form", ["tree", "indexed"])
+@pytest.mark.parametrize("content", [b"no tar" * 200, Tar().file("a").done()], ids=["bad", "good"])
+async def test_bytes_that_are_not_the_blob_are_told_from_a_bad_layer(
+    node: Node, form: LayerForm, content: bytes
+) -> None:
+    """Whatever they hold, the next try may bring the right ones; a bad layer stays bad."""
+    workers = pool(Runner())
+    job = msgspec.structs.replace(node.job(content), form=form)
+    with pytest.raises(BlobMismatch):
+        await workers.unpack(msgspec.structs.replace(job, blob_digest=diff_id(b"another")), ignore)
+    wrong = msgspec.structs.replace(
+        job, diff_id=diff_id(b"another"), target=node.job(content).target
+    )
+    with pytest.raises(Corrupt) as caught:
+        await workers.unpack(wrong, ignore)
+    assert not isinstance(caught.value, BlobMismatch)
     await workers.close()
 
 

@@ -19,6 +19,7 @@ from imageservice.errors import (
     ImageNotFound,
     ImageUnsupported,
     PlatformNotFound,
+    RegistryThrottled,
     RegistryUnavailable,
 )
 from imageservice.manifest import Platform
@@ -33,6 +34,7 @@ from tests.fakes.registry import (
     OCI_LAYER_GZIP,
     Alter,
     Blob,
+    Cut,
     FakeRegistry,
     Stall,
     Status,
@@ -199,6 +201,40 @@ async def test_a_deadline_ends_the_pull_and_the_next_goes_on_from_there(tmp_path
         again = registry.seen(f"/blobs/{made.layers[0].digest}")[-1]
         assert again.header("Range") is not None
         assert leftovers(tmp_path) == []
+
+
+async def test_a_layer_is_written_while_it_is_fetched_and_holds_nobody_up(tmp_path: Path) -> None:
+    """One worker for the node: a download that stands still must not keep it from others."""
+    async with FakeRegistry() as registry, image_node(tmp_path, unpack_workers=1) as service:
+        slow = registry.add_image("slow", "1", layers=[layer("big", NOISE * 2)])
+        registry.add_image("app", "1", layers=[layer("a")])
+        registry.on(f"/blobs/{slow.layers[0].digest}", Stall(after_bytes=3_000_000))
+        pull = asyncio.ensure_future(pulled(service, registry, "slow:1"))
+        staging = tmp_path / "images/staging"
+        await until(
+            lambda: sum(p.stat().st_size for p in staging.rglob("*") if p.is_file()) > 1 << 20,
+            "the first part of the layer is written",
+        )
+        await pulled(service, registry, "app:1")
+        assert not pull.done()
+        pull.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pull
+        await until(lambda: len(leftovers(tmp_path)) == 1, "only the download is left")
+        await pulled(service, registry, "slow:1")
+        assert leftovers(tmp_path) == []
+
+
+async def test_a_registry_that_is_tired_does_not_cost_what_it_sent(tmp_path: Path) -> None:
+    async with FakeRegistry() as registry, image_node(tmp_path) as service:
+        made = registry.add_image("app", "1", layers=[layer("big", NOISE)])
+        target = f"/blobs/{made.layers[0].digest}"
+        refused = Status(status=429, headers=[("Retry-After", "10000")])
+        registry.on(target, Cut(after_bytes=1_500_000), refused)
+        with pytest.raises(RegistryThrottled):
+            await pulled(service, registry, "app:1")
+        await pulled(service, registry, "app:1")
+        assert int((registry.seen(target)[-1].header("Range") or "")[6:-1]) >= 1_000_000
 
 
 async def test_a_millisecond_is_not_enough_and_leaves_nothing_running(tmp_path: Path) -> None:

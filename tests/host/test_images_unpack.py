@@ -66,7 +66,8 @@ class Bench:
         max_plain_bytes: int = 1 << 26,
     ) -> Done:
         path = self.root / "blob"
-        path.write_bytes(plain if blob is None else blob)
+        blob = plain if blob is None else blob
+        path.write_bytes(blob)
         target = self.tree
         if self.form == "indexed":
             self.clear()
@@ -75,6 +76,9 @@ class Bench:
             target.mkdir()
         job = Job(
             blob=str(path),
+            blob_digest=diff_id(blob),
+            blob_bytes=len(blob),
+            available_bytes=len(blob),
             target=str(target),
             form=self.form,
             diff_id=diff_id(plain),

@@ -80,6 +80,9 @@ def test_a_process_that_swaps_directories_for_links_leads_nowhere(tmp_path: Path
                 unpack_layer(
                     Job(
                         blob=str(blob),
+                        blob_digest=diff_id(plain),
+                        blob_bytes=len(plain),
+                        available_bytes=len(plain),
                         target=str(tree),
                         form="tree",
                         diff_id=diff_id(plain),

@@ -66,6 +66,9 @@ def test_no_program_is_run_and_nothing_is_imported_for_a_layer(tmp_path: Path) -
         job = {
             "type": "Job",
             "blob": str(tmp_path / name),
+            "blob_digest": diff_id(blob),
+            "blob_bytes": len(blob),
+            "available_bytes": len(blob),
             "target": str(tmp_path / f"{name}.tree"),
             "form": "tree",
             "diff_id": diff_id(plain),

@@ -63,6 +63,9 @@ class Worker:
         tree.mkdir()
         job = Job(
             blob=str(path),
+            blob_digest=diff_id(blob),
+            blob_bytes=len(blob),
+            available_bytes=len(blob),
             target=str(tree),
             form="tree",
             diff_id=diff_id(plain),
