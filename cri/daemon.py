@@ -33,7 +33,7 @@ from cri.runtimes import build_runtimes
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
-from cri.upkeep import sweeping, upkeep
+from cri.upkeep import backing_up, sweeping, upkeep
 from cri.userns import lack_of_user_namespaces
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
@@ -58,6 +58,7 @@ from sandbox.lsm import Lsm
 from sandbox.monitor.hub import AttachHubs
 from sandbox.paths import Paths
 from sandbox.podfiles import install_pause
+from sandbox.records import Records
 from sandbox.store import StateStore
 
 if TYPE_CHECKING:
@@ -164,7 +165,8 @@ class Daemon:
             patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
         )
         await limits.open()
-        store = await StateStore.open(self._paths.state_file)
+        records = Records(self._paths.records)
+        store = await StateStore.open(self._paths.state_file, records, clock=clock)
         stack.push_async_callback(store.close)
         image_settings = config.images()
         images = ImageService(
@@ -255,7 +257,7 @@ class Daemon:
             missing=missing,
             config={key: toml_text(value) for key, value in config.values.items()},
             no_user_namespaces=no_user_namespaces,
-            reports={"upkeep": lifecycles.reconciler.report},
+            reports={"upkeep": lifecycles.reconciler.report, "state": store.report},
         )
         streaming = StreamingServer(
             config.streaming(),
@@ -310,6 +312,8 @@ class Daemon:
             containers=len(containers.list()),
         )
         group.create_task(upkeep(store, lifecycles, network, clock), name="upkeep")
+        backup_s = config.get(table.BACKUP_INTERVAL)
+        group.create_task(backing_up(store, backup_s, clock), name="backup")
         sweep_s = config.get(table.SWEEP_INTERVAL)
         group.create_task(sweeping(lifecycles, sweep_s, clock), name="sweep")
         if config.get(security.HOLES_AT_START):

@@ -30,6 +30,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     #: What is tried again, what was repaired, and other facts that the daemon reports by name.
     upkeep: dict[str, object] = {}
+    state: dict[str, object] = {}
 
     @property
     def ready(self) -> bool:
@@ -52,6 +53,7 @@ def gather_status(daemon: DaemonClient) -> StatusReport:
         containers=_counted(daemon.containers_by_state()),
         images=len(daemon.images().images),
         upkeep=_fact(status.info, "upkeep"),
+        state=_fact(status.info, "state"),
     )
 
 
@@ -83,7 +85,7 @@ def show_status(report: StatusReport, console: Console | None = None) -> None:
         text = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
         console.print(f"{name}: {text}", highlight=False)
     console.print(f"images: {report.images}", highlight=False)
-    for line in upkeep_lines(report.upkeep):
+    for line in (*upkeep_lines(report.upkeep), *state_lines(report.state)):
         console.print(line, highlight=False, markup=False)
 
 
@@ -118,4 +120,24 @@ def upkeep_lines(upkeep: Mapping[str, object]) -> list[str]:
     failed = upkeep.get("failedRepairs")
     if failed:
         lines.append(f"repairs that failed since start: {failed}; see the daemon's log")
+    return lines
+
+
+def state_lines(state: Mapping[str, object]) -> list[str]:
+    """What is not as it should be with the stored state."""
+    lines = []
+    if state.get("lost"):
+        source = state.get("begunFrom") or "nothing"
+        lines.append(f"state: was lost and begun anew from {source}: {state['lost']}")
+        lines.append(f"  the old file is kept as {state.get('aside')}")
+    if state.get("adopted"):
+        taken = msgspec.convert(state["adopted"], dict[str, int])
+        text = ", ".join(f"{number} {kind}" for kind, number in taken.items())
+        lines.append(f"state: made whole from second copies: {text}")
+    if state.get("quarantined"):
+        lines.append(f"state: {state['quarantined']} unreadable records in quarantine")
+    if state.get("unwritten"):
+        lines.append(f"state: {state['unwritten']} changes not on disk yet; is the disk full?")
+    if state.get("backupError"):
+        lines.append(f"state: not backed up: {state['backupError']}")
     return lines

@@ -74,6 +74,13 @@ SWEEP_INTERVAL = Setting(
     60.0,
     "how often records are held against the kernel; 0: only at the start",
 )
+BACKUP_INTERVAL = Setting(
+    "daemon",
+    "backup_interval_s",
+    seconds,
+    600.0,
+    "how often the state is copied where it has changed; 0: only at the start",
+)
 
 DEFAULT_RUNTIME = Setting(
     "runtime", "default", text, _SANDBOX.default_handler, "handler of pods that name none"

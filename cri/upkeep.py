@@ -42,6 +42,14 @@ async def sweeping(lifecycles: Lifecycles, interval_s: float, clock: Clock) -> N
         await _guarded("sweep", lifecycles.reconciler.round)
 
 
+async def backing_up(store: StateStore, interval_s: float, clock: Clock) -> None:
+    """Back the state up now, then every `interval_s` when it has changed; 0: only now."""
+    await _guarded("backup", lambda: store.back_up(always=True))
+    while interval_s:
+        await clock.sleep(interval_s)
+        await _guarded("backup", store.back_up)
+
+
 async def _guarded(what: str, work: Callable[[], Awaitable[object]]) -> None:
     """A failure of what is merely repeated must not end the daemon."""
     try:

@@ -50,6 +50,11 @@ class Paths:
         return self.run_root / "programs"
 
     @property
+    def records(self) -> Path:
+        """Second copies of records (`sandbox.records`), which die with the boot."""
+        return self.run_root / "records"
+
+    @property
     def layers(self) -> Path:
         """Writable layers of containers."""
         return self.state_root / "containers"

@@ -8,75 +8,56 @@ exception: what the kernel has already done (an exit, a start) is noted in memor
 (`note_*`), because a full disk must not make the daemon deny that a process ended; such notes are
 written again later.
 
-A row that cannot be read is moved to `quarantine` and named in the log: one bad record never keeps
-the daemon from starting, and its id lets the sweep find what belonged to it.
+A row that cannot be read is made again from its second copy (`sandbox.records`). Where that cannot
+be read either, it is moved to `quarantine` and named in the log: one bad record never keeps the
+daemon from starting, and its id lets the sweep find what belonged to it. A whole database that is
+lost is begun anew from its backup and the second copies.
 """
 
 from __future__ import annotations
 
-from importlib import resources
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+import asyncio
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgspec
-
-from sandbox.host.database import Database
+from sandbox import rows
+from sandbox.host.clock import SystemClock
 from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.merge import merged
 from sandbox.model import Container, PodSandbox, container_name_key, pod_name_key
+from sandbox.statefile import Backups, open_state
 from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from sandbox.host.clock import Clock
     from sandbox.host.database import Connection
+    from sandbox.records import Records
+    from sandbox.statefile import Opened
 
-#: "PWRT" read as a big-endian number; tells our state file from any other SQLite database.
-APPLICATION_ID: Final = 0x50575254
 #: Removed objects that are remembered for the sweep; more are removed in a minute by nobody.
 DEPARTED_LIMIT: Final = 4096
 
 V = TypeVar("V", PodSandbox, Container)
 
-_Table = Literal["pods", "containers"]
-
-_SELECT: Final[Mapping[_Table, str]] = {
-    "pods": "SELECT id, document FROM pods",
-    "containers": "SELECT id, document FROM containers",
-}
-_DELETE: Final[Mapping[_Table, str]] = {
-    "pods": "DELETE FROM pods WHERE id = ?",
-    "containers": "DELETE FROM containers WHERE id = ?",
-}
-_UPDATE: Final[Mapping[type, str]] = {
-    PodSandbox: "UPDATE pods SET document = ? WHERE id = ?",
-    Container: "UPDATE containers SET document = ? WHERE id = ?",
-}
-
 _log = get_logger("store")
-
-
-def migrations() -> Sequence[str]:
-    """The numbered steps of schema.sql, oldest first; append-only."""
-    text = resources.files("sandbox").joinpath("schema.sql").read_text(encoding="utf-8")
-    steps = text.split("-- migration ")[1:]
-    return [step.split("\n", 1)[1] for step in steps]
-
-
-class _BadRow(NamedTuple):
-    """A record that cannot be read."""
-
-    table: _Table
-    id: str
-    document: bytes
-    reason: str
 
 
 class StateStore:
     """All pods and containers of this node."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(
+        self, opened: Opened, path: Path, records: Records | None, clock: Clock | None = None
+    ) -> None:
+        """Use `open`."""
+        self._opened = opened
+        self._database = opened.database
+        self._records = records
+        self._backups = Backups(opened.database, path, clock or SystemClock())
+        self._quarantined = 0
+        self._adopted: dict[str, int] = {}
         self._pods: dict[str, PodSandbox] = {}
         self._containers: dict[str, Container] = {}
         self._pod_names: dict[str, str] = {}
@@ -87,22 +68,49 @@ class StateStore:
         self.departed: dict[str, str] = {}
 
     @classmethod
-    async def open(cls, path: Path) -> StateStore:
-        """Open or make the state file and load everything.
+    async def open(
+        cls, path: Path, records: Records | None = None, *, clock: Clock | None = None
+    ) -> StateStore:
+        """Open or make the state file and load everything; see `sandbox.statefile`.
+
+        Args:
+            path: the database.
+            records: second copies of the records, from which lost rows are made again.
+            clock: stamps backups.
 
         Raises:
             FailedPrecondition: the file was written by a newer schema.
-            Corrupt: the file is not ours or is damaged.
         """
-        database = await Database.open(path, migrations=migrations(), application_id=APPLICATION_ID)
-        store = cls(database)
-        await store._load()
+        restarted = records is not None and not await asyncio.to_thread(records.open)
+        opened = await open_state(path)
+        store = cls(opened, path, records, clock)
+        try:
+            await store._load(restarted=restarted)
+        except BaseException:
+            await opened.database.close()
+            raise
         return store
 
     async def close(self) -> None:
         """Write what is still unwritten, then close the file."""
         await self.flush()
         await self._database.close()
+
+    async def back_up(self, *, always: bool = False) -> None:
+        """Keep a copy of the file; see `sandbox.statefile.Backups`."""
+        await self._backups.make(always=always)
+
+    def report(self) -> dict[str, object]:
+        """How the stored state is, as JSON values."""
+        return {
+            "lost": self._opened.lost,
+            "aside": self._opened.aside,
+            "begunFrom": self._opened.backup,
+            "adopted": self._adopted,
+            "quarantined": self._quarantined,
+            "unwritten": len(self._unwritten),
+            **self._backups.report(),
+        }
 
     # Reading: memory only.
 
@@ -175,14 +183,10 @@ class StateStore:
             raise AlreadyExists(f"pod sandbox name {key} is taken", pod=holder)
         self._pod_names[key] = pod.id  # before the await: the second caller must see it
         try:
-            await self._database.write(
-                lambda db: db.execute(
-                    "INSERT INTO pods (id, name, document) VALUES (?, ?, ?)",
-                    (pod.id, key, _encode(pod)),
-                )
-            )
+            await self._insert(pod)
         except BaseException:
             self._pod_names.pop(key, None)
+            self._forget_record(PodSandbox, pod.id)
             raise
         self._pods[pod.id] = pod
 
@@ -195,14 +199,10 @@ class StateStore:
             raise AlreadyExists(f"container name {key} is taken", container=holder)
         self._container_names[key] = container.id
         try:
-            await self._database.write(
-                lambda db: db.execute(
-                    "INSERT INTO containers (id, pod_id, name, document) VALUES (?, ?, ?, ?)",
-                    (container.id, container.pod_id, key, _encode(container)),
-                )
-            )
+            await self._insert(container)
         except BaseException:
             self._container_names.pop(key, None)
+            self._forget_record(Container, container.id)
             raise
         self._containers[container.id] = container
         self._by_pod.setdefault(container.pod_id, set()).add(container.id)
@@ -240,7 +240,7 @@ class StateStore:
 
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod and free its name; the last step of its removal."""
-        await self._database.write(lambda db: db.execute(_DELETE["pods"], (pod_id,)), cleanup=True)
+        await self._delete("pods", pod_id)
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
         if pod is not None:
@@ -249,9 +249,7 @@ class StateStore:
 
     async def delete_container(self, container_id: str) -> None:
         """Forget a container and free its name; the last step of its removal."""
-        await self._database.write(
-            lambda db: db.execute(_DELETE["containers"], (container_id,)), cleanup=True
-        )
+        await self._delete("containers", container_id)
         container = self._containers.pop(container_id, None)
         self._unwritten.pop(container_id, None)
         if container is not None:
@@ -301,55 +299,78 @@ class StateStore:
             self._containers[value.id] = value
 
     async def _update(self, values: Iterable[PodSandbox | Container]) -> None:
-        rows = [(_UPDATE[type(value)], _encode(value), value.id) for value in values]
+        documents = [(value, rows.encode(value)) for value in values]
 
         def work(db: Connection) -> None:
-            for statement, document, object_id in rows:
-                db.execute(statement, (document, object_id))
+            for value, document in documents:
+                if self._records is not None:
+                    self._records.write(value, document)
+                rows.update(db, value, document)
 
+        self._backups.changed = True
         # A change of what exists may use the space that is kept for cleaning up.
         await self._database.write(work, cleanup=True)
 
-    async def _load(self) -> None:
-        bad: list[_BadRow] = []
-        for pod in await self._load_table("pods", PodSandbox, bad):
+    async def _insert(self, value: PodSandbox | Container) -> None:
+        document = rows.encode(value)
+
+        def work(db: Connection) -> None:
+            if self._records is not None:
+                self._records.write(value, document)
+            rows.insert(db, value, document)
+
+        self._backups.changed = True
+        await self._database.write(work)
+
+    async def _delete(self, table: rows.Table, object_id: str) -> None:
+        def work(db: Connection) -> None:
+            self._forget_record(PodSandbox if table == "pods" else Container, object_id)
+            rows.delete(db, table, object_id)
+
+        self._backups.changed = True
+        await self._database.write(work, cleanup=True)
+
+    def _forget_record(self, kind: type[PodSandbox] | type[Container], object_id: str) -> None:
+        if self._records is not None:
+            self._records.remove(kind, object_id)
+
+    async def _load(self, *, restarted: bool) -> None:
+        bad: list[rows.BadRow] = []
+        pods, containers = await self._database.read(
+            lambda db: (
+                rows.load(db, "pods", PodSandbox, bad),
+                rows.load(db, "containers", Container, bad),
+            )
+        )
+        records = self._records
+        if records is not None:
+            copies = await asyncio.to_thread(
+                lambda: (records.load(PodSandbox), records.load(Container))
+            )
+            result = merged(
+                (pods, containers),
+                copies,
+                rebuilt=bool(self._opened.lost),
+                restarted=restarted,
+            )
+            pods, containers, self._adopted = result.pods, result.containers, result.adopted
+            if result.write or result.erase:
+                await self._database.write(lambda db: rows.bring_in(db, result.write, result.erase))
+                _log.warning("state made whole from second copies", **self._adopted)
+            await asyncio.to_thread(records.write_all, result.copy)
+        lost = [row for row in bad if row.id not in pods and row.id not in containers]
+        if lost:
+            await self._database.write(lambda db: rows.quarantine(db, lost))
+        self._quarantined = await self._database.read(rows.quarantined)
+        for pod in pods.values():
             self._pods[pod.id] = pod
             self._pod_names[pod_name_key(pod.config.metadata)] = pod.id
-        for container in await self._load_table("containers", Container, bad):
+        for container in containers.values():
             self._containers[container.id] = container
             config = container.config
             key = container_name_key(container.pod_id, config.name, config.attempt)
             self._container_names[key] = container.id
             self._by_pod.setdefault(container.pod_id, set()).add(container.id)
-        if bad:
-            await self._database.write(lambda db: _quarantine(db, bad))
-
-    async def _load_table(self, table: _Table, kind: type[V], bad: list[_BadRow]) -> list[V]:
-        rows = await self._database.read(lambda db: db.execute(_SELECT[table]).fetchall())
-        good = []
-        for row_id, document in rows:
-            raw = document if isinstance(document, bytes) else b""
-            try:
-                good.append(msgspec.json.decode(raw, type=kind))
-            except msgspec.MsgspecError as error:
-                bad.append(_BadRow(table, str(row_id), raw, str(error)))
-                _log.error(
-                    "unreadable record quarantined", table=table, id=str(row_id), error=str(error)
-                )
-        return good
-
-
-def _quarantine(db: Connection, bad: Sequence[_BadRow]) -> None:
-    for row in bad:
-        db.execute(
-            "INSERT INTO quarantine (origin, id, document, reason) VALUES (?, ?, ?, ?)",
-            (row.table, row.id, row.document, row.reason),
-        )
-        db.execute(_DELETE[row.table], (row.id,))
-
-
-def _encode(value: PodSandbox | Container) -> bytes:
-    return msgspec.json.encode(value)
 
 
 def _by_prefix(objects: Mapping[str, V], wanted: str, kind: str) -> V:

@@ -150,7 +150,10 @@ class Sweeper:
     def _directory_traces(self) -> set[str]:
         paths = self._paths
         places = (paths.pods, paths.namespaces, paths.containers, paths.layers, paths.exits)
-        return {name for place in places for name in _names(place) if _ID.fullmatch(name)}
+        found = {name for place in places for name in _names(place)}
+        for kind in ("pods", "containers"):
+            found |= {name.removesuffix(".json") for name in _names(paths.records / kind)}
+        return {name for name in found if _ID.fullmatch(name)}
 
     def _cgroup_traces(self) -> dict[str, list[str]]:
         """Cgroup paths (below each hierarchy's root) by id."""
@@ -193,6 +196,8 @@ class Sweeper:
             mounts.unmount_tree(directory, syscalls=self._syscalls)
             remove_tree(directory)
         paths.exit_file(object_id).unlink(missing_ok=True)
+        for kind in ("pods", "containers"):
+            (paths.records / kind / f"{object_id}.json").unlink(missing_ok=True)
 
 
 def _names(directory: Path) -> list[str]:

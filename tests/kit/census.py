@@ -118,7 +118,9 @@ def _mounts(roots: tuple[str, str]) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if any(root in line for root in roots):
             words = line.split()
-            yield f"{words[0]} {words[4]}"
+            # Programs of the runtimes are mounted anew at each start of the daemon.
+            number = "" if "/programs/" in words[4] else words[0]
+            yield f"{number} {words[4]}"
 
 
 def _cgroups(parent: str, ids: Collection[str]) -> Iterator[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import msgspec
 import pytest
 
 from sandbox.host.database import Database
 from sandbox.host.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox
+from sandbox.records import Records
+from sandbox.statefile import APPLICATION_ID, backup_of, migrations
 from sandbox.states import ContainerState, PodState
-from sandbox.store import APPLICATION_ID, StateStore, migrations
+from sandbox.store import StateStore
 
 
 def pod(pod_id: str, name: str = "n", state: PodState = PodState.READY) -> PodSandbox:
@@ -142,3 +146,107 @@ async def test_a_file_of_a_newer_daemon_is_refused_untouched(tmp_path):
     with pytest.raises(FailedPrecondition):
         await StateStore.open(path)
     assert path.read_bytes() == before
+
+
+async def reopened(path, records_root):
+    return await StateStore.open(path, Records(records_root))
+
+
+def damage(path, how):
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "garbage": b"no database" * 100}[how])
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "garbage"])
+async def test_a_lost_database_is_made_again_from_second_copies(tmp_path, how):
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    first = await reopened(path, root)
+    await first.add_pod(pod("a" * 64))
+    await first.back_up(always=True)
+    await first.add_container(container("b" * 64))
+    await first.add_pod(pod("d" * 64, name="gone"))
+    await first.back_up(always=True)
+    await first.delete_pod("d" * 64)
+    changed = msgspec.structs.replace(first.pods["a" * 64], ips=("10.0.0.1",))
+    await first.note(changed)
+    await first.close()
+    damage(path, how)
+    second = await reopened(path, root)
+    assert second.pods == {"a" * 64: changed}
+    assert second.containers == {"b" * 64: container("b" * 64)}
+    report = second.report()
+    assert report["lost"]
+    assert report["begunFrom"] == str(backup_of(path, 1))
+    await second.close()
+    third = await reopened(path, root)
+    assert third.pods == {"a" * 64: changed}
+    assert not third.report()["lost"]
+    await third.close()
+    assert list(tmp_path.glob("state.db.corrupt-*")) or how == "missing"
+
+
+async def test_after_a_boot_the_last_good_backup_counts(tmp_path):
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    first = await reopened(path, root)
+    await first.add_pod(pod("a" * 64))
+    await first.back_up(always=True)
+    await first.back_up(always=True)
+    await first.close()
+    backup_of(path, 1).write_bytes(b"torn" * 1000)
+    damage(path, "garbage")
+    shutil.rmtree(root)
+    second = await reopened(path, root)
+    assert list(second.pods) == ["a" * 64]
+    assert second.report()["begunFrom"] == str(backup_of(path, 2))
+    await second.close()
+
+
+async def test_an_unreadable_row_is_made_again_from_its_copy(tmp_path):
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    first = await reopened(path, root)
+    await first.add_pod(pod("a" * 64))
+    await first.close()
+    database = await Database.open(path, migrations=migrations(), application_id=APPLICATION_ID)
+    await database.write(lambda db: db.execute("UPDATE pods SET document = '{'"))
+    await database.close()
+    second = await reopened(path, root)
+    assert second.pods == {"a" * 64: pod("a" * 64)}
+    assert second.report()["quarantined"] == 0
+    await second.close()
+
+
+async def test_a_copy_that_cannot_be_read_is_put_aside(tmp_path):
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    first = await reopened(path, root)
+    await first.add_pod(pod("a" * 64))
+    await first.close()
+    copy = root / "pods" / f"{'a' * 64}.json"
+    copy.write_text("{")
+    second = await reopened(path, root)
+    assert second.pods == {"a" * 64: pod("a" * 64)}
+    assert copy.with_name(f"{copy.name}.unreadable").read_text() == "{"
+    assert msgspec.json.decode(copy.read_bytes(), type=PodSandbox) == pod("a" * 64)
+    await second.delete_pod("a" * 64)
+    assert not copy.exists()
+    await second.close()
+
+
+async def test_backups_are_made_only_when_something_has_changed(tmp_path):
+    path = tmp_path / "state.db"
+    store = await reopened(path, tmp_path / "records")
+    await store.back_up()
+    assert not backup_of(path, 1).exists()
+    await store.add_pod(pod("a" * 64))
+    await store.back_up()
+    made = backup_of(path, 1).stat().st_ino
+    await store.back_up()
+    assert backup_of(path, 1).stat().st_ino == made
+    await store.delete_pod("a" * 64)
+    await store.back_up()
+    assert backup_of(path, 2).stat().st_ino == made
+    assert store.report()["backupSecondsAgo"] == 0
+    await store.close()
