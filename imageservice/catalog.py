@@ -91,6 +91,9 @@ MIGRATIONS: Final = (
         PRIMARY KEY (digest, position)
     ) STRICT;
     """,
+    """
+    ALTER TABLE images ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 #: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
 MIN_PREFIX_CHARS: Final = 4
@@ -124,6 +127,7 @@ class ImageRecord:
         chain: diffIDs, lowest layer first.
         size_bytes: compressed layers and config, as the registry holds them.
         created_ns: when it was first pulled, wall clock.
+        pinned: somebody said so by hand; the settings may pin it as well (`images.image_of`).
         tags, digests: its names, sorted.
     """
 
@@ -132,6 +136,7 @@ class ImageRecord:
     chain: tuple[str, ...]
     size_bytes: int
     created_ns: int
+    pinned: bool = False
     tags: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
 
@@ -157,6 +162,7 @@ class Catalog:
                 chain=tuple(chains.get(as_text(row[0]), ())),
                 size_bytes=as_int(row[2]),
                 created_ns=as_int(row[3]),
+                pinned=bool(as_int(row[4])),
             )
             for row in images
         }
@@ -206,13 +212,17 @@ class Catalog:
         """
         new_names = tuple(names)
         known = self._images.get(image.id)
-        kept = image if known is None else replace(image, created_ns=known.created_ns)
+        kept = image
+        if known is not None:
+            # Pulled or loaded again: what was pinned by hand is unpinned by hand only.
+            pinned = image.pinned or known.pinned
+            kept = replace(image, created_ns=known.created_ns, pinned=pinned)
 
         def work(connection: Connection) -> None:
             connection.execute(
-                "INSERT OR REPLACE INTO images (id, manifest, size_bytes, created_ns) "
-                "VALUES (?, ?, ?, ?)",
-                (kept.id, kept.manifest, kept.size_bytes, kept.created_ns),
+                "INSERT OR REPLACE INTO images (id, manifest, size_bytes, created_ns, pinned) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (kept.id, kept.manifest, kept.size_bytes, kept.created_ns, int(kept.pinned)),
             )
             connection.execute("DELETE FROM image_layers WHERE image_id = ?", (kept.id,))
             connection.executemany(
@@ -231,6 +241,22 @@ class Catalog:
         for image_id in moved | {kept.id}:
             self._rename(image_id)
         return self._images[kept.id]
+
+    async def pin(self, image_id: str, *, pinned: bool) -> ImageRecord | None:
+        """Set or clear the mark; the record now, None when there is no such image.
+
+        Raises:
+            ResourceExhausted: disk full; nothing has changed.
+        """
+
+        def work(connection: Connection) -> None:
+            connection.execute("UPDATE images SET pinned = ? WHERE id = ?", (int(pinned), image_id))
+
+        await self._database.write(work)
+        if image_id not in self._images:
+            return None
+        self._images[image_id] = replace(self._images[image_id], pinned=pinned)
+        return self._images[image_id]
 
     def hide(self, image_id: str) -> None:
         """Answer as if the image were gone; `erase` makes it so on disk."""
@@ -267,7 +293,9 @@ class Catalog:
 
 def _read_all(connection: Connection) -> tuple[list[Row], list[Row], list[Row]]:
     return (
-        connection.execute("SELECT id, manifest, size_bytes, created_ns FROM images").fetchall(),
+        connection.execute(
+            "SELECT id, manifest, size_bytes, created_ns, pinned FROM images"
+        ).fetchall(),
         connection.execute(
             "SELECT image_id, diff_id FROM image_layers ORDER BY image_id, position"
         ).fetchall(),

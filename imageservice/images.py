@@ -55,7 +55,7 @@ def image_of(record: ImageRecord, config: ImageConfig, pinned: Iterable[str]) ->
         size_bytes=record.size_bytes,
         user=config.config.user,
         config=config,
-        pinned=_is_pinned(record, pinned),
+        pinned=record.pinned or _is_pinned(record, pinned),
         chain=record.chain,
     )
 

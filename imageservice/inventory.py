@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from imageservice.collect import referenced_documents
 from imageservice.digest import Digest
+from imageservice.errors import ImageNotFound
 from imageservice.images import Image, image_of, read_whole, renew_names
 from sandbox.host.errors import PodwrightError, ResourceExhausted
 from sandbox.host.journal import get_logger
@@ -87,6 +88,22 @@ class Inventory:
             self._images[record.id] = image_of(record, config, self._pinned)
             renew_names(self._images, self._catalog.images(), self._pinned)
             return self._images[record.id]
+
+    async def pin(self, image: str, *, pinned: bool) -> Image:
+        """Keep garbage collection from the image, or no longer.
+
+        Raises:
+            ImageNotFound: no such image.
+            ResourceExhausted: disk full; nothing has changed.
+        """
+        record = self._catalog.find(image)
+        async with self._naming:
+            changed = await self._catalog.pin(record.id, pinned=pinned) if record else None
+            if changed is None or changed.id not in self._images:
+                raise ImageNotFound("image is not on this node", image=image)
+            value = image_of(changed, self._images[changed.id].config, self._pinned)
+            self._images[changed.id] = value
+            return value
 
     def list(self) -> list[Image]:
         """All images, oldest first."""

@@ -156,3 +156,30 @@ def test_pinned(pinned: tuple[str, ...], expected: bool) -> None:
     config = ImageConfig(architecture="amd64", os="linux")
     image = image_of(replace(A, tags=(f"{HUB}:1",)), config, pinned)
     assert image.pinned is expected
+
+
+async def test_a_pin_is_kept_over_a_restart_and_over_a_pull(database: Database):
+    catalog = Catalog(database)
+    await catalog.load()
+    await catalog.record(replace(A, pinned=True), [f"{HUB}:1"])
+    await catalog.record(A, [f"{HUB}:2"])
+    again = Catalog(database)
+    await again.load()
+    found = again.get(A.id)
+    assert found is not None
+    assert found.pinned
+    assert image_of(found, ImageConfig(architecture="a", os="linux"), ()).pinned
+
+
+async def test_a_pin_is_cleared_by_hand_only(database: Database):
+    catalog = Catalog(database)
+    await catalog.load()
+    await catalog.record(replace(A, pinned=True), [f"{HUB}:1"])
+    changed = await catalog.pin(A.id, pinned=False)
+    assert changed is not None
+    assert not changed.pinned
+    assert changed.tags == (f"{HUB}:1",)
+    again = Catalog(database)
+    await again.load()
+    assert again.get(A.id) == changed
+    assert await catalog.pin(B.id, pinned=True) is None
