@@ -14,6 +14,7 @@ that container exists, with or without the image.
       │    ├─ content ── manifests and configs by digest; downloads that resume
       │    └─ unpack/ ── worker processes that turn a blob into a directory tree
       ├─ snapshots/ ── layers on disk, overlayfs mounts of them
+      ├─ loading, saving ── archives/: images that come and go in files
       ├─ inventory, catalog ── images and names, in memory and in SQLite
       └─ collect ── what nobody refers to any more
 

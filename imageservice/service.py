@@ -28,10 +28,12 @@ from imageservice.images import Image
 from imageservice.inventory import Inventory
 from imageservice.keyrings import NodeKeyrings
 from imageservice.layers import LayerPuller
+from imageservice.loading import Loader
 from imageservice.manifest import Platform
 from imageservice.progress import Progress, PullObserver, SilentObserver, Stage, measured
 from imageservice.pull import Pulled, Puller
 from imageservice.reference import parse_reference
+from imageservice.saving import Saver
 from imageservice.snapshots.overlay import OverlaySnapshotter
 from imageservice.trust.gate import TrustGate
 from imageservice.trust.kept import KeptSignatures
@@ -99,6 +101,7 @@ class ImageService:
         self._containers_dir = containers_dir
         self._content = ContentStore(settings.root)
         self._keyrings = NodeKeyrings(settings, runner)
+        self._runner = runner
         self._pool = UnpackPool(
             runner,
             workers=settings.unpack_workers or min(_MAX_WORKERS, os.cpu_count() or 1),
@@ -167,11 +170,24 @@ class ImageService:
             platform=self._platform,
             max_concurrent_downloads=self._settings.max_concurrent_downloads,
         )
+        self.loader = Loader(
+            self._inventory,
+            snapshots,
+            self._pool,
+            self._runner,
+            group=group,
+            settings=self._settings,
+            observer=self._observer,
+            platform=self._platform,
+            clock=self._clock,
+        )
+        await self.loader.open()
+        self.saver = Saver(self._catalog, self._content, snapshots)
         self._sweeper = Sweeper(
             self._catalog,
             self._content,
             snapshots,
-            held=self._puller.held,
+            held=lambda: self._puller.held() | self.loader.held(),
             group=group,
             clock=self._clock,
             keep_s=self._settings.keep_partial_s,
@@ -318,6 +334,10 @@ class ImageService:
         """
         await self._inventory.remove(image, free_space=self._sweep_layers)
         await self._gate.sweep()
+
+    async def pin(self, image: str, *, pinned: bool) -> Image:
+        """Keep the kubelet's garbage collection from the image, or no longer; see `Inventory`."""
+        return await self._inventory.pin(image, pinned=pinned)
 
     async def fs_info(self) -> FsInfo:
         """What images and containers take, at most ten seconds old; see `UsageMeter.read`."""

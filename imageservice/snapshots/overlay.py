@@ -148,6 +148,11 @@ class OverlaySnapshotter:
         """See `Snapshotter`."""
         return self._ledger.get(diff_id) is not None
 
+    def tar_of(self, diff_id: str) -> Path | None:
+        """See `Snapshotter`."""
+        row = self._ledger.get(diff_id)
+        return None if row is None else self._places.tar_of(row)
+
     def layers(self) -> Collection[str]:
         """See `Snapshotter`."""
         return self._ledger.layers().keys()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from imageservice.forms import TAR_NAME
 from imageservice.snapshots.indexed import is_whole, mount_index
 from imageservice.trees import count_tree
 from sandbox.host.errors import PodwrightError, map_os_errors
@@ -44,6 +45,11 @@ class LayerPlaces:
         """The directory that shows the layer's files, once `mount` has run."""
         top = self.layers_dir if row.facts.form == "tree" else self._mounts_dir
         return top / row.directory
+
+    def tar_of(self, row: LayerRow) -> Path | None:
+        """The layer's plain tar, where it is kept as one."""
+        is_tar = row.facts.form == "indexed"
+        return self.layers_dir / row.directory / TAR_NAME if is_tar else None
 
     async def open(self, needed: Collection[str]) -> None:
         """Unmount what a former daemon left of layers that are not in `needed` (directory names).

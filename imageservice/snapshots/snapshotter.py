@@ -125,6 +125,10 @@ class Snapshotter(Protocol):
         """Whether the layer is committed."""
         ...
 
+    def tar_of(self, diff_id: str) -> Path | None:
+        """The layer's plain tar, where it is kept as one; its digest is the diffID."""
+        ...
+
     def layers(self) -> Collection[str]:
         """DiffIDs of all committed layers."""
         ...

@@ -128,7 +128,10 @@ def write_index(root: Node, *, tar_bytes: int, uuid: bytes) -> Iterator[bytes]:
     Raises:
         NotIndexable: before the first piece.
     """
-    blocks_of_tar = -(-tar_bytes // BLOCK)
+    if tar_bytes % BLOCK:
+        # The kernel reads whole blocks of the device and fails where the file has only a part.
+        raise NotIndexable("archive does not end with a whole block", size_bytes=tar_bytes)
+    blocks_of_tar = tar_bytes // BLOCK
     if blocks_of_tar > _BLOCKS_MOST:
         raise NotIndexable("archive is too long to be indexed", size_bytes=tar_bytes)
     placed = _place(root)

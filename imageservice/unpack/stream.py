@@ -69,6 +69,17 @@ class ChunkStream:
         for _view in self.views(size):
             pass
 
+    def pad(self, size: int) -> bool:
+        """Pass over `size` bytes or what is left of them; whether they were all there."""
+        while size > 0:
+            if self._at == len(self._chunk) and not self._refill():
+                return False
+            taken = min(size, len(self._chunk) - self._at)
+            self._at += taken
+            self.position += taken
+            size -= taken
+        return True
+
     def drain(self) -> int:
         """Read to the end; the number of bytes passed over."""
         start = self.position

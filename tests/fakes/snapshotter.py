@@ -35,6 +35,9 @@ class MemorySnapshotter:
     def has(self, diff_id: str) -> bool:
         return diff_id in self._layers
 
+    def tar_of(self, diff_id: str) -> Path | None:
+        return None  # kept as files, all of them
+
     def layers(self) -> Collection[str]:
         return self._layers.keys()
 

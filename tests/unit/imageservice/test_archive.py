@@ -192,7 +192,7 @@ def broken_checksum(data: bytes) -> bytes:
     ("data", "error"),
     [
         pytest.param(broken_checksum(Tar().file("a").done()), Corrupt, id="checksum"),
-        pytest.param(Tar().file("a").done()[:600], Corrupt, id="cut in contents"),
+        pytest.param(Tar().file("a").done()[:514], Corrupt, id="cut in contents"),
         pytest.param(Tar().file("a").done()[:300], Corrupt, id="cut in header"),
         pytest.param(Tar().add("a", size=8 << 60).done(), Corrupt, id="8 EiB claimed"),
         pytest.param(Tar().add("a", size=-1).done(), Corrupt, id="negative size"),
@@ -256,3 +256,12 @@ def test_any_damage_ends_in_members_or_in_our_error(
     except PodwrightError:
         return
     assert len(found) <= len(SEED) // 512
+
+
+def test_the_padding_of_the_last_member_may_be_missing_but_not_its_contents() -> None:
+    whole = Tar().file("a", b"first").file("b", b"x" * 700).done().rstrip(b"\0")
+    assert len(whole) % 512
+    assert read_contents(whole) == [(b"a", b"first"), (b"b", b"x" * 700)]
+    assert [member.name for member in read(whole)] == [b"a", b"b"]
+    with pytest.raises(Corrupt, match="ends early"):
+        read(whole[:-1])

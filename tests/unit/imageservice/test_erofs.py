@@ -66,7 +66,7 @@ def names(data: bytes, nid: int) -> dict[bytes, int]:
 
 
 def test_the_superblock_names_one_device_of_the_tars_length() -> None:
-    data = index((entry("f"), 512), tar_bytes=1025)
+    data = index((entry("f"), 512), tar_bytes=1536)
     magic, _checksum, compat, block_bits = struct.unpack_from("<IIIB", data, 1024)
     assert (magic, compat, block_bits) == (0xE0F5E1E2, 2, 9)
     assert data[1024 + 48 : 1024 + 64] == UUID
@@ -127,6 +127,8 @@ def test_what_no_index_can_say_is_refused(sparse: SparseMap) -> None:
 def test_lengths_beyond_the_format_are_refused() -> None:
     with pytest.raises(NotIndexable):
         index((entry("f"), 512), tar_bytes=1 << 42)
+    with pytest.raises(NotIndexable):
+        index((entry("f"), 512), tar_bytes=1025)
     with pytest.raises(NotIndexable):
         index((entry("f", size=1 << 42), 512))
     with pytest.raises(NotIndexable):

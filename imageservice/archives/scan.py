@@ -1,0 +1,114 @@
+"""The program that looks through an archive: `python -m imageservice.archives.scan FILE PLAIN`.
+
+It runs in a process of its own, like the workers that unpack layers and for the same reason:
+whoever made the archive decides what it does to the program that reads it. It answers with one JSON
+document on standard output: the file's members and where their bytes lie. A compressed archive is
+decompressed to PLAIN, because an archive is read in the order of its documents, not of its bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from imageservice.archives.table import Failure, Kind, Row, Scan
+from imageservice.unpack.archive import DIRECTORY, HARDLINK, REGULAR, SYMLINK, read_members
+from imageservice.unpack.compression import OUTPUT_BYTES, Compression, plain_chunks, sniff
+from imageservice.unpack.stream import ChunkStream
+from sandbox.host import oom
+from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted, map_os_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Members of one archive: 500 layers of a thousand images.
+MAX_MEMBERS: Final = 500_000
+#: All names together; with the members' numbers, what one answer may take.
+MAX_NAME_BYTES: Final = 32 * 1024 * 1024
+_MEMORY_BYTES: Final = 2 << 30
+_KINDS: Final[dict[bytes, Kind]] = {REGULAR: "file", HARDLINK: "link", SYMLINK: "symlink"}
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def main() -> int:
+    """Scan one archive; an exit status."""
+    os.umask(0o077)
+    oom.expose_self()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    archive, plain, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    answer: Scan | Failure
+    try:
+        answer = scan(archive, plain, limit_bytes=limit)
+    except PodwrightError as error:
+        answer = Failure(kind=type(error).__name__, message=error.message, hint=error.hint)
+    except MemoryError:
+        answer = Failure(kind="ResourceExhausted", message="archive needs too much memory to read")
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    return 0
+
+
+def scan(archive: Path, plain: Path, *, limit_bytes: int) -> Scan:
+    """What is in the archive; blocking.
+
+    Args:
+        archive: a tar, or one that gzip or zstd have compressed.
+        plain: where a compressed one is decompressed to; must not exist.
+        limit_bytes: of the plain archive.
+
+    Raises:
+        Corrupt: it is no archive, or breaks off.
+        Unsupported: a compression or kind of archive that is not read.
+        ResourceExhausted: more members or bytes than allowed, disk full.
+    """
+    with map_os_errors("cannot read archive", path=str(archive)), archive.open("rb") as file:
+        kind = sniff(os.pread(file.fileno(), 16, 0))
+        if kind is Compression.NONE:
+            return Scan(members=_members(lambda: file.read(OUTPUT_BYTES)), is_plain=False)
+        chunks = plain_chunks(file, kind, limit_bytes=limit_bytes)
+        fd = os.open(plain, _NEW_FILE, 0o600)
+        with os.fdopen(fd, "wb", buffering=0) as target:
+
+            def copied() -> bytes:
+                chunk = next(chunks, b"")
+                view = memoryview(chunk)
+                while view:
+                    view = view[target.write(view) :]
+                return chunk
+
+            return Scan(members=_members(copied), is_plain=True)
+
+
+def _members(next_chunk: Callable[[], bytes]) -> list[Row]:
+    stream = ChunkStream(next_chunk)
+    rows: list[Row] = []
+    names_bytes = 0
+    for member in read_members(stream):
+        names_bytes += len(member.name) + len(member.link_name)
+        if len(rows) >= MAX_MEMBERS or names_bytes > MAX_NAME_BYTES:
+            raise ResourceExhausted("archive has too many members", limit=MAX_MEMBERS)
+        if member.type == DIRECTORY:
+            continue
+        kind = _KINDS.get(member.type)
+        if kind is None or member.sparse is not None:
+            raise Corrupt("archive of images has a member that is no plain file")
+        rows.append(
+            Row(
+                member.name.decode("latin-1"),
+                kind,
+                stream.position,
+                member.size_bytes if kind == "file" else 0,
+                member.link_name.decode("latin-1"),
+            )
+        )
+    stream.drain()
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""Images of this node as an archive: `podwright save`.
+
+What is saved is the image, so its config is written byte by byte and its id is the same wherever
+the archive is loaded. Layers are written as the plain tars that this node keeps, whose digests are
+the config's diffIDs: the manifest is then not the registry's, which names compressed blobs that are
+not kept after unpacking. Where all of an image's blobs were kept (`image.keep_blobs`), an OCI
+layout has them and the registry's own manifest, byte by byte.
+
+A layer that is kept as files has no archive any more. A tar made anew of its files would be another
+layer with another diffID, and so another image under an old name: it is refused, not imitated.
+
+The same images give the same bytes: members in a fixed order, owned by root, of 1970. Contents are
+hashed while they are written; a layer that has rotted on the disk ends the archive with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from imageservice.archives.formats import CONTAINERD_NAME, OCI_NAME, manifest_bytes
+from imageservice.archives.writer import BLOCK, END, header, padding
+from imageservice.digest import Digest
+from imageservice.errors import ImageNotFound
+from imageservice.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest, parse_manifest
+from imageservice.reference import parse_reference
+from sandbox.host.errors import Corrupt, FailedPrecondition, PodwrightError, map_os_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from pathlib import Path
+
+    from imageservice.catalog import Catalog, ImageRecord
+    from imageservice.content import ContentStore
+    from imageservice.snapshots.snapshotter import Snapshotter
+
+ArchiveForm = Literal["oci", "docker"]
+
+_OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_CHUNK_BYTES: Final = 1 << 20
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One member: bytes, or an open file that must have the digest."""
+
+    name: str
+    size_bytes: int
+    body: bytes = b""
+    fd: int = -1
+    digest: Digest | None = None
+
+
+@dataclass(slots=True)
+class SavedArchive:
+    """An archive about to be written; a context manager that holds the layers' files open.
+
+    An image removed meanwhile is still written whole.
+
+    Attributes:
+        images: ids.
+        total_bytes: length of the archive.
+    """
+
+    images: tuple[str, ...]
+    parts: list[_Part] = field(default_factory=list)
+    _files: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> SavedArchive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    @property
+    def total_bytes(self) -> int:
+        """Length of the archive."""
+        heads = sum(len(header(part.name, part.size_bytes)) for part in self.parts)
+        return heads + sum(p.size_bytes + -p.size_bytes % BLOCK for p in self.parts) + len(END)
+
+    def add(self, name: str, body: bytes) -> None:
+        """A document."""
+        self.parts.append(_Part(name, len(body), body))
+
+    def add_file(self, name: str, path: Path, digest: Digest) -> int:
+        """A layer's file; its length. Blocking."""
+        with map_os_errors("cannot read layer", layer=str(digest)):
+            fd = os.open(path, _READ)
+            self._files.callback(os.close, fd)
+            size_bytes = os.fstat(fd).st_size
+        self.parts.append(_Part(name, size_bytes, fd=fd, digest=digest))
+        return size_bytes
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The archive, in pieces of at most 1 MiB.
+
+        Raises:
+            Corrupt: a layer is not what was committed; what was written so far is no archive.
+        """
+        for part in self.parts:
+            yield header(part.name, part.size_bytes)
+            if part.body:
+                yield part.body
+            if part.fd >= 0:
+                async for chunk in _contents(part):
+                    yield chunk
+            if part.size_bytes % BLOCK:
+                yield padding(part.size_bytes)
+        yield END
+
+
+async def _contents(part: _Part) -> AsyncIterator[bytes]:
+    assert part.digest is not None
+    hasher, position = part.digest.hasher(), 0
+
+    def read() -> bytes:
+        with map_os_errors("cannot read layer", layer=str(part.digest)):
+            data = os.pread(part.fd, min(_CHUNK_BYTES, part.size_bytes - position), position)
+        hasher.update(data)
+        return data
+
+    while position < part.size_bytes:
+        data = await asyncio.to_thread(read)
+        if not data:
+            break
+        position += len(data)
+        yield data
+    if position != part.size_bytes or hasher.hexdigest() != part.digest.hex:
+        raise Corrupt(
+            "layer on the disk is not what was committed",
+            layer=str(part.digest),
+            hint="mend the store with podwright verify --repair",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    record: ImageRecord
+    tags: tuple[str, ...]
+
+
+class Saver:
+    """Makes archives of images. For one event loop."""
+
+    def __init__(self, catalog: Catalog, content: ContentStore, snapshots: Snapshotter) -> None:
+        self._catalog = catalog
+        self._content = content
+        self._snapshots = snapshots
+
+    async def save(self, images: Sequence[str], form: ArchiveForm) -> SavedArchive:
+        """What is to be written for these images; close it in the end.
+
+        An image asked for by a tag is saved under that tag, by id or digest under all its tags.
+
+        Raises:
+            ImageNotFound: one is not on this node; nothing is written then.
+            FailedPrecondition: a layer is kept as files.
+            Corrupt: a document is not what was kept.
+        """
+        wanted = self._find(images)
+        archive = SavedArchive(tuple(one.record.id for one in wanted))
+        try:
+            await (self._oci if form == "oci" else self._docker)(archive, wanted)
+        except BaseException:
+            archive.__exit__()
+            raise
+        return archive
+
+    def _find(self, images: Iterable[str]) -> list[_Wanted]:
+        found: dict[str, _Wanted] = {}
+        for text in images:
+            record = self._catalog.find(text)
+            if record is None:
+                raise ImageNotFound("image is not on this node", image=text[:300])
+            tags = record.tags
+            try:
+                tagged = parse_reference(text).tagged
+            except PodwrightError:
+                tagged = None
+            if tagged in record.tags:
+                tags = (tagged,) if tagged else ()
+            before = found.get(record.id)
+            names = (*(before.tags if before else ()), *tags)
+            found[record.id] = _Wanted(record, tuple(dict.fromkeys(names)))
+        return list(found.values())
+
+    async def _oci(self, archive: SavedArchive, wanted: Sequence[_Wanted]) -> None:
+        documents: dict[str, bytes] = {}
+        files: dict[str, tuple[Path, Digest]] = {}
+        entries: list[dict[str, object]] = []
+        for one in wanted:
+            record = one.record
+            config = await self._content.get(Digest.parse(record.id))
+            blobs = await self._kept_blobs(record)
+            if blobs is not None:
+                body = await self._content.get(Digest.parse(record.manifest))
+                files.update({_blob(digest): (path, digest) for digest, path in blobs.items()})
+            else:
+                tars = [(d, self._tar(record, d)) for d in record.chain]
+                body = manifest_bytes(await asyncio.to_thread(_plain_manifest, config, tars))
+                files.update({_blob(Digest.parse(d)): (p, Digest.parse(d)) for d, p in tars})
+            digest = Digest.of(body)
+            documents[_blob(digest)] = body
+            documents[_blob(Digest.parse(record.id))] = config
+            media_type = parse_manifest(body, "").media_type or OCI_MANIFEST
+            entries += [
+                {
+                    "mediaType": media_type,
+                    "digest": str(digest),
+                    "size": len(body),
+                    **({"annotations": {CONTAINERD_NAME: tag, OCI_NAME: tag}} if tag else {}),
+                }
+                for tag in one.tags or ("",)
+            ]
+        archive.add("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": entries}
+        archive.add("index.json", msgspec.json.encode(index))
+        await asyncio.to_thread(_add_sorted, archive, documents, files)
+
+    async def _docker(self, archive: SavedArchive, wanted: Sequence[_Wanted]) -> None:
+        documents: dict[str, bytes] = {}
+        files: dict[str, tuple[Path, Digest]] = {}
+        saved: list[dict[str, object]] = []
+        for one in wanted:
+            record = one.record
+            name = f"{Digest.parse(record.id).hex}.json"
+            documents[name] = await self._content.get(Digest.parse(record.id))
+            for diff_id in record.chain:
+                digest = Digest.parse(diff_id)
+                files[f"{digest.hex[:64]}.tar"] = (self._tar(record, diff_id), digest)
+            layers = [f"{Digest.parse(diff_id).hex[:64]}.tar" for diff_id in record.chain]
+            saved.append({"Config": name, "RepoTags": list(one.tags) or None, "Layers": layers})
+        archive.add("manifest.json", msgspec.json.encode(saved))
+        await asyncio.to_thread(_add_sorted, archive, documents, files)
+
+    def _tar(self, record: ImageRecord, diff_id: str) -> Path:
+        path = self._snapshots.tar_of(diff_id)
+        if path is None:
+            raise FailedPrecondition(
+                "a layer of the image is kept as files, its archive is gone",
+                hint="where layers are not indexed, set image.keep_blobs, remove the image and"
+                " pull it again; then save it with --format oci",
+                image=(*record.tags, record.id)[0],
+                layer=diff_id,
+            )
+        return path
+
+    async def _kept_blobs(self, record: ImageRecord) -> dict[Digest, Path] | None:
+        """The layers' blobs as their registry has them, if every one was kept."""
+        body = await self._content.get(Digest.parse(record.manifest))
+        manifest = parse_manifest(body, "")
+        if not isinstance(manifest, Manifest):
+            return None
+        paths = {x.parsed_digest: self._content.kept_blob(x.parsed_digest) for x in manifest.layers}
+        kept = {digest: path for digest, path in paths.items() if path is not None}
+        return kept if len(kept) == len(paths) and kept else None
+
+
+_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+
+
+def _blob(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _plain_manifest(config: bytes, tars: Sequence[tuple[str, Path]]) -> Manifest:
+    """Layers as plain tars; blocking."""
+    with map_os_errors("cannot read layers"):
+        layers = [
+            Descriptor(media_type=_OCI_LAYER, digest=diff_id, size_bytes=path.stat().st_size)
+            for diff_id, path in tars
+        ]
+    own = Descriptor(media_type=OCI_CONFIG, digest=str(Digest.of(config)), size_bytes=len(config))
+    return Manifest(schema_version=2, media_type=OCI_MANIFEST, config=own, layers=tuple(layers))
+
+
+def _add_sorted(
+    archive: SavedArchive, documents: dict[str, bytes], files: dict[str, tuple[Path, Digest]]
+) -> None:
+    for name in sorted(documents):
+        archive.add(name, documents[name])
+    for name in sorted(files):
+        archive.add_file(name, *files[name])
