@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from imageservice.catalog import ImageRecord
 from imageservice.collect import referenced_documents
 from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
@@ -20,9 +21,10 @@ from sandbox.host.journal import get_logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from imageservice.catalog import Catalog, ImageRecord
+    from imageservice.catalog import Catalog
     from imageservice.content import ContentStore
     from imageservice.manifest import ImageConfig
+    from imageservice.pull import Pulled
     from imageservice.snapshots.snapshotter import Snapshotter
 
 _log = get_logger(__name__)
@@ -88,6 +90,20 @@ class Inventory:
             self._images[record.id] = image_of(record, config, self._pinned)
             renew_names(self._images, self._catalog.images(), self._pinned)
             return self._images[record.id]
+
+    async def add_pulled(
+        self, pulled: Pulled, names: Iterable[str], *, created_ns: int, pinned: bool = False
+    ) -> Image:
+        """The same for what a pull has brought."""
+        record = ImageRecord(
+            id=str(pulled.config),
+            manifest=str(pulled.manifest),
+            chain=pulled.chain,
+            size_bytes=pulled.size_bytes,
+            created_ns=created_ns,
+            pinned=pinned,
+        )
+        return await self.add(record, names, pulled.documents, pulled.parsed_config)
 
     async def pin(self, image: str, *, pinned: bool) -> Image:
         """Keep garbage collection from the image, or no longer.

@@ -29,11 +29,8 @@ from imageservice import errors as image_errors
 from imageservice.archives.formats import read_images, renamed
 from imageservice.archives.source import ArchiveSource
 from imageservice.archives.table import ArchiveTable, Failure, Scan
-from imageservice.catalog import ImageRecord
 from imageservice.content import ContentStore
-from imageservice.layers import LayerPuller
 from imageservice.progress import SilentObserver
-from imageservice.pull import Puller
 from imageservice.reference import Reference
 from sandbox.host import errors as host_errors
 from sandbox.host.errors import (
@@ -50,12 +47,9 @@ if TYPE_CHECKING:
     from imageservice.archives.formats import ArchivedImage
     from imageservice.images import Image
     from imageservice.inventory import Inventory
-    from imageservice.manifest import Platform
+    from imageservice.means import PullMeans
     from imageservice.progress import LayerOutcome, Progress, PullObserver
-    from imageservice.settings import ImageSettings
-    from imageservice.snapshots.snapshotter import Snapshotter
-    from imageservice.unpack.pool import UnpackPool
-    from sandbox.host.clock import Clock
+    from imageservice.pull import Puller
     from sandbox.host.processes import ProcessRunner
 
 #: Archives at once; each is as large as its images, twice.
@@ -71,29 +65,12 @@ _READ: Final = os.O_RDONLY | os.O_CLOEXEC
 class Loader:
     """Loads archives. For one event loop."""
 
-    def __init__(
-        self,
-        inventory: Inventory,
-        snapshots: Snapshotter,
-        pool: UnpackPool,
-        runner: ProcessRunner,
-        *,
-        group: asyncio.TaskGroup,
-        settings: ImageSettings,
-        observer: PullObserver,
-        platform: Platform,
-        clock: Clock,
-    ) -> None:
-        self._directory = settings.root / "loads"
+    def __init__(self, inventory: Inventory, means: PullMeans, runner: ProcessRunner) -> None:
+        self._settings = means.settings
+        self._directory = means.settings.root / "loads"
         self._inventory = inventory
-        self._snapshots = snapshots
-        self._pool = pool
+        self._means = means.heard_by(_LoadObserver(means.observer))
         self._runner = runner
-        self._group = group
-        self._settings = settings
-        self._observer = _LoadObserver(observer)
-        self._platform = platform
-        self._clock = clock
         self._slots = asyncio.Semaphore(_MAX_LOADS)
         self._serial = itertools.count(1)
         self._pullers: set[Puller] = set()
@@ -196,7 +173,7 @@ class Loader:
             fd = await asyncio.to_thread(os.open, path, _READ)
         try:
             table = ArchiveTable(fd, scan.members)
-            images = await asyncio.to_thread(read_images, table, self._platform)
+            images = await asyncio.to_thread(read_images, table, self._means.platform)
             if name:
                 images = renamed(images, name)
             content = ContentStore(place)
@@ -233,24 +210,7 @@ class Loader:
         on_progress: Callable[[Progress], None] | None,
     ) -> Image:
         source = ArchiveSource(table, image.members)
-        layers = LayerPuller(
-            source,
-            content,
-            self._snapshots,
-            self._pool,
-            group=self._group,
-            settings=self._settings,
-            observer=self._observer,
-            clock=self._clock,
-        )
-        puller = Puller(
-            source,
-            content,
-            layers,
-            group=self._group,
-            platform=self._platform,
-            max_concurrent_downloads=self._settings.max_concurrent_downloads,
-        )
+        puller = self._means.puller(source, content)
         # Errors name what they are about: the first name, or that it has none.
         about = image.names[0] if image.names else Reference("archive", "image", None, image.digest)
         self._pullers.add(puller)
@@ -264,16 +224,11 @@ class Loader:
                     image.manifest,
                     on_progress or _nobody,
                 )
-                record = ImageRecord(
-                    id=str(pulled.config),
-                    manifest=str(pulled.manifest),
-                    chain=pulled.chain,
-                    size_bytes=pulled.size_bytes,
-                    created_ns=self._clock.wall_ns(),
+                return await self._inventory.add_pulled(
+                    pulled,
+                    _names(image),
+                    created_ns=self._means.clock.wall_ns(),
                     pinned=pinned,
-                )
-                return await self._inventory.add(
-                    record, _names(image), pulled.documents, pulled.parsed_config
                 )
         finally:
             self._pullers.discard(puller)

@@ -19,7 +19,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
-from imageservice.catalog import Catalog, ImageRecord, open_database
+from imageservice.catalog import Catalog, open_database
 from imageservice.collect import Sweeper
 from imageservice.content import ContentStore
 from imageservice.errors import ImageNotFound, RegistryThrottled
@@ -27,11 +27,10 @@ from imageservice.flights import Flights
 from imageservice.images import Image
 from imageservice.inventory import Inventory
 from imageservice.keyrings import NodeKeyrings
-from imageservice.layers import LayerPuller
 from imageservice.loading import Loader
 from imageservice.manifest import Platform
+from imageservice.means import PullMeans
 from imageservice.progress import Progress, PullObserver, SilentObserver, Stage, measured
-from imageservice.pull import Pulled, Puller
 from imageservice.reference import parse_reference
 from imageservice.saving import Saver
 from imageservice.snapshots.overlay import OverlaySnapshotter
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 
     from imageservice.credentials import Credential, Keyring
     from imageservice.digest import Digest
+    from imageservice.pull import Pulled
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
@@ -101,7 +101,6 @@ class ImageService:
         self._containers_dir = containers_dir
         self._content = ContentStore(settings.root)
         self._keyrings = NodeKeyrings(settings, runner)
-        self._runner = runner
         self._pool = UnpackPool(
             runner,
             workers=settings.unpack_workers or min(_MAX_WORKERS, os.cpu_count() or 1),
@@ -152,35 +151,17 @@ class ImageService:
             (snapshots.layers_dir,),
             clock=self._clock,
         )
-        layers = LayerPuller(
-            self._source,
-            self._content,
-            snapshots,
-            self._pool,
-            group=group,
-            settings=self._settings,
-            observer=self._observer,
-            clock=self._clock,
-        )
-        self._puller = Puller(
-            self._source,
-            self._content,
-            layers,
-            group=group,
-            platform=self._platform,
-            max_concurrent_downloads=self._settings.max_concurrent_downloads,
-        )
-        self.loader = Loader(
-            self._inventory,
-            snapshots,
-            self._pool,
-            self._runner,
+        means = PullMeans(
+            snapshots=snapshots,
+            pool=self._pool,
             group=group,
             settings=self._settings,
             observer=self._observer,
             platform=self._platform,
             clock=self._clock,
         )
+        self._puller = means.puller(self._source, self._content)
+        self.loader = Loader(self._inventory, means, self._runner)
         await self.loader.open()
         self.saver = Saver(self._catalog, self._content, snapshots)
         self._sweeper = Sweeper(
@@ -303,14 +284,7 @@ class ImageService:
         names = [str(reference.with_digest(named))]
         if reference.digest is None and reference.tagged is not None:
             names.append(reference.tagged)
-        record = ImageRecord(
-            id=str(pulled.config),
-            manifest=str(pulled.manifest),
-            chain=pulled.chain,
-            size_bytes=pulled.size_bytes,
-            created_ns=self._clock.wall_ns(),
-        )
-        return await self._inventory.add(record, names, pulled.documents, pulled.parsed_config)
+        return await self._inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
 
     def list(self, filter_image: str = "") -> list[Image]:
         """All images, oldest first, or the one that `filter_image` means."""
