@@ -7,7 +7,12 @@ import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from imageservice.trust.certificates import check_fulcio, check_pki, load_leaf
+from imageservice.trust.certificates import (
+    check_fulcio,
+    check_pki,
+    load_authorities,
+    load_leaf,
+)
 from imageservice.trust.identity import is_name_only, matches
 from imageservice.trust.keys import der_of, is_signed_by_any, load_key
 from imageservice.trust.model import BUNDLE, CERTIFICATE, CHAIN, SIGNATURE, Answer
@@ -55,6 +60,12 @@ def judge(question: Question) -> Answer:
 
 
 def _root(demand: Demand) -> _Root:
+    if demand.fulcio is not None:
+        load_authorities(demand.fulcio.authorities, what=f"{demand.label}: fulcio's authorities")
+    if demand.pki is not None:
+        load_authorities(demand.pki.roots, what=f"{demand.label}: pki's roots")
+        if demand.pki.intermediates:
+            load_authorities(demand.pki.intermediates, what=f"{demand.label}: pki's intermediates")
     what = f"{demand.label}: key"
     return _Root(
         demand,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from imageservice.errors import (
     PlatformNotFound,
     RegistryThrottled,
     RegistryUnavailable,
+    SignatureValidationFailed,
 )
 from imageservice.manifest import Platform
 from imageservice.service import Image, ImageService, Progress, Stage
@@ -42,6 +44,7 @@ from tests.fakes.registry import (
 from tests.host.image_node import image_node, layer_directories, leftovers, rootfs, until
 from tests.kit import oci
 from tests.kit.registry import Pusher, running_registry
+from tests.kit.signing import attachment, new_key, payload, public_pem, signature_tag, signed
 from tests.kit.tars import Tar
 
 pytestmark = pytest.mark.root
@@ -732,3 +735,62 @@ def _listing(root: Path) -> list[str]:
     find = ["find", ".", "-printf", r"%P %y %m %U %G %l\n"]
     lines = subprocess.run(find, cwd=root, check=True, capture_output=True).stdout.decode()
     return sorted(lines.splitlines())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/vnd.oci.image.layer.v1.tar+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+zstd+encrypted",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip+encrypted",
+        "application/vnd.docker.image.rootfs.diff.tar+encrypted",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted",
+    ],
+)
+async def test_encrypted_layers_are_refused_before_anything_is_fetched(
+    tmp_path: Path, kind: str
+) -> None:
+    """As ocicrypt writes them: another media type, and the wrapped keys as annotations."""
+    async with FakeRegistry() as registry, image_node(tmp_path) as service:
+        plain = registry.add_image("team/secret", layers=[layer("a"), layer("b")])
+        _, body = registry.manifests["team/secret", plain.manifest.digest]
+        document = json.loads(body)
+        document["layers"][1]["mediaType"] = kind
+        document["layers"][1]["annotations"] = {
+            "org.opencontainers.image.enc.keys.jwe": "e30=",
+            "org.opencontainers.image.enc.pubopts": "e30=",
+        }
+        registry.add_manifest("team/secret", json.dumps(document).encode(), tag="1")
+        with pytest.raises(ImageUnsupported, match="image layers are encrypted"):
+            await pulled(service, registry, "team/secret:1")
+        assert not registry.seen("/blobs/")
+
+
+async def test_signatures_come_and_go_with_their_image(tmp_path: Path) -> None:
+    key = new_key()
+    (tmp_path / "key.pub").write_bytes(public_pem(key))
+    demand = {"type": "sigstoreSigned", "keyPath": str(tmp_path / "key.pub")}
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"default": [demand]}))
+    async with (
+        FakeRegistry() as registry,
+        image_node(tmp_path, signature_policy=policy) as service,
+    ):
+        made = registry.add_image("team/app", "1", layers=[layer("a")])
+        name, digest = registry.reference("team/app:1"), made.manifest.digest
+        with pytest.raises(SignatureValidationFailed, match="no signature"):
+            await service.pull(name, None)
+        assert not registry.seen("/blobs/")
+        pushed = attachment([signed(key, payload(name, digest))])
+        registry.blobs.update(pushed.blobs)
+        tag = signature_tag(digest)
+        registry.add_manifest("team/app", pushed.manifests[pushed.top][1], tag=tag)
+        image = await service.pull(name, None)
+        await service.admit(image.id, name, "")
+        kept = service._gate._kept
+        assert len(await kept.of([digest])) == 1
+        await service.remove(name)
+        assert await kept.of([digest]) == ()
+        with pytest.raises(ImageNotFound):
+            await service.admit(image.id, name, "")

@@ -35,6 +35,8 @@ _INTERNALS: Final = re.compile(
     r"Traceback|File \"|\.py\b|\b(?:KeyError|TypeError|AttributeError|ValueError|IndexError"
     r"|UnboundLocalError|RuntimeError|AssertionError|CancelledError)\b"
 )
+#: Refusals that the kubelet knows by these beginnings, which it sees under UNKNOWN alone.
+_KUBELETS: Final = ("RegistryUnavailable: ", "SignatureValidationFailed: ")
 
 
 class InvariantBroken(AssertionError):
@@ -97,7 +99,8 @@ def judging(invariant: str) -> Iterator[None]:
 def dishonest(error: grpc.Call) -> str:
     """What is wrong with a refusal as a client sees it; empty when nothing is."""
     words = _words(error)
-    if error.code() is grpc.StatusCode.UNKNOWN:
+    known = (error.details() or "").removeprefix("ImageVolumeMountFailed: ")
+    if error.code() is grpc.StatusCode.UNKNOWN and not known.startswith(_KUBELETS):
         return f"no class of error: {words}"
     if _INTERNALS.search(words):
         return f"words of the interpreter: {words}"

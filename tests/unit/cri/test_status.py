@@ -2,7 +2,12 @@ import grpc
 import pytest
 
 from cri.status import CODES, TEXT_LIMIT, Unimplemented, code_of, text_of
-from imageservice.errors import RegistryUnavailable
+from imageservice.errors import (
+    PolicyInvalid,
+    RegistryBlocked,
+    RegistryUnavailable,
+    SignatureValidationFailed,
+)
 from sandbox.host import errors
 
 
@@ -27,6 +32,9 @@ def test_every_class_of_the_host_has_a_code():
         (Unimplemented("x"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.Corrupt("x"), grpc.StatusCode.DATA_LOSS),
         (RegistryUnavailable("x"), grpc.StatusCode.UNKNOWN),
+        (SignatureValidationFailed("x"), grpc.StatusCode.UNKNOWN),
+        (PolicyInvalid("x"), grpc.StatusCode.UNKNOWN),
+        (RegistryBlocked("x"), grpc.StatusCode.PERMISSION_DENIED),
         (errors.PodwrightError("x"), grpc.StatusCode.INTERNAL),
         (type("Deeper", (errors.NotFound,), {})("x"), grpc.StatusCode.NOT_FOUND),
     ],
@@ -43,6 +51,11 @@ def test_text_has_the_hint_and_never_the_replay_line():
 def test_the_kubelet_recognises_an_unavailable_registry_by_the_beginning_of_the_text():
     error = RegistryUnavailable("registry does not answer")
     assert text_of(error).startswith("RegistryUnavailable: ")
+
+
+def test_the_kubelet_recognises_a_refusal_by_policy_by_the_beginning_of_the_text():
+    for error in (SignatureValidationFailed("no signature"), PolicyInvalid("policy /x: bad")):
+        assert text_of(error).startswith("SignatureValidationFailed: ")
 
 
 def test_text_is_one_bounded_line():

@@ -207,6 +207,25 @@ def _anew(node: Site) -> TrustGate:
     )
 
 
+async def test_what_cosign_itself_has_pushed_is_accepted(tmp_path: Path) -> None:
+    """See tests/golden/README.md for how it was made."""
+    golden = Path(__file__).parents[3] / "golden/cosign-by-key.json"
+    pushed = json.loads(golden.read_text())
+    digest = pushed["digest"]
+    (tmp_path / "cosign.pub").write_text(pushed["key"])
+    requirement = {"type": "sigstoreSigned", "keyPath": str(tmp_path / "cosign.pub")}
+    name = {"type": "exactRepository", "dockerRepository": "127.0.0.1:5599/team/app"}
+    async with site(tmp_path) as node:
+        node.registry.add_blob(pushed["payload"].encode())
+        tag = signature_tag(digest)
+        node.registry.add_manifest(REPOSITORY, pushed["manifest"].encode(), tag=tag)
+        node.policy({**requirement, "signedIdentity": name})
+        await node.pull(digest)
+        node.policy(requirement)
+        with refused("127.0.0.1:5599/team/app", "cosign signs repositories"):
+            await node.pull(digest)
+
+
 async def test_an_unsigned_image_is_refused_by_name_policy_and_requirement(tmp_path: Path) -> None:
     async with site(tmp_path) as node:
         node.policy(ACCEPT, node.by_key())
