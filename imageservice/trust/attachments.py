@@ -6,6 +6,9 @@ They are looked for whenever a policy demands them. CRI-O asks for a switch as w
 (`use-sigstore-attachments` in registries.d); without it such a policy can never be met there, so
 there is nothing that it could usefully be off for.
 
+The other place, bundles of the OCI 1.1 referrers API (cosign 3's default), is not looked at: what
+they sign is a digest without a name, so nothing that a policy says of names could be checked.
+
 Everything is a stranger's: a manifest has at most 500 layers in 4 MiB, documents are bounded one by
 one and together, digests are checked by the source.
 """

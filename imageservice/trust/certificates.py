@@ -45,13 +45,24 @@ ISSUER_V2: Final = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 _UTF8_STRING: Final = 0x0C
 
 
+#: What the library says of certificates that it does not understand.
+_UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.UnsupportedGeneralNameType,
+)
+
+
 def load_certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:
     """All certificates of a PEM text, at least one; raises Refused."""
     if len(pem) > MAX_PEM_BYTES or pem.count(b"-----BEGIN ") > MAX_CERTIFICATES:
         raise Refused(f"{what}: more than {MAX_CERTIFICATES} certificates or {MAX_PEM_BYTES} bytes")
     try:
         return x509.load_pem_x509_certificates(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise Refused(f"{what} cannot be read") from error
 
 
@@ -86,7 +97,7 @@ def check_fulcio(
     if issuer != root.oidc_issuer:
         raise Refused(f"certificate was issued for {issuer[:200]!a}, not {root.oidc_issuer!a}")
     _check_email(leaf, root.subject_email)
-    return checked(leaf.public_key(), what="certificate's key")
+    return _key(leaf)
 
 
 def check_pki(
@@ -107,7 +118,14 @@ def check_pki(
     if root.subject_hostname:
         _check_hostname(leaf, root.subject_hostname)
     ends = min(int(one.not_valid_after_utc.timestamp()) for one in path)
-    return checked(leaf.public_key(), what="certificate's key"), ends
+    return _key(leaf), ends
+
+
+def _key(leaf: x509.Certificate) -> PublicKey:
+    try:
+        return checked(leaf.public_key(), what="certificate's key")
+    except _UNREADABLE as error:
+        raise Refused("certificate's key cannot be read") from error
 
 
 def _between(chain: str) -> list[x509.Certificate]:
@@ -131,7 +149,7 @@ def _check_path(
     )
     try:
         return verifier.verify(leaf, list(between)).chain
-    except (VerificationError, ValueError, UnsupportedAlgorithm) as error:
+    except (VerificationError, *_UNREADABLE) as error:
         reason = str(error).partition("(encountered processing")[0].rpartition("Error: ")[2].strip()
         raise Refused(
             f"certificate does not lead to the policy's authorities at {time:%Y-%m-%d %H:%M:%S}Z:"
@@ -188,7 +206,7 @@ _OWN: Final = _LEAF.may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, 
 def _names(leaf: x509.Certificate) -> x509.SubjectAlternativeName:
     try:
         return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except _UNREADABLE as error:
         raise Refused("certificate's subject cannot be read") from error
 
 
@@ -221,7 +239,7 @@ def _issuer(leaf: x509.Certificate) -> str:
                 found.add(value.value.decode())
             elif extension.oid == ISSUER_V2:
                 found.add(_utf8_string(value.value))
-    except (x509.DuplicateExtension, ValueError) as error:
+    except _UNREADABLE as error:
         raise Refused("certificate's extensions cannot be read") from error
     if len(found) != 1:
         what = "two different OIDC issuers" if found else "no OIDC issuer"

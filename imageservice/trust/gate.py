@@ -68,6 +68,7 @@ _LATE_FETCH_S: Final = 10.0
 _NS: Final = 1_000_000_000
 #: Found signatures by the digest they are of; nothing is told apart from nothing looked for.
 Found = dict[str, tuple[Signature, ...]]
+_OTHER_PLACE: Final = "cosign 3 puts them where they are found with --new-bundle-format=false"
 _NOT_KEPT: Final = "pull it again, so that its signatures are fetched"
 
 _log = get_logger("imageservice.trust")
@@ -182,7 +183,7 @@ class TrustGate:
             answer = await self._judged(case, texts, _all(found))
             if answer.accepted:
                 return found
-        raise case.refused(answer.reason)
+        raise case.refused(answer.reason, hint="" if _all(found) else _OTHER_PLACE)
 
     async def keep(self, found: Found) -> None:
         """Keep the signatures of an image that is on the node now; raises ResourceExhausted."""

@@ -140,8 +140,8 @@ def parse_policy(body: bytes) -> Policy:
     default = _requirements(top.take("default"), "default")
     transports = {
         name: {
-            scope: _requirements(value, f"transports.{name}[{shown(scope)}]")
-            for scope, value in Table(scopes, f"transports.{name}").fields.items()
+            scope: _requirements(value, f"transports[{shown(name)}][{shown(scope)}]")
+            for scope, value in Table(scopes, f"transports[{shown(name)}]").fields.items()
         }
         for name, scopes in Table(top.take("transports", {}), "transports").fields.items()
     }
