@@ -357,8 +357,10 @@ def _names_for(asked: str, references: Sequence[Reference]) -> list[Reference | 
     except ReferenceInvalid:
         pass
     else:
-        if any(one.repository == wanted.repository for one in references):
-            return [wanted]
+        for one in references:
+            same_digest = wanted.digest in (None, one.digest)
+            if one.repository == wanted.repository and same_digest:
+                return [wanted]
     return list(references) or [None]
 
 

@@ -452,6 +452,11 @@ async def test_a_container_is_judged_by_what_its_author_wrote(tmp_path: Path) ->
         (tmp_path / "policy.json").write_text(json.dumps(document))
         with refused("reject"):
             await node.use(DIGEST, asked="free.example.com/x:1")
+        # Nor does the name of a digest that is not its own.
+        document["transports"]["docker"][f"{domain}/{REPOSITORY}@{INDEX}"] = [ACCEPT]
+        (tmp_path / "policy.json").write_text(json.dumps(document))
+        with refused("reject"):
+            await node.use(DIGEST, asked=f"{domain}/{REPOSITORY}@{INDEX}")
 
 
 async def test_an_image_without_a_name_has_the_default(tmp_path: Path) -> None:
