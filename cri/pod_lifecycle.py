@@ -233,16 +233,28 @@ class PodLifecycle:
         if pod is None:
             return
         await self._engine.note_stopped(pod_id)
-        outcomes = await asyncio.gather(
-            self._containers.kill_all_of(pod_id), self._detach(pod), return_exceptions=True
+        ended, detached = await asyncio.gather(
+            self._end_processes(pod), self._detach(pod), return_exceptions=True
         )
         self._events.pod_stopped(pod)  # after its containers'
-        failures = [o for o in outcomes if isinstance(o, BaseException)]
+        current = self._store.pods.get(pod_id, pod)
         # The pin is kept while the network is still attached: DEL needs the namespace.
-        if not isinstance(outcomes[1], BaseException):
-            await self._engine.stop(self._store.pods.get(pod_id, pod))
-        if failures:
-            raise failures[0]
+        if ended is True and not isinstance(detached, BaseException):
+            await self._engine.let_go(current)
+        elif not isinstance(detached, BaseException):
+            await self._engine.stop(current)
+        for outcome in (ended, detached):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _end_processes(self, pod: PodSandbox) -> bool:
+        """Whether nothing of the pod runs any more; raises what kept a container from ending."""
+        await self._containers.kill_all_of(pod.id)
+        try:
+            await self._engine.end_processes(self._store.pods.get(pod.id, pod))
+        except PodwrightError:
+            return False  # logged; tried again with the rest, and reported if it still fails
+        return True
 
     async def remove(self, pod_id: str) -> None:
         """Remove a pod and its containers by force; unknown is success."""

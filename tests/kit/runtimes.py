@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,12 +62,13 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def running(name: str, registry_port: int) -> Iterator[Runtime]:
+def running(name: str, registry_port: int, *, wrap: Sequence[str] = ()) -> Iterator[Runtime]:
     """Run `name` over fresh directories until the block ends.
 
     Args:
         name: one of `NETWORKS`; "podwright-tree" is podwright with its layers as directories.
         registry_port: of the registry on loopback that all hosts of the kit lead to.
+        wrap: goes before the command line, such as a tracer's.
     """
     configures: dict[str, Callable[[Path, Path], tuple[list[str], Path]]] = {
         "podwright": _configure_podwright,
@@ -91,7 +92,7 @@ def running(name: str, registry_port: int) -> Iterator[Runtime]:
         log = work / f"{name}.log"
         with log.open("wb") as log_file:
             process = subprocess.Popen(
-                bound_to_parent(argv),
+                [*wrap, *bound_to_parent(argv)],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
