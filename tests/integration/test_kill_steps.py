@@ -18,6 +18,8 @@ from tests.kit.faults import Order
 from tests.kit.node import Node
 from tests.kit.operations import OPERATIONS, Bystander, finish
 
+#: A program that is not called cannot be stopped at its work.
+SETTINGS = {"runtime.direct_start": "false"}
 #: (call, program, what it is asked for); RUNTIME stands for crun and runc.
 RUNTIME = "RUNTIME"
 STEPS = [
