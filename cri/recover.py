@@ -89,11 +89,16 @@ class Recovery:
     async def _runs(self, container: Container) -> bool:
         """Whether the runtime has started it; one that cannot be asked counts as not having."""
         try:
-            state = await self.container_engine.runtime_of(container).state(container.id)
+            runtime = self.container_engine.runtime_of(container)
+            state = await runtime.state(container.id)
+            if state is None or state.status is not RuntimeStatus.RUNNING:
+                return False
+            if container.init is not None and await runtime.complete_start(container.init):
+                _log.info("start completed that was cut off", container=container.id)
         except PodwrightError as error:
             _log.warning("runtime cannot be asked", container=container.id, error=str(error))
             return False
-        return state is not None and state.status is RuntimeStatus.RUNNING
+        return True
 
     async def _all(self, decisions: Iterable[Decision]) -> None:
         width = asyncio.Semaphore(WIDTH)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.errors import RuntimeBusy, RuntimeFailed, RuntimeMissing, RuntimeTimeout
 from sandbox.host import files
-from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError
+from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
 from sandbox.runtime import direct
@@ -163,6 +163,15 @@ class CommandRuntime:
                 self._observe("start", began_ns, ok=True)
                 return
         await self._call("start", cid, self._line.start(cid))
+
+    async def complete_start(self, init: ProcessRef) -> bool:
+        """See the protocol."""
+        if not is_crun(self._handler):
+            return False
+        try:
+            return await asyncio.to_thread(direct.complete, init)
+        except OSError as error:
+            raise from_os_error(error, "cannot look at a container's first process") from error
 
     async def kill(self, cid: str, signal_number: int, *, all_processes: bool = False) -> None:
         """See the protocol."""

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from sandbox.host.pidfd import Process
 from sandbox.runtime.command import version_numbers
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from sandbox.model import ProcessRef
     from sandbox.runtime.driver import RuntimeInfo
 
 _PIPE: Final = "exec.fifo"
+_NAMELESS: Final = f"/{_PIPE} (deleted)"
 #: The oldest that was tried, and the first whose source has not been read.
 _FIRST, _BEYOND = (1, 8, 1), (1, 29)
 _CONFIG_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -81,6 +83,34 @@ def _open_the_way(directory: int) -> bool:
     finally:
         os.close(pipe)
     return True
+
+
+def complete(init: ProcessRef) -> bool:
+    """Go through with a start that was cut off between removing the name and writing the byte.
+
+    The runtime calls such a container running, while its program was never run. Whoever was
+    starting it is dead: the daemon in a former life, or a runtime that it had called. Blocking.
+
+    Returns:
+        Whether there was such a start.
+    """
+    process = Process.open(init.pid, init.start_ticks, init.boot_id)
+    if process is None:
+        return False
+    with process:
+        for entry in Path(f"/proc/{init.pid}/fd").iterdir():
+            if not str(entry.readlink()).endswith(_NAMELESS):
+                continue
+            pipe = os.open(entry, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                # What was opened is this process's only if it is still alive.
+                if not stat.S_ISFIFO(os.fstat(pipe).st_mode) or not process.alive():
+                    return False
+                os.write(pipe, b"\0")
+            finally:
+                os.close(pipe)
+            return True
+    return False
 
 
 def _is_plain(directory: int) -> bool:

@@ -157,6 +157,13 @@ class OciRuntime(Protocol):
         """Let a created container run its program."""
         ...
 
+    async def complete_start(self, init: ProcessRef) -> bool:
+        """Go through with a start whose caller died in the middle, and whether there was one.
+
+        For a container that the runtime calls running and nobody has seen running.
+        """
+        ...
+
     async def kill(self, cid: str, signal_number: int, *, all_processes: bool = False) -> None:
         """Signal the first process (or all); a container that is already gone is success.
 

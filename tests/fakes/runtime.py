@@ -129,6 +129,9 @@ class FakeRuntime:
             raise RuntimeBusy("container is not in created state", container=cid)
         container.status = RuntimeStatus.RUNNING
 
+    async def complete_start(self, init: ProcessRef) -> bool:
+        return False
+
     async def kill(self, cid: str, signal_number: int, *, all_processes: bool = False) -> None:
         self._note("kill", cid, signal_number, all_processes)
         if cid in self._containers and signal_number == 9:

@@ -68,6 +68,16 @@ async def test_with_the_setting_the_runtime_is_not_run(node: RuntimeNode, tmp_pa
         assert ("start" in calls.read_text()) is not wanted
 
 
+async def test_a_start_that_was_cut_off_is_gone_through_with(node: RuntimeNode) -> None:
+    """Killed between the two steps: the runtime says running, and nothing runs."""
+    cid, made = await created(node, "sh", "-c", "echo here; sleep 1000")
+    (books(node, cid) / "exec.fifo").unlink()
+    assert (await node.runtime.state(cid)).status is RuntimeStatus.RUNNING  # type: ignore[union-attr]
+    assert await node.runtime.complete_start(made.init)
+    await until(lambda: b"here" in node.log(cid))
+    assert not await node.runtime.complete_start(made.init)
+
+
 async def test_poststart_hooks_are_run_by_the_runtime(node: RuntimeNode, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     # It reads what it is given: crun fails when a hook ends before.
