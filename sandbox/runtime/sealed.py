@@ -15,6 +15,7 @@ upgrade of the package does, the other is run, unsealed, until the next start of
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -49,15 +50,18 @@ class SealedProgram:
         return self._place
 
     def seal(self, directory: Path, *, syscalls: Syscalls) -> None:
-        """Mount it below `directory`, which is made; what an earlier daemon left there goes first.
+        """Mount it below `directory`, which is made; what an earlier daemon left there is used.
 
         Where that cannot be, the program is run where it is; the log says why.
         """
         place = directory / self._program.name
         try:
             files.make_private_dir(directory, mode=0o700)
-            _detach(place, syscalls)
             before = _identity(self._program)
+            if before is not None and before == _identity(place) and _is_read_only(place):
+                self._place, self._identity = place, before  # a killed daemon's
+                return
+            _detach(place, syscalls)
             place.touch(mode=0o600)
             source = str(self._program.resolve())
             mount_one(Mount("bind", source, place, ("ro", "private")), syscalls=syscalls)
@@ -93,6 +97,10 @@ def _detach(place: Path, syscalls: Syscalls) -> None:
             if sc.errno_of(error) in (errno.EINVAL, errno.ENOENT):
                 return
             raise
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

@@ -172,7 +172,7 @@ def test_an_upgraded_program_is_run_and_not_the_old_one(
     assert sealed.path == installed
 
 
-def test_the_mount_of_a_killed_daemon_is_replaced_and_none_is_left(
+def test_the_mount_of_a_killed_daemon_is_used_and_none_is_left(
     program: tuple[Path, SealedProgram], tmp_path: Path
 ) -> None:
     installed, sealed = program
@@ -180,10 +180,27 @@ def test_the_mount_of_a_killed_daemon_is_replaced_and_none_is_left(
     SealedProgram(installed).seal(tmp_path / "sealed", syscalls=syscalls)
     sealed.seal(tmp_path / "sealed", syscalls=syscalls)
     place = sealed.path
+    assert [mount.target for mount in list_mounts()].count(place) == 1
     sealed.unseal(syscalls=syscalls)
     assert sealed.path == installed
     assert not place.exists()
     assert place not in {mount.target for mount in list_mounts()}
+
+
+def test_the_mount_of_another_program_is_not_used(
+    program: tuple[Path, SealedProgram], tmp_path: Path
+) -> None:
+    """As when the package was upgraded while no daemon ran."""
+    installed, sealed = program
+    syscalls = LibcSyscalls()
+    SealedProgram(installed).seal(tmp_path / "sealed", syscalls=syscalls)
+    fresh = installed.with_name("fresh")
+    shutil.copy("/bin/true", fresh)
+    fresh.rename(installed)
+    sealed.seal(tmp_path / "sealed", syscalls=syscalls)
+    assert sealed.path != installed
+    assert sealed.path.samefile(installed)
+    assert [mount.target for mount in list_mounts()].count(sealed.path) == 1
 
 
 def test_a_program_that_is_not_there_is_not_sealed(tmp_path: Path) -> None:
