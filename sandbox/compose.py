@@ -367,6 +367,7 @@ class Composer:
             resolv_conf=directory / "resolv.conf",
             hostname=directory / "hostname",
             hosts=directory / "hosts",
+            flags=lookup.mount_flags(directory),
         )
 
     async def _target_pid(self, pod: PodSandbox, container: Container) -> Path | None:

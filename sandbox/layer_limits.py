@@ -58,7 +58,8 @@ PROJECTS: Final = 0x1_0000
 LEAST_BYTES: Final = 64 * 1024
 REMEDY: Final = (
     "mount the file system of state_root with -o prjquota; ext4 must first get the feature:"
-    " tune2fs -O project,quota, unmounted"
+    ' tune2fs -O project,quota, unmounted; where the mount says "No such process",'
+    " modprobe quota_v2, if this kernel has that module"
 )
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}

@@ -36,7 +36,8 @@ PROFILE_LIMIT_BYTES: Final = 1024 * 1024
 _DEV_OWN: Final = frozenset({"pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc", ".udev"})
 #: Top directories of a root that are not the image's in a container.
 _MOUNTED_OVER: Final = frozenset({"proc", "sys", "dev"})
-_FLAG_WORDS: Final = frozenset({"nosuid", "nodev", "noexec"})
+#: Flags of a mount that a remount must repeat; bits of statvfs(3).
+_FLAGS: Final = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
 
 
 def resolve_mounts(
@@ -101,7 +102,7 @@ def _resolve_image(mount: CriMount, root: Path) -> ResolvedMount:
         return ResolvedMount(
             mount=mount,
             source=source,
-            source_flags=frozenset(mount_of(source).options) & _FLAG_WORDS,
+            source_flags=mount_flags(source),
         )
 
 
@@ -120,8 +121,19 @@ def _resolve_mount(mount: CriMount) -> ResolvedMount:
         mount=mount,
         source=source,
         source_propagation=propagation,
-        source_flags=frozenset(holder.options) & _FLAG_WORDS,
+        source_flags=mount_flags(source),
     )
+
+
+def mount_flags(path: Path) -> frozenset[str]:
+    """Which of nosuid, nodev and noexec the mount has that holds `path`.
+
+    Raises:
+        NotFound, Denied: as the kernel says.
+    """
+    with map_os_errors("cannot look up the flags of a mount", path=str(path)):
+        bits = os.statvfs(path).f_flag
+    return frozenset(word for word, bit in _FLAGS.items() if bits & bit)
 
 
 def resolve_devices(

@@ -68,12 +68,16 @@ class PodFiles:
         resolv_conf: written from the DNS configuration.
         hostname: one line.
         hosts: None when the kubelet provides /etc/hosts as a mount, as it usually does.
+        flags: which of nosuid, nodev, noexec the mount has that the files lie on; see
+            `ResolvedMount.source_flags`. In a user namespace the kernel refuses (EPERM) a remount
+            without them, and runc before 1.2 does not repeat them by itself.
     """
 
     shm: Path | None = None
     resolv_conf: Path | None = None
     hostname: Path | None = None
     hosts: Path | None = None
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

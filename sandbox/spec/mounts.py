@@ -263,7 +263,7 @@ def container_mounts(
 
 
 def _file_mounts(files: PodFiles, *, readonly: bool) -> list[oci.Mount]:
-    access = ("rprivate", "ro") if readonly else ("rprivate",)
+    access = ("rprivate", "ro", *sorted(files.flags)) if readonly else ("rprivate",)
     named = (
         ("/etc/hosts", files.hosts, access),
         ("/etc/hostname", files.hostname, access),

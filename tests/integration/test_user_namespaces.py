@@ -305,6 +305,19 @@ def test_a_read_only_root_with_masked_paths(node: Node, handler: str, tmp_path: 
     assert node.exec(container, "sh", "-c", "echo x >/proc/sys/kernel/shmmax")[0] != 0
 
 
+def test_a_read_only_root_where_run_has_flags_of_its_own(certs_d: Path, handler: str) -> None:
+    """As systemd mounts /run: nobody in a user namespace may drop these flags in a remount."""
+    with Node.running("flags", certs_d, run_flags="nosuid,nodev") as node:
+        pod = node.run_pod("pod", handler=handler, spaces=spaces())
+        container = node.run(pod, "main", SLEEP, spaces=spaces(), read_only=True)
+        rows = [row.split() for row in inside(node, container, "cat /proc/mounts").splitlines()]
+        for place in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf"):
+            [flags] = [set(row[3].split(",")) for row in rows if row[1] == place]
+            assert {"ro", "nosuid", "nodev"} <= flags
+        node.remove_everything()
+        node.assert_clean()
+
+
 @pytest.mark.parametrize("moment", range(6))
 def test_killed_while_it_is_made(node: Node, moment: int) -> None:
     """The daemon dies in the middle of a pod's or a container's creation; then all goes on."""

@@ -71,6 +71,7 @@ class Node(Calls):
         settings: Mapping[str, str],
         state_root: Path | None = None,
         failpoints: bool = False,
+        run_flags: str = "",
     ) -> None:
         self.tag = f"podwright-test-{os.getpid()}-{next(_numbers)}"
         # The socket's path must be short (108 bytes), the state needs a real disk.
@@ -78,6 +79,10 @@ class Node(Calls):
         self.work = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir="/var/tmp"))
         for directory in (self.run_root, self.work):
             directory.chmod(0o711)
+        if run_flags:
+            options = f"mode=711,{run_flags}"
+            command = ["mount", "-t", "tmpfs", "-o", options, "podwright-test", str(self.run_root)]
+            subprocess.run(command, check=True)
         self.name = name
         self.state_root = state_root or self.work / "state"
         super().__init__(self.run_root / "podwright.sock", self.tag, self.work / "logs")
@@ -117,6 +122,7 @@ class Node(Calls):
         settings: Mapping[str, str] | None = None,
         state_root: Path | None = None,
         failpoints: bool = False,
+        run_flags: str = "",
     ) -> Iterator[Node]:
         """A node whose daemon runs and has pulled `images`; all of it is gone afterwards.
 
@@ -127,8 +133,9 @@ class Node(Calls):
             settings: TOML values by `section.key`.
             state_root: on a file system of the test's choice; the node's own by default.
             failpoints: whether the daemon takes orders of `Node.failpoints`.
+            run_flags: of a tmpfs for the run root, such as systemd makes of /run; none by default.
         """
-        node = cls(name, certs_d, settings or {}, state_root, failpoints)
+        node = cls(name, certs_d, settings or {}, state_root, failpoints, run_flags)
         try:
             node.write_network()
             node.start_daemon()

@@ -34,8 +34,10 @@ class Composing:
         self.syscalls = FakeSyscalls()
         self.rootfs = root / "rootfs"
         self.rootfs.mkdir()
+        paths = Paths(run_root=root / "run", state_root=root / "state")
+        paths.pod(POD_ID).mkdir(parents=True)
         self.composer = Composer(
-            paths=Paths(run_root=root / "run", state_root=root / "state"),
+            paths=paths,
             store=None,  # type: ignore[arg-type]
             namespaces=None,  # type: ignore[arg-type]
             syscalls=self.syscalls,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,22 @@ def test_read_only_root_makes_the_pods_files_read_only() -> None:
     options = {mount.destination: mount.options for mount in mounts}
     assert "ro" in options["/etc/hostname"]
     assert "ro" not in options["/dev/shm"]
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_read_only_files_keep_the_flags_of_their_mount(readonly: bool) -> None:
+    """The kernel lets nobody drop them in a user namespace; without "ro" nothing is remounted."""
+    mounts, _ = container_mounts(
+        privileged=False,
+        readonly_rootfs=readonly,
+        files=replace(FILES, hosts=Path("/p/hosts"), flags=frozenset({"nosuid", "nodev"})),
+        volumes={},
+        mounts=(),
+        recursive_read_only=False,
+    )
+    expected = ("rbind", "rprivate", *(("ro", "nodev", "nosuid") if readonly else ()))
+    for place in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf"):
+        assert [m.options for m in mounts if m.destination == place] == [expected]
 
 
 def test_too_many_mounts() -> None:
