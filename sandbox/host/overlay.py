@@ -3,7 +3,8 @@
 mount(2) copies at most a page of option text (mount(2), "data"); 128 layers need more. Relative
 paths after a chdir are the old way around, but the working directory belongs to the whole process.
 The new mount interface takes each layer by itself ("lowerdir+", Linux 6.7), by descriptor where the
-path is longer than the 255 bytes a value may have (6.13).
+path is longer than the 255 bytes a value may have (6.13), before that by the descriptor's name in
+/proc, which mountinfo shows then.
 """
 
 from __future__ import annotations
@@ -117,21 +118,31 @@ def _configure(context: int, word: str, syscalls: sc.Syscalls) -> None:
 
 def _set_path(context: int, key: str, path: str, syscalls: sc.Syscalls) -> None:
     if len(os.fsencode(path)) <= _VALUE_LIMIT_BYTES:
-        try:
-            syscalls.fsconfig_string(context, key, path)
-        except PodwrightError as error:
-            if key == "lowerdir+" and sc.errno_of(error) == errno.EINVAL:
-                raise Unsupported(
-                    f"overlay layer {path} cannot be added",
-                    hint=_kernel_message(context) or "more layers than a page holds need Linux 6.7",
-                ) from error
-            raise
+        _set_text(context, key, path, path, syscalls)
         return
     fd = syscalls.openat2(sc.AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY)
     try:
-        syscalls.fsconfig_fd(context, key, fd)
+        try:
+            syscalls.fsconfig_fd(context, key, fd)
+        except PodwrightError as error:
+            # Before Linux 6.13 a layer is text, and no O_PATH descriptor is taken for any option.
+            if sc.errno_of(error) not in (errno.EBADF, errno.EINVAL):
+                raise
+            _set_text(context, key, f"/proc/self/fd/{fd}", path, syscalls)
     finally:
         os.close(fd)
+
+
+def _set_text(context: int, key: str, text: str, path: str, syscalls: sc.Syscalls) -> None:
+    try:
+        syscalls.fsconfig_string(context, key, text)
+    except PodwrightError as error:
+        if key == "lowerdir+" and sc.errno_of(error) == errno.EINVAL:
+            raise Unsupported(
+                f"overlay layer {path} cannot be added",
+                hint=_kernel_message(context) or "more layers than a page holds need Linux 6.7",
+            ) from error
+        raise
 
 
 def _kernel_message(context: int) -> str:

@@ -161,6 +161,23 @@ def test_a_layer_path_longer_than_a_value_may_be_goes_by_descriptor():
     assert calls.named("openat2")[0].path == long
 
 
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL])
+def test_where_no_descriptor_is_taken_its_name_is(code):
+    """Linux 6.7 to 6.12: every layer is text, and an O_PATH descriptor a bad one."""
+    long = "/" + "x" * 200 + "/" + "y" * 200
+    layers = "lowerdir=" + ":".join([long] * 12)
+    calls = mounted("overlay", "overlay", layers, fail={"fsconfig_fd": [code] * 12})
+    added = [c.value for c in calls.named("fsconfig_string") if c.key == "lowerdir+"]
+    assert added == [f"/proc/self/fd/{c.value}" for c in calls.named("fsconfig_fd")]
+    with pytest.raises(Unsupported, match=r"y{200} cannot be added"):
+        mounted(
+            *("overlay", "overlay", layers),
+            fail={"fsconfig_fd": [code], "fsconfig_string": [None, errno.EINVAL]},
+        )
+    with pytest.raises(Denied):
+        mounted("overlay", "overlay", layers, fail={"fsconfig_fd": [errno.EPERM]})
+
+
 @pytest.mark.parametrize(
     "fail", [{"fsopen": [errno.ENOSYS]}, {"fsconfig_string": [None, errno.EINVAL]}]
 )
