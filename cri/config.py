@@ -1,7 +1,9 @@
 """Configuration: files, drop-ins and flags become one checked value with the origin of every part.
 
-Read in this order, later ones win key by key: defaults, `/etc/podwright/config.toml`, the files
-`config.d/*.toml` beside it in lexical order, `--set section.key=value` and the named flags. Every
+Read in this order, later ones win key by key: defaults, the environment,
+`/etc/podwright/config.toml`, the files `config.d/*.toml` beside it in lexical order,
+`--set section.key=value` and the named flags. Of the environment only proxies are read, and what
+cannot be used of them is left out instead of refused: a shell has it for other programs. Every
 problem of all files is collected before anything is refused, so that one run shows them all; an
 unknown key is refused with the nearest known one, because a setting that is silently ignored is
 worse than a daemon that does not start.
@@ -11,6 +13,7 @@ Engines never see this module: each is given its own frozen settings value, made
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from cri import settings_security as security
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
 from cri.streaming.settings import StreamingSettings
+from imageservice.proxies import Proxies
 from imageservice.settings import ImageSettings
 from metrics.settings import LogRateSettings, MetricsSettings, SamplerSettings
 from sandbox.lsm import LsmSettings
@@ -131,6 +135,11 @@ class Config:
             auth_file=self.get(image_table.AUTH_FILE),
             namespaced_auth_dir=self.get(image_table.NAMESPACED_AUTH_DIR),
             credential_helper_dirs=self.get(image_table.HELPER_DIRS),
+            proxies=Proxies(
+                https=self.get(image_table.HTTPS_PROXY),
+                http=self.get(image_table.HTTP_PROXY),
+                exceptions=self.get(image_table.NO_PROXY),
+            ),
             layer_form=self.get(image_table.LAYER_FORM),
             max_concurrent_downloads=self.get(image_table.MAX_DOWNLOADS),
             pull_progress_timeout_s=self.get(image_table.PULL_PROGRESS_TIMEOUT),
@@ -196,17 +205,25 @@ def detect_cgroup_driver(system: Path = Path("/run/systemd/system")) -> CgroupDr
     return "systemd" if system.is_dir() else "cgroupfs"
 
 
-def load(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> Config:
+def load(
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
     """The effective configuration.
 
     Args:
         path: the main file; None for the default one, which need not exist.
         overrides: values of flags by `section.name`.
+        environ: the environment.
 
     Raises:
         ConfigInvalid: with every problem found.
     """
     reading = Reading()
+    for setting, value, variable in image_table.from_environment(environ):
+        reading.variable(setting, value, variable)
     files = reading.tree(path or DEFAULT_PATH, required=path is not None)
     for key, value in (overrides or {}).items():
         section, _, name = key.rpartition(".")

@@ -22,6 +22,7 @@ DROP_INS: Final = "config.d"
 #: A configuration is a page or two.
 FILE_LIMIT_BYTES: Final = 1024 * 1024
 DEFAULT: Final = "default"
+ENVIRONMENT: Final = "environment"
 HANDLERS: Final = "runtimes"
 
 _SECTION = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"' -]+?)\s*\]\s*(?:#.*)?")
@@ -123,6 +124,14 @@ class Reading:
         if len(self.problems) == before:
             self.values[setting.key] = parsed
             self.origins[setting.key] = origin
+
+    def variable(self, setting: Setting[object], value: object, variable: str) -> None:
+        """Take over a variable of the environment; one that cannot be used leaves a note only."""
+        try:
+            self.values[setting.key] = setting.parse(value)
+            self.origins[setting.key] = f"{ENVIRONMENT} {variable}"
+        except InvalidArgument as error:
+            self.origins[setting.key] = f"{ENVIRONMENT} {variable} is not used: {error.message}"
 
     def _handler_value(self, handler: str, name: str, value: object, origin: str) -> None:
         setting = self._handler_keys.get(name)

@@ -14,12 +14,25 @@ from cri.setting import (
     seconds,
     words,
 )
+from imageservice.proxies import parse_proxy, split_exceptions
 from imageservice.settings import ImageSettings
+from sandbox.host.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from imageservice.forms import LayerChoice
+    from imageservice.proxies import ProxyServer
 
 _IMAGES = ImageSettings()
+
+
+def proxy(value: object) -> ProxyServer | None:
+    """The URL of a proxy, or "" for none; an error does not quote it."""
+    if not isinstance(value, str):
+        raise InvalidArgument("expected the URL of a proxy")
+    return parse_proxy(value) if value else None
+
 
 IMAGE_ROOT = Setting("image", "root", optional_path, None, "images; empty: images in state_root")
 REGISTRY_DIRS = Setting(
@@ -51,6 +64,25 @@ HELPER_DIRS = Setting(
     paths,
     _IMAGES.credential_helper_dirs,
     "where docker-credential-NAME programs are that such files name; none: none is run",
+)
+HTTPS_PROXY = Setting(
+    "image",
+    "https_proxy",
+    proxy,
+    None,
+    "proxy for registries with https, http://[user:password@]host:port; default: HTTPS_PROXY of the"
+    " daemon's environment; empty: none",
+)
+HTTP_PROXY = Setting(
+    "image", "http_proxy", proxy, None, "the same for registries with plain http; HTTP_PROXY"
+)
+NO_PROXY = Setting(
+    "image",
+    "no_proxy",
+    words,
+    _IMAGES.proxies.exceptions,
+    "registries that are asked directly: domains, .domains below, addresses, networks, each but a"
+    " network with a port if wanted, or *; default: NO_PROXY; loopback always is",
 )
 LAYER_FORM: Setting[LayerChoice] = Setting(
     "image",
@@ -171,3 +203,16 @@ BLOCKED_REGISTRIES = Setting(
 TABLE: Final[tuple[Setting[object], ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Setting)
 )
+
+
+def from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Setting[object], object, str]]:
+    """What the daemon's environment says of proxies: (setting, value, name of the variable).
+
+    The upper-case name counts before the lower-case one, and an empty variable is none, as in Go.
+    """
+    for setting in (HTTPS_PROXY, HTTP_PROXY, NO_PROXY):
+        upper = setting.name.upper()
+        name = next((name for name in (upper, upper.lower()) if environ.get(name)), "")
+        if name:
+            text = environ[name].strip()
+            yield setting, list(split_exceptions(text)) if setting is NO_PROXY else text, name

@@ -40,7 +40,7 @@ from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Collection, Mapping
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from imageservice.credentials import Keyring
@@ -70,7 +70,7 @@ class NodeKeyrings:
 
     def __init__(self, settings: ImageSettings, runner: ProcessRunner) -> None:
         self._settings = settings
-        env: Mapping[str, str] = {}
+        env = settings.proxies.environment()
         self._helpers = CredentialHelpers(runner, settings.credential_helper_dirs, env=env)
 
     @asynccontextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imageservice.proxies import Proxies
+
 if TYPE_CHECKING:
     from imageservice.forms import LayerChoice
 
@@ -49,6 +51,7 @@ class ImageSettings:
         auth_file: credentials for pulls that bring none, as docker writes them; None: none.
         namespaced_auth_dir: the same by namespace; see `keyrings`.
         credential_helper_dirs: where the programs are that such files name; none: none is run.
+        proxies: through which HTTP proxy registries are asked; helpers are told as well.
         layer_form: how layers are kept; see `LayerChoice`. Those that are there stay as they are.
         max_concurrent_downloads: layers of one pull fetched at once.
         pull_progress_timeout_s: a transfer that moves fewer than `min_progress_bytes` in this time
@@ -85,6 +88,7 @@ class ImageSettings:
     auth_file: Path | None = Path("/etc/podwright/auth.json")
     namespaced_auth_dir: Path | None = Path("/etc/podwright/auth")
     credential_helper_dirs: tuple[Path, ...] = ()
+    proxies: Proxies = field(default_factory=Proxies)
     layer_form: LayerChoice = "auto"
     max_concurrent_downloads: int = 3
     pull_progress_timeout_s: float = 300.0

@@ -15,6 +15,7 @@ from cri.check.lsm import security_modules
 from cri.check.machine import kernel, python, rights, storage
 from cri.check.network import network
 from cri.check.programs import programs
+from cri.check.registries import registries
 from cri.check.trust import trust
 from cri.check.userns import user_namespaces
 from sandbox.host.host_facts import HostFacts
@@ -64,6 +65,7 @@ async def examine(config: Config) -> list[Finding]:
                 layer_form=config.images().layer_form,
             ),
             *network(cni, PROC),
+            *registries(config),
             *devices(sandbox, may_raise="CAP_SYS_RESOURCE" in host.capabilities_effective),
             *trust(config.images()),
             *python(),

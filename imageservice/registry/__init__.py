@@ -6,6 +6,7 @@
         auth.py      challenge -> Authorization header; tokens kept until they expire
         challenge.py   WWW-Authenticate grammar (pure)
         transport.py one HTTP exchange on the wire (aiohttp), bounds, TLS
+          proxying.py  the same through a proxy
       hosts.py     certs.d/HOST/hosts.toml -> endpoints in order (hostfields.py reads a table)
       origins.py   who may be talked to and who may see a secret: scheme, host, port (pure)
       retry.py     when to ask again and how long to wait (pure)

@@ -89,7 +89,7 @@ class RegistryClient(ImageSource):
         self._settings = settings
         self._clock = clock or SystemClock()
         self._transport = transport or AiohttpTransport(
-            max_connections_per_host=settings.max_connections_per_host
+            max_connections_per_host=settings.max_connections_per_host, proxies=settings.proxies
         )
         self._observer: TransferObserver = observer or SilentObserver()
         self._random_unit = random_unit

@@ -3,8 +3,8 @@
 The protocol is what the rest of the package speaks; `AiohttpTransport` is its one real adapter. It
 keeps connections per origin and TLS configuration, reads through 512 KiB buffers, never
 decompresses (a blob is stored as sent, and a bomb would burst here), keeps no cookies, reads no
-environment, follows no redirect. An exception of the HTTP library never leaves: its text quotes
-URLs, and a signed URL is a secret.
+environment (it is told which proxy to use), follows no redirect. An exception of the HTTP library
+never leaves: its text quotes URLs, and a signed URL is a secret.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from imageservice.errors import (
     RegistryUntrusted,
     TooLarge,
 )
+from imageservice.proxies import Proxies
 from imageservice.registry.origins import origin_of
+from imageservice.registry.proxying import ProxyConnector, proxy_failure, refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from imageservice.proxies import ProxyServer
     from imageservice.registry.origins import Origin
 
 KIB: Final = 1024
@@ -193,8 +196,9 @@ class _AiohttpResponse:
 class AiohttpTransport:
     """See `HttpTransport`; made anywhere, used on one event loop."""
 
-    def __init__(self, *, max_connections_per_host: int) -> None:
+    def __init__(self, *, max_connections_per_host: int, proxies: Proxies | None = None) -> None:
         self._max_per_host = max_connections_per_host
+        self._proxies = proxies or Proxies()
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[Tls, ssl.SSLContext] = {}
         self._gates: WeakValueDictionary[Origin, asyncio.Semaphore] = WeakValueDictionary()
@@ -209,9 +213,12 @@ class AiohttpTransport:
         gate = self._gates.get(origin)
         if gate is None:
             gate = self._gates[origin] = asyncio.Semaphore(self._max_per_host)
+        proxy = self._proxies.towards(origin.scheme, origin.host, origin.port)
         async with gate:
-            raw = await self._send(request, context)
+            raw = await self._send(request, context, proxy)
             try:
+                if proxy is not None and raw.status == 407:  # plain http: the proxy's own answer
+                    raise refused(proxy, origin, raw.status)
                 yield _AiohttpResponse(raw, request)
             finally:
                 # Gives the connection back when the body was read to its end, else closes it.
@@ -224,29 +231,42 @@ class AiohttpTransport:
             await session.close()
 
     async def _send(
-        self, request: Request, context: ssl.SSLContext | None
+        self, request: Request, context: ssl.SSLContext | None, proxy: ProxyServer | None
     ) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(
             total=None, connect=request.connect_timeout_s, sock_read=None
         )
+        headers = [*request.headers, ("Accept-Encoding", "identity")]
+        for_proxy = {"User-Agent": USER_AGENT}
+        if proxy is not None and proxy.authorization:
+            if context is None:
+                headers.append(("Proxy-Authorization", proxy.authorization))
+            else:
+                for_proxy["Proxy-Authorization"] = proxy.authorization
         try:
             async with asyncio.timeout(request.response_timeout_s):
                 return await self._open_session().request(
                     request.method,
                     URL(request.url, encoded=True),  # a signed URL must go out as it came
-                    headers=[*request.headers, ("Accept-Encoding", "identity")],
+                    headers=headers,
                     data=request.body or None,
                     allow_redirects=False,
                     timeout=timeout,
                     ssl=True if context is None else context,
+                    proxy=None if proxy is None else proxy.url,
+                    proxy_headers=None if proxy is None else for_proxy,
                 )
         except (aiohttp.ClientError, OSError, ValueError) as error:
+            failure = None if proxy is None else proxy_failure(error, proxy, request.origin)
+            if failure is not None:
+                # The cause knows every header that went to the proxy, its password too.
+                raise failure from None
             raise _translated(error, request) from error
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=0),
+                connector=ProxyConnector(self._proxies),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": USER_AGENT},
                 auto_decompress=False,

@@ -5,6 +5,8 @@ import pytest
 from cri import settings_table as table
 from cri.config import detect_cgroup_driver, flag_value, load, toml_text
 from cri.config_files import ConfigInvalid, line_numbers
+from cri.render import config_text
+from imageservice.proxies import Proxies
 from sandbox.host.errors import InvalidArgument
 
 
@@ -172,3 +174,61 @@ def test_cgroup_driver_follows_the_node(tmp_path):
 def test_lines_of_keys():
     text = 'rot = 1\n\n[a] # x\n b = 1\n[ runtimes."x" ]\npath = 2\n'
     assert line_numbers(text) == {".rot": 1, "a.b": 4, "runtimes.x.path": 6}
+
+
+PROXY = "http://canary:canary@p.example:3128"
+
+
+def test_proxies_come_from_the_environment_as_in_go(main):
+    environ = {
+        "HTTPS_PROXY": PROXY,
+        "https_proxy": "http://other.example",
+        "HTTP_PROXY": "",
+        "http_proxy": "plain.example:1",
+        "no_proxy": "a, .b,10.0.0.0/8",
+    }
+    main.touch()
+    config = load(main, environ=environ)
+    proxies = config.images().proxies
+    assert proxies.https is not None
+    assert proxies.https.secret_url == PROXY
+    assert str(proxies.http) == "http://plain.example:1"
+    assert proxies.exceptions == ("a", ".b", "10.0.0.0/8")
+    assert config.origins["image.https_proxy"] == "environment HTTPS_PROXY"
+    assert config.origins["image.no_proxy"] == "environment no_proxy"
+    assert load(main, environ={}).images().proxies == Proxies()
+
+
+def test_a_file_says_of_proxies_what_counts(main):
+    main.write_text('[image]\nhttps_proxy = ""\nno_proxy = []\n')
+    environ = {"HTTPS_PROXY": PROXY, "HTTP_PROXY": PROXY, "NO_PROXY": "a"}
+    proxies = load(main, environ=environ).images().proxies
+    assert proxies.https is None
+    assert proxies.http is not None
+    assert proxies.exceptions == ()
+
+
+def test_a_proxy_of_the_environment_that_cannot_be_used_is_left_out_and_told(main):
+    main.touch()
+    config = load(main, environ={"HTTPS_PROXY": "socks5://canary:canary@p.example:1080"})
+    assert config.images().proxies == Proxies()
+    told = config.origins["image.https_proxy"]
+    assert told.startswith("environment HTTPS_PROXY is not used: ")
+    assert "canary" not in told
+
+
+def test_a_proxy_of_a_file_that_cannot_be_used_is_refused_and_not_quoted(main):
+    main.write_text('[image]\nhttps_proxy = "socks5://canary:canary@p.example"\n')
+    with pytest.raises(ConfigInvalid) as caught:
+        load(main, environ={})
+    [problem] = caught.value.problems
+    assert f"{main}:2: image.https_proxy: expected a proxy" in problem
+    assert "canary" not in problem
+
+
+def test_the_password_of_a_proxy_is_not_printed(main):
+    main.touch()
+    config = load(main, environ={"HTTPS_PROXY": PROXY})
+    text = config_text(config) + repr(config) + repr(config.images())
+    assert 'https_proxy = "http://[redacted]@p.example:3128"  # environment HTTPS_PROXY' in text
+    assert "canary" not in text
