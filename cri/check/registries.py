@@ -46,6 +46,8 @@ def _credentials(settings: ImageSettings) -> list[Finding]:
             continue
         if found is not None:
             files, hosts = files + 1, hosts + len(found.content.hosts)
+    if findings and not files:
+        return findings
     detail = f"{files} files, for {hosts} hosts" if files else "none: pulls bring their own"
     return [*findings, Finding(GROUP, "credentials", Level.OK, detail)]
 

@@ -11,7 +11,10 @@ from sandbox.host.errors import InvalidArgument
 
 
 @pytest.fixture
-def main(tmp_path):
+def main(tmp_path, monkeypatch):
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):  # a developer's own
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     return tmp_path / "config.toml"
 
 
