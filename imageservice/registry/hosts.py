@@ -7,10 +7,10 @@ registries without their own; a port as `HOST:PORT` or `HOST_PORT_`; without a h
 Docker files `*.crt`, `*.cert` and `*.key`. Files are looked at for each pull and parsed again when
 their stamp changed.
 
-Differences, on purpose: a credential is shown to a mirror only if it names that mirror as its
-server (containerd shows it to every host), and a certificate file that cannot be read is an error
-that names it. Without any configuration a registry is asked over HTTPS, one on loopback over HTTP,
-as containerd does.
+Differences, on purpose: a credential is shown to a mirror only if it is meant for that mirror, by
+its server or by the node's files (containerd shows it to every host), and a certificate file that
+cannot be read is an error that names it. Without any configuration a registry is asked over HTTPS,
+one on loopback over HTTP, as containerd does.
 """
 
 from __future__ import annotations
