@@ -148,6 +148,8 @@ class Config:
             mirror_connect_timeout_s=self.get(image_table.MIRROR_CONNECT_TIMEOUT),
             response_timeout_s=self.get(image_table.RESPONSE_TIMEOUT),
             max_connections_per_host=self.get(image_table.MAX_CONNECTIONS),
+            max_connections_per_layer=self.get(image_table.MAX_LAYER_CONNECTIONS),
+            range_bytes=self.get(image_table.RANGE_BYTES),
             pinned_images=self.get(image_table.PINNED_IMAGES),
             unpack_workers=self.get(image_table.UNPACK_WORKERS),
             unpack_idle_s=self.get(image_table.UNPACK_IDLE),

@@ -129,6 +129,21 @@ MAX_CONNECTIONS = Setting(
     _IMAGES.max_connections_per_host,
     "connections to one registry at once",
 )
+MAX_LAYER_CONNECTIONS = Setting(
+    "image",
+    "max_connections_per_layer",
+    integer(1, 32),
+    _IMAGES.max_connections_per_layer,
+    "connections for one large layer where one alone is slow, among those to its registry;"
+    " 1: never more than one",
+)
+RANGE_BYTES = Setting(
+    "image",
+    "range_bytes",
+    integer(256 * 1024, 256 * 1024 * 1024),
+    _IMAGES.range_bytes,
+    "what each of these asks for at a time; as much of each is held in memory",
+)
 PINNED_IMAGES = Setting(
     "image",
     "pinned_images",

@@ -63,6 +63,9 @@ class ImageSettings:
         response_timeout_s: from the request to the headers of a manifest or token answer.
         retry: see `RetryPolicy`.
         max_connections_per_host: connections kept to one registry at once.
+        max_connections_per_layer: connections for one large layer, where one alone is slow; see
+            `registry.pieces`. 1: never more.
+        range_bytes: what each of these asks for; as much of each is held in memory.
         pinned_images: references or ids that garbage collection of the kubelet must leave alone;
             `*` stands for any characters.
         unpack_workers: layers unpacked at once on the whole node; 0 means one for each processor,
@@ -98,6 +101,8 @@ class ImageSettings:
     response_timeout_s: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_connections_per_host: int = 32
+    max_connections_per_layer: int = 4
+    range_bytes: int = 4 * 1024 * 1024
     pinned_images: tuple[str, ...] = ()
     unpack_workers: int = 0
     unpack_idle_s: float = 60.0

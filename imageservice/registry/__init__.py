@@ -1,7 +1,9 @@
 """Fetching from registries: the distribution protocol's pull half, over HTTP.
 
-    client.py      the flow of a pull: which host, in which order, how often
-      transfer.py  one blob on its way to its sink: ranges, sizes, stalls
+    client.py      the flow of a pull: what is asked, which answers are believed
+      order.py     which hosts are asked, in which order, how often
+      transfer.py  one blob on its way to its sink: sizes, stalls, going on after a break
+        pieces.py    the same over several connections at once
       exchange.py  one request to one host: authorization, redirects, answers by status
         auth.py      challenge -> Authorization header; tokens kept until they expire
         challenge.py   WWW-Authenticate grammar (pure)

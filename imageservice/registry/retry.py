@@ -1,8 +1,8 @@
 """When to ask again and how long to wait (pure): the table behind every second try.
 
 Retried: what the registry calls temporary (408, 429, 5xx) and what looks like the network's fault
-(refused, reset, timed out, cut short). Not retried: an untrusted certificate, a broken protocol, a
-refusal, a missing image; the answer would be the same.
+(refused, reset, timed out, cut short, stalled). Not retried: an untrusted certificate, a broken
+protocol, a refusal, a missing image; the answer would be the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from imageservice.errors import (
     ImageNotFound,
+    PullStalled,
     RegistryDenied,
     RegistryProtocolError,
     RegistryThrottled,
@@ -48,13 +49,17 @@ def delay_s(
         spent_s: how long these took, without the waits between them.
         random_unit: a random number in [0, 1).
     """
-    if not isinstance(error, RegistryUnavailable | RegistryThrottled) or not error.is_transient:
+    asked: float | None = None
+    if isinstance(error, RegistryUnavailable | RegistryThrottled):
+        if not error.is_transient:
+            return None
+        asked = error.retry_after_s
+    elif not isinstance(error, PullStalled):
         return None
     if tries >= policy.attempts or spent_s >= policy.patience_s:
         return None
     own = min(policy.first_delay_s * float(1 << min(tries - 1, 30)), policy.max_delay_s)
     own -= own * policy.jitter * random_unit
-    asked = error.retry_after_s
     if asked is None:
         return own
     if asked > policy.retry_after_cap_s:

@@ -18,6 +18,9 @@ from imageservice.errors import (
     RegistryUnavailable,
     SizeMismatch,
 )
+from imageservice.registry import pieces
+from imageservice.registry.pieces import Pieces, RangesRefused
+from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +58,8 @@ class Transfer:
         stall_timeout_s: float,
         min_progress_bytes: int,
         observer: TransferObserver,
+        connections: int = 1,
+        piece_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         self.size_bytes = descriptor.size_bytes
         self.received_bytes = offset_bytes
@@ -63,6 +68,9 @@ class Transfer:
         self._stall_timeout_s = stall_timeout_s
         self._min_progress_bytes = min_progress_bytes
         self._observer = observer
+        self._connections = connections
+        self._piece_bytes = piece_bytes
+        self._rate = 0.0
         self._pending: list[bytes] = []
         self._pending_bytes = 0
 
@@ -79,6 +87,37 @@ class Transfer:
             SinkFailed: the sink raised.
             PodwrightError: see `ImageSource.fetch_blob`; what came before it was written.
         """
+        await self._stream(exchanger, endpoint, question)
+        if not self.is_complete:  # it was left because more connections may bring more
+            await self._in_pieces(exchanger, endpoint, question)
+
+    async def _in_pieces(
+        self, exchanger: Exchanger, endpoint: Endpoint, question: Question
+    ) -> None:
+        rest = Pieces(
+            exchanger,
+            endpoint,
+            question,
+            size_bytes=self.size_bytes,
+            piece_bytes=self._piece_bytes,
+            stall_timeout_s=self._stall_timeout_s,
+            min_progress_bytes=self._min_progress_bytes,
+        )
+        try:
+            await rest.fetch(
+                self.received_bytes, rate=self._rate, most=self._connections, hand=self._hand
+            )
+        except RangesRefused:
+            self._connections = 1
+            await self._stream(exchanger, endpoint, question)
+        except PodwrightError as error:
+            self._connections //= 2
+            if isinstance(error, PullStalled):
+                self._observer.transfer_stalled()
+            raise
+
+    async def _stream(self, exchanger: Exchanger, endpoint: Endpoint, question: Question) -> None:
+        """One request for all that is missing; may end early, to go on in pieces."""
         headers = question.headers
         if self.received_bytes:
             self._observer.transfer_resumed(held_bytes=self.received_bytes)
@@ -131,8 +170,10 @@ class Transfer:
         self, response: Response, question: Question, limit: asyncio.Timeout, skip_bytes: int
     ) -> None:
         loop = asyncio.get_running_loop()
-        limit.reschedule(loop.time() + self._stall_timeout_s)
+        began_s, began_bytes = loop.time(), self.received_bytes
+        limit.reschedule(began_s + self._stall_timeout_s)
         window_bytes = 0
+        ranges = response.status == 206 or response.header("Accept-Ranges").lower() == "bytes"
         try:
             while chunk := await response.read_chunk():
                 window_bytes += len(chunk)
@@ -150,12 +191,27 @@ class Transfer:
                 self._pending_bytes += len(chunk)
                 if self._pending_bytes >= CHUNK_BYTES:
                     await self._flush(limit)
+                if ranges and self._is_worth_splitting(loop.time() - began_s, began_bytes):
+                    await self._flush(limit)
+                    return
         except RegistryUnavailable:
             await self._flush(limit)
             raise
         await self._flush(limit)
         if not self.is_complete:
             raise RegistryUnavailable(f"{question.what}: the answer ended too early")
+
+    def _is_worth_splitting(self, elapsed_s: float, began_bytes: int) -> bool:
+        """Whether this one request is slow, and enough is missing for several."""
+        if self._connections < 2 or elapsed_s < pieces.LOOK_S:
+            return False
+        held_bytes = self.received_bytes + self._pending_bytes
+        self._rate = (held_bytes - began_bytes) / elapsed_s
+        missing_bytes = self.size_bytes - held_bytes
+        # What one connection brings in a few seconds needs no help.
+        return self._rate < pieces.FAST_BYTES_PER_S and missing_bytes > max(
+            2 * self._piece_bytes, 2 * pieces.LOOK_S * self._rate
+        )
 
     async def _flush(self, limit: asyncio.Timeout) -> None:
         """Hand what has come to the sink, whose time does not count as the registry's."""
@@ -168,13 +224,16 @@ class Transfer:
         limit.reschedule(None)
         self._pending.clear()
         self._pending_bytes = 0
+        await self._hand(chunk)
+        if left_s is not None:
+            limit.reschedule(loop.time() + left_s)
+
+    async def _hand(self, chunk: bytes) -> None:
         try:
             await self._sink.write(chunk)
         except Exception as error:
             raise SinkFailed(error) from error
         self.received_bytes += len(chunk)
-        if left_s is not None:
-            limit.reschedule(loop.time() + left_s)
         if self._on_progress is not None:
             self._on_progress(self.received_bytes)
 

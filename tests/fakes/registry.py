@@ -81,6 +81,13 @@ class Drip(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slow(Fault):
+    """The true answer, no faster than so many bytes a second on this connection."""
+
+    bytes_per_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alter(Fault):
     """The true answer with another body, length or headers.
 
@@ -375,6 +382,14 @@ class FakeRegistry:
                     await writer.drain()
                     await asyncio.sleep(pause_s)
                 return True
+            case Slow(bytes_per_s=bytes_per_s):
+                await _send(writer, status, [*headers, length], b"")
+                step = max(1, bytes_per_s // 50)
+                for at in range(0, len(body), step):
+                    writer.write(body[at : at + step])
+                    await writer.drain()
+                    await asyncio.sleep(step / bytes_per_s)
+                return True
             case Alter():
                 replaced = {name.lower() for name in fault.headers}
                 headers = [pair for pair in headers if pair[0].lower() not in replaced]
@@ -436,11 +451,12 @@ class FakeRegistry:
         wanted = request.header("Range")
         if wanted is None or ignore_range:
             return 200, headers, data
-        start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last) + 1, len(data)) if last else len(data)
         if start >= len(data):
             return 416, [*headers, ("Content-Range", f"bytes */{len(data)}")], b""
-        span = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return 206, [*headers, ("Content-Range", span)], data[start:]
+        span = f"bytes {start}-{end - 1}/{len(data)}"
+        return 206, [*headers, ("Content-Range", span)], data[start:end]
 
     def _refusal(self, request: Recorded) -> tuple[int, list[tuple[str, str]], bytes] | None:
         if self.challenge is None:

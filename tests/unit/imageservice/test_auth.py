@@ -486,7 +486,7 @@ async def test_a_dead_mirror_costs_one_try_and_rests_afterwards(tmp_path):
         reference = parse_reference(registry.reference("a:1"))
         await client.resolve(reference, None)
         assert clock.slept_s == []
-        assert list(client._resting_until_ns) == [
+        assert list(client._order._resting_until_ns) == [
             client._hosts.endpoints(registry.domain)[0].origin
         ]
 
