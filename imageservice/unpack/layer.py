@@ -34,6 +34,7 @@ from imageservice.unpack.layer_tree import LayerTree
 from imageservice.unpack.protocol import Done
 from imageservice.unpack.stream import ChunkStream
 from sandbox.host.errors import Corrupt, ResourceExhausted, Unsupported, map_os_errors
+from sandbox.host.writeback import begin_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 #: Chunks on their way between the threads; a chunk is at most 512 KiB.
 _QUEUE_CHUNKS: Final = 8
 _HEAD_BYTES: Final = 16
+#: Of the plain tar, before the kernel is asked to write it out: a few large writes to the disk.
+_WRITEBACK_BYTES: Final = 8 << 20
 _NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -135,10 +138,11 @@ def _index(producer: _Producer, root_fd: int, job: Job, on_progress: Callable[[i
     """Write the plain tar down as it comes, and an index over it at the end."""
     tar_fd = os.open(TAR_NAME, _NEW_FILE, 0o600, dir_fd=root_fd)
     try:
+        tar = _Tar(tar_fd)
 
         def next_chunk() -> bytes:
             chunk = producer.next_chunk()
-            _write(tar_fd, chunk)
+            tar.write(chunk)
             on_progress(producer.blob_bytes)
             return chunk
 
@@ -195,6 +199,25 @@ def _done(
         plain_bytes=plain_bytes,
         compression=producer.kind.value,
     )
+
+
+class _Tar:
+    """The plain tar on its way to the disk.
+
+    The kernel begins to write it out while it still grows. Of 245 MB in five layers that left the
+    sync before the commit 20 to 50 ms of work instead of 130, for 15 ms more in the writing.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._written = self._begun = 0
+
+    def write(self, chunk: bytes) -> None:
+        _write(self._fd, chunk)
+        self._written += len(chunk)
+        if self._written - self._begun >= _WRITEBACK_BYTES:
+            begin_writeback(self._fd, self._begun, self._written - self._begun)
+            self._begun = self._written
 
 
 def _write(fd: int, data: bytes) -> None:
