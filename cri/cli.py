@@ -1,4 +1,4 @@
-"""The command `podwright`: serve, check, config, pull, status, version.
+"""The command `podwright`: serve, check, config, status, version; `cli_images` has those of images.
 
 Everything heavy is imported by the command that needs it, so that `--help` and mistakes are quick.
 Exit status: 0 done, 1 failed (for `check`: something is missing), 2 the command line is wrong.
@@ -10,17 +10,16 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from sandbox.host.errors import InvalidArgument, PodwrightError
+from cri.cli_images import add_image_commands
+from cri.cli_options import configured, load_config
+from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cri.config import Config
+    from pathlib import Path
 
 # Before anything imports grpc: its fork handlers stop threads around every fork, and nothing here
 # forks; programs are started by vfork and exec (grpc/grpc#37259 is what they cost).
@@ -29,8 +28,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 #: What an uninstalled tree calls itself.
 SOURCE_VERSION: Final = "0.1.0+source"
-
-P = ParamSpec("P")
 
 
 def package_version() -> str:
@@ -55,46 +52,6 @@ class _Commands(click.Group):
             raise click.ClickException(str(last)) from error
 
 
-def _overrides(values: tuple[str, ...], **named: object) -> dict[str, object]:
-    from cri.config import flag_value
-
-    result: dict[str, object] = {}
-    for text in values:
-        key, equals, value = text.partition("=")
-        if not equals or "." not in key:
-            raise click.BadParameter(f"{text!r} is not SECTION.KEY=VALUE", param_hint="--set")
-        result[key.strip()] = flag_value(value.strip())
-    result.update({f"daemon.{key}": value for key, value in named.items() if value is not None})
-    return result
-
-
-def _load(config: Path | None, values: tuple[str, ...], **named: object) -> Config:
-    from cri.config import load
-
-    return load(config, _overrides(values, **named))
-
-
-def configured(command: Callable[P, None]) -> Callable[P, None]:
-    """The options of every command that needs the configuration."""
-    for option in (
-        click.option(
-            "--set",
-            "values",
-            multiple=True,
-            metavar="SECTION.KEY=VALUE",
-            help="Override one setting, as in --set cni.ip_pref=ipv6; may be repeated.",
-        ),
-        click.option(
-            "--config",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="Configuration file.  [default: /etc/podwright/config.toml]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """A Kubernetes CRI container runtime service."""
@@ -115,7 +72,7 @@ def serve(
     socket: str | None,
 ) -> None:
     """Run the daemon until SIGTERM; pods outlive it."""
-    chosen = _load(
+    chosen = load_config(
         config,
         values,
         log_level=log_level,
@@ -149,7 +106,7 @@ def check(config: Path | None, values: tuple[str, ...], as_json: bool, strict: b
 
     Exit status: 0 when pods can run (there may be warnings), 1 when something needed is missing.
     """
-    chosen = _load(config, values)
+    chosen = load_config(config, values)
     import asyncio
 
     from cri.check.examine import examine
@@ -175,7 +132,7 @@ def show_config(
     config: Path | None, values: tuple[str, ...], validate: bool, help_settings: bool
 ) -> None:
     """Print the effective configuration as TOML, each line with its origin."""
-    chosen = _load(config, values)
+    chosen = load_config(config, values)
     if not validate:
         from cri.render import config_text
 
@@ -185,36 +142,10 @@ def show_config(
 @main.command()
 @configured
 @click.option("--socket", metavar="FILE", help="Socket of the daemon.")
-@click.option("--username", default="", help="User name to show the registry.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
-@click.argument("image")
-def pull(
-    config: Path | None,
-    values: tuple[str, ...],
-    socket: str | None,
-    username: str,
-    password_stdin: bool,
-    image: str,
-) -> None:
-    """Have the daemon pull IMAGE, with a bar for each layer; prints the image's id."""
-    if bool(username) != password_stdin:
-        raise InvalidArgument("--username and --password-stdin belong together")
-    password = sys.stdin.readline().rstrip("\n") if password_stdin else ""
-    chosen = _load(config, values, socket=socket)
-    from cri.render import show_pull
-    from cri.rpc.client import DaemonClient
-
-    with DaemonClient(chosen.socket) as daemon:
-        click.echo(show_pull(daemon.pull(image, username, password)))
-
-
-@main.command()
-@configured
-@click.option("--socket", metavar="FILE", help="Socket of the daemon.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 def status(config: Path | None, values: tuple[str, ...], socket: str | None, as_json: bool) -> None:
     """Ask the daemon how it is. Exit status 1 when it does not answer or is not ready."""
-    chosen = _load(config, values, socket=socket)
+    chosen = load_config(config, values, socket=socket)
     from cri.render_status import gather_status, show_status, status_json
     from cri.rpc.client import DaemonClient
 
@@ -231,3 +162,6 @@ def status(config: Path | None, values: tuple[str, ...], socket: str | None, as_
 def version() -> None:
     """Print the version."""
     click.echo(f"podwright {package_version()}")
+
+
+add_image_commands(main)

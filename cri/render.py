@@ -7,13 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -21,24 +14,18 @@ from cri import settings_table as table
 from cri.check.finding import Level
 from cri.config import toml_text
 from cri.config_files import HANDLERS
-from sandbox.host.errors import Internal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from rich.progress import TaskID
+    from collections.abc import Sequence
 
     from cri.check.finding import Finding
     from cri.config import Config
-    from cri.rpc.progress import PullUpdate
 
 _MARKS: Final = {
     Level.OK: "[green]ok[/green]",
     Level.WARNING: "[yellow]warning[/yellow]",
     Level.ERROR: "[red]missing[/red]",
 }
-#: A digest as people recognise it.
-_SHORT: Final = 12
 
 
 # check
@@ -97,34 +84,3 @@ def config_text(config: Config, *, explain: bool = False) -> str:
             value = toml_text(getattr(handler, setting.name))
             lines.append(f"{setting.name} = {value}  # {config.origins.get(key, 'default')}")
     return "\n".join(lines)
-
-
-# pull
-
-
-def show_pull(updates: Iterable[PullUpdate], console: Console | None = None) -> str:
-    """Draw one bar per layer on standard error until the pull has ended; the image's id."""
-    console = console or Console(stderr=True)
-    bars: dict[str, TaskID] = {}
-    with Progress(
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[stage]:<10}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        console=console,
-    ) as progress:
-        for update in updates:
-            for layer in update.layers:
-                if layer.id not in bars:
-                    short = layer.id.partition(":")[2][:_SHORT]
-                    bars[layer.id] = progress.add_task(short, total=None, stage=layer.stage)
-                progress.update(
-                    bars[layer.id],
-                    stage=layer.stage,
-                    completed=layer.done_bytes,
-                    total=layer.total_bytes or None,
-                )
-            if update.image_ref:
-                return update.image_ref
-    raise Internal("the daemon ended the pull without a result", hint="see the daemon's log")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from cri.rpc.method import StreamCall, UnaryCall
+from cri.rpc.method import StreamCall, UnaryCall, UploadCall
 from cri.status import OURS, code_of, text_of
 from sandbox.host.errors import (
     Busy,
@@ -77,7 +77,7 @@ _OPTIONS: Final = (
 
 _log = get_logger("rpc")
 
-C = TypeVar("C", UnaryCall, StreamCall)
+C = TypeVar("C", UnaryCall, StreamCall, UploadCall)
 
 
 class RpcObserver(Protocol):
@@ -214,6 +214,20 @@ class RpcServer:
                 await run.failed(error, context)
             run.ended(grpc.StatusCode.OK)
 
+        async def upload(data: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            run = _Run(self, method)
+            try:
+                messages = aiter(data)
+                call = run.opened(await anext(messages, b""), UploadCall)
+                async with aclosing(call.answers(messages)) as answers:
+                    async for answer in answers:
+                        yield run.checked(answer)
+            except BaseException as error:
+                await run.failed(error, context)
+            run.ended(grpc.StatusCode.OK)
+
+        if method.uploads:
+            return grpc.stream_stream_rpc_method_handler(upload)
         if method.streams:
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)

@@ -1,6 +1,6 @@
 """The command line's side of the socket: a few calls, with failures in our own words.
 
-Blocking, because a command does one thing; no generated stubs, because four methods need none.
+Blocking, because a command does one thing; no generated stubs, because a few methods need none.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import grpc
 import msgspec
 from google.protobuf.message import Message
 
+from cri.rpc.archives import SERVICE as ARCHIVES
+from cri.rpc.archives import LoadRequest, LoadUpdate, PinRequest
 from cri.rpc.progress import METHOD, SERVICE, PullRequest, PullUpdate
 from cri.status import CODES
 from protos import api_pb2 as pb
 from sandbox.host.errors import Denied, PodwrightError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -29,6 +31,8 @@ RUNTIME: Final = "runtime.v1.RuntimeService"
 IMAGE: Final = "runtime.v1.ImageService"
 
 M = TypeVar("M", bound=Message)
+#: For those who may not know that there is a wire.
+ImageList = pb.ListImagesResponse
 
 
 class DaemonClient:
@@ -96,10 +100,64 @@ class DaemonClient:
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
-    def _call(self, service: str, method: str, request: Message, response: type[M]) -> M:
+    def image_id(self, image: str) -> str:
+        """The id of an image, "" when it is not here."""
+        request = pb.ImageStatusRequest(image=pb.ImageSpec(image=image))
+        return self._call(IMAGE, "ImageStatus", request, pb.ImageStatusResponse).image.id
+
+    def remove_image(self, image: str) -> None:
+        """Forget an image; large layers take a while to go."""
+        request = pb.RemoveImageRequest(image=pb.ImageSpec(image=image))
+        self._call(IMAGE, "RemoveImage", request, pb.RemoveImageResponse, timeout_s=None)
+
+    def load(self, archive: Iterator[bytes], name: str, pinned: bool) -> Iterator[LoadUpdate]:
+        """Send an archive; the last update has its images."""
+        failed: list[PodwrightError] = []
+
+        def messages() -> Iterator[bytes]:
+            yield msgspec.json.encode(LoadRequest(name, pinned))
+            try:
+                yield from (chunk for chunk in archive if chunk)
+            except PodwrightError as error:
+                failed.append(error)  # grpc would only log it
+                raise
+
+        stream = self._channel.stream_stream(f"/{ARCHIVES}/Load", None, None)(messages())
+        try:
+            for data in stream:
+                yield msgspec.json.decode(data, type=LoadUpdate)
+        except grpc.RpcError as error:
+            raise (failed[0] if failed else self._failure(error)) from error
+
+    def save(self, images: Sequence[str], form: str) -> Iterator[bytes]:
+        """A document with the length of an archive (`SaveHead`), then its bytes."""
+        request = msgspec.json.encode({"images": list(images), "form": form})
+        stream = self._channel.unary_stream(f"/{ARCHIVES}/Save", None, None)(request)
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    def pin(self, image: str, pinned: bool) -> None:
+        """Keep garbage collection from an image, or no longer."""
+        call = self._channel.unary_unary(f"/{ARCHIVES}/Pin", None, None)
+        try:
+            call(msgspec.json.encode(PinRequest(image, pinned)), timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    def _call(
+        self,
+        service: str,
+        method: str,
+        request: Message,
+        response: type[M],
+        *,
+        timeout_s: float | None = CALL_TIMEOUT_S,
+    ) -> M:
         call = self._channel.unary_unary(f"/{service}/{method}", None, None)
         try:
-            data: bytes = call(request.SerializeToString(), timeout=CALL_TIMEOUT_S)
+            data: bytes = call(request.SerializeToString(), timeout=timeout_s)
         except grpc.RpcError as error:
             raise self._failure(error) from error
         answer = response()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,14 @@ class StreamCall:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadCall:
+    """The same where the client sends more than one message: the first said what it wants."""
+
+    subject: Mapping[str, str]
+    answers: Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A method by name.
 
@@ -42,14 +50,16 @@ class Method:
         name: the method's name on the wire.
         open: understands the request; raises InvalidArgument.
         streams: it answers with a stream.
+        uploads: it is asked with a stream as well.
         quiet: asked for every second by every client; its successes are logged at debug level.
         larger: the method that gives the same answer in parts, for an answer that is too large.
     """
 
     service: str
     name: str
-    open: Callable[[bytes], UnaryCall | StreamCall]
+    open: Callable[[bytes], UnaryCall | StreamCall | UploadCall]
     streams: bool = False
+    uploads: bool = False
     quiet: bool = False
     larger: str = ""
 

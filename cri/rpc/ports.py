@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cri.node_facts import NodeFacts
     from cri.usage import ContainerUsage, PodScrape, PodUsage
     from imageservice.credentials import Credential
+    from imageservice.loading import Loader
+    from imageservice.saving import Saver
     from imageservice.service import FsInfo, Image, Progress
     from sandbox.model import (
         Container,
@@ -162,6 +164,20 @@ class Images(Protocol):
 
     async def remove(self, image: str) -> None:
         """Forget the image with all its names; unknown is success."""
+        ...
+
+    async def pin(self, image: str, *, pinned: bool) -> Image:
+        """Keep the kubelet's garbage collection from the image, or no longer."""
+        ...
+
+    @property
+    def loader(self) -> Loader:
+        """Brings images in from archives."""
+        ...
+
+    @property
+    def saver(self) -> Saver:
+        """Writes images to archives."""
         ...
 
     async def fs_info(self) -> FsInfo:

@@ -12,26 +12,29 @@ slow reader misses intermediate numbers, never a layer, and holds nothing up.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from cri import validate
 from cri.convert_image import credential
 from cri.rpc.method import Method, StreamCall
+from imageservice.service import Stage
 from protos import api_pb2 as pb
 from sandbox.host.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from cri.rpc.ports import Images
     from imageservice.credentials import Credential
-    from imageservice.service import Image, Progress
+    from imageservice.service import Progress
     from sandbox.host.clock import Clock
 
 SERVICE: Final = "podwright.v1.Progress"
 METHOD: Final = "PullImage"
+T = TypeVar("T")
 #: Ten updates a second look smooth on a terminal.
 INTERVAL_S: Final = 0.1
 
@@ -44,13 +47,14 @@ class PullRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str = ""
 
 
-class LayerUpdate(msgspec.Struct, frozen=True):
-    """How far one layer is."""
+class LayerUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far one layer is; both parts count bytes of the compressed blob."""
 
     id: str
     stage: str
-    done_bytes: int
-    total_bytes: int
+    fetched_bytes: int = 0
+    unpacked_bytes: int = 0
+    total_bytes: int = 0
 
 
 class PullUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,26 +84,42 @@ def progress_method(images: Images, clock: Clock) -> Method:
 async def _pull(
     images: Images, clock: Clock, image: str, shown: Credential | None
 ) -> AsyncGenerator[bytes, None]:
+    pulled = followed(lambda note: images.pull(image, shown, on_progress=note), clock)
+    async with aclosing(pulled) as parts:
+        async for part in parts:
+            if isinstance(part, list):
+                yield msgspec.json.encode(PullUpdate(layers=part))
+            else:
+                yield msgspec.json.encode(PullUpdate(image_ref=part.id))
+
+
+async def followed(
+    work: Callable[[Callable[[Progress], None]], Awaitable[T]], clock: Clock
+) -> AsyncGenerator[list[LayerUpdate] | T, None]:
+    """What `work` reports, gathered a few times a second, and at last its result.
+
+    Whoever stops listening ends the work.
+    """
     changed = asyncio.Event()
+    known: dict[str, LayerUpdate] = {}
     updates: dict[str, LayerUpdate] = {}
-    outcome: list[Image | Exception] = []
+    outcome: list[T | Exception] = []
 
     def note(progress: Progress) -> None:
-        updates[progress.layer] = LayerUpdate(
-            progress.layer, progress.stage.value, progress.done_bytes, progress.total_bytes
-        )
+        layer = progress.layer
+        known[layer] = updates[layer] = _updated(known.get(layer), progress)
         changed.set()
 
-    async def work() -> None:
+    async def run() -> None:
         # A failure must not leave the task: the group would cancel whoever holds this generator.
         try:
-            outcome.append(await images.pull(image, shown, on_progress=note))
+            outcome.append(await work(note))
         except Exception as error:
             outcome.append(error)
         changed.set()
 
     async with asyncio.TaskGroup() as group:
-        pulling = group.create_task(work())
+        running = group.create_task(run())
         try:
             while not outcome:
                 await changed.wait()
@@ -107,17 +127,33 @@ async def _pull(
                 if updates:
                     layers = list(updates.values())
                     updates.clear()
-                    yield msgspec.json.encode(PullUpdate(layers=layers))
+                    yield layers
                     await clock.sleep(INTERVAL_S)
         except GeneratorExit:
             # The client is gone. A task group would wrap this one in a group of exceptions, which
             # whoever closes a generator does not expect; a plain end is as good.
-            pulling.cancel()
+            running.cancel()
     if not outcome:
         return
     end = outcome[0]
     if isinstance(end, Exception):
         raise end
     if updates:
-        yield msgspec.json.encode(PullUpdate(layers=list(updates.values())))
-    yield msgspec.json.encode(PullUpdate(image_ref=end.id))
+        yield list(updates.values())
+    yield end
+
+
+def _updated(before: LayerUpdate | None, progress: Progress) -> LayerUpdate:
+    """The layer after one more event, which may be of its download or of its unpacking."""
+    fetched = 0 if before is None else before.fetched_bytes
+    unpacked = 0 if before is None else before.unpacked_bytes
+    match progress.stage:
+        case Stage.FETCHING:
+            fetched = progress.done_bytes
+        case Stage.UNPACKING:
+            unpacked = progress.done_bytes
+        case Stage.DONE | Stage.EXISTS:
+            fetched = unpacked = progress.total_bytes
+    return LayerUpdate(
+        progress.layer, progress.stage.value, fetched, unpacked, progress.total_bytes
+    )

@@ -14,6 +14,7 @@ from google.protobuf.internal import api_implementation
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from cri.rpc.archives import archive_methods
 from cri.rpc.checkpoint import CheckpointCalls
 from cri.rpc.containers import ContainerCalls
 from cri.rpc.images import ImageCalls
@@ -80,7 +81,7 @@ def build_methods(
     version: str,
     moving: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Method, ...]:
-    """Every method the daemon answers: both CRI services and the private progress service.
+    """Every method the daemon answers: both CRI services and our own two.
 
     `moving` is put around the calls that move processes between cgroups (`MOVES`).
 
@@ -105,6 +106,7 @@ def build_methods(
         *(_join(method, runtime, moving) for method in services["RuntimeService"].methods),
         *(_join(method, (ImageCalls(images),)) for method in services["ImageService"].methods),
         progress_method(images, clock),
+        *archive_methods(images, clock),
     )
 
 

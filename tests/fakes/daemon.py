@@ -12,6 +12,7 @@ import msgspec
 from cri.events import Events
 from cri.node_facts import Condition, Handler, NodeFacts
 from cri.usage import ContainerUsage, PodUsage
+from imageservice.saving import SavedArchive
 from sandbox.host.errors import NotFound
 from sandbox.model import Container, PodSandbox
 from sandbox.states import ContainerState, PodState
@@ -189,6 +190,30 @@ class FakeImages(Recording):
 
     async def remove(self, image):
         await self._call("remove", image)
+
+    async def pin(self, image, *, pinned):
+        await self._call("pin", image, pinned)
+
+    @property
+    def loader(self):
+        return self
+
+    @property
+    def saver(self):
+        return self
+
+    async def load(self, chunks, *, name="", pinned=False, on_progress=None):
+        data = b"".join([chunk async for chunk in chunks])
+        for step in self.progress:
+            on_progress(step)
+        await self._call("load", data, name, pinned)
+        return self.list()
+
+    async def save(self, images, form):
+        await self._call("save", tuple(images), form)
+        archive = SavedArchive(tuple(images))
+        archive.add("document", b"x" * 1000)
+        return archive
 
     async def fs_info(self):
         raise NotImplementedError

@@ -1,7 +1,9 @@
 import asyncio
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import threading
 import tomllib
 
@@ -13,7 +15,7 @@ from cri.rpc.service import build_methods
 from cri.server import RpcServer
 from imageservice.progress import Progress, Stage
 from sandbox.host.clock import SystemClock
-from sandbox.host.errors import NotFound
+from sandbox.host.errors import Corrupt, NotFound
 from sandbox.model import PodConfig, PodMetadata
 from tests.fakes.daemon import (
     FakeContainers,
@@ -36,7 +38,7 @@ def run(tmp_path):
 
     def call(command, *words, text=""):
         at = ["--config", str(config)]
-        if command in {"status", "pull"}:
+        if command not in {"serve", "check", "config", "version"}:
             at += ["--socket", str(tmp_path / "s")]
         return CliRunner().invoke(main, [command, *at, *words], input=text)
 
@@ -201,6 +203,95 @@ def test_pull_draws_layers_and_prints_the_id(run, daemon):
     assert "done" in result.stderr
     [(_, image, shown)] = daemon.images.calls
     assert (image, shown.username, shown.password) == ("busybox", "u", "p")
+
+
+def test_images_are_listed_by_name(run, daemon):
+    daemon.images.add(
+        FakeImage(
+            "sha256:" + "a" * 64,
+            repo_tags=("ghcr.io/a/b:1", "ghcr.io/a/b:2"),
+            repo_digests=("ghcr.io/a/b@sha256:" + "b" * 64, "quay.io/c@sha256:" + "c" * 64),
+            size_bytes=5_000_000,
+            pinned=True,
+        )
+    )
+    daemon.images.add(FakeImage("sha256:" + "d" * 64))
+    lines = run("images").output.splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["ghcr.io/a/b:1", "a" * 12, "5.0", "MB", "pinned"],
+        ["ghcr.io/a/b:2", "a" * 12, "5.0", "MB", "pinned"],
+        ["quay.io/c:<none>", "a" * 12, "5.0", "MB", "pinned"],
+        ["<none>", "d" * 12, "1", "byte"],
+    ]
+    assert "sha256:" + "b" * 64 in run("images", "--digests").output
+    first, second = json.loads(run("images", "--json").output)
+    assert (first["pinned"], first["size_bytes"]) == (True, 5_000_000)
+    assert second["tags"] == []
+
+
+def test_removing_says_which_image_was_not_there_and_removes_the_others(run, daemon):
+    daemon.images.add(FakeImage("sha256:1"), "a")
+    result = run("rmi", "b", "a")
+    assert result.exit_code == 1
+    assert result.stdout == "sha256:1\n"
+    assert "not on this node: b" in result.stderr
+    assert daemon.images.calls == [("remove", "sha256:1")]
+
+
+def test_an_archive_is_sent_whole_and_its_images_are_printed(run, daemon, tmp_path):
+    daemon.images.add(FakeImage("sha256:1", repo_tags=("docker.io/library/a:1",)))
+    daemon.images.progress = [Progress("sha256:abcdef0123456789", Stage.DONE, 10, 10)]
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(bytes(range(256)) * 20_000)
+    result = run("load", "-i", str(archive), "--name", "a:1", "--pin")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "sha256:1 docker.io/library/a:1\n"
+    assert daemon.images.calls == [("load", archive.read_bytes(), "a:1", True)]
+
+
+def test_a_directory_is_sent_as_a_tar_of_its_plain_files(run, daemon, tmp_path):
+    layout = tmp_path / "layout"
+    (layout / "blobs").mkdir(parents=True)
+    (layout / "blobs/b").write_bytes(b"x" * 700)
+    (layout / "index.json").write_text("{}")
+    (layout / "link").symlink_to("/etc/hostname")
+    daemon.images.add(FakeImage("sha256:1"))
+    assert run("load", "-i", str(layout)).exit_code == 0
+    [(_, data, _, _)] = daemon.images.calls
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert tar.getnames() == ["blobs/b", "index.json"]
+        assert tar.extractfile("blobs/b").read() == b"x" * 700
+
+
+def test_a_load_that_fails_says_why(run, daemon, tmp_path):
+    daemon.images.fail["load"] = Corrupt("archive is not one")
+    (tmp_path / "a").write_bytes(b"x")
+    result = run("load", "-i", str(tmp_path / "a"))
+    assert result.exit_code == 1
+    assert "Error: archive is not one" in result.output
+    result = run("load", "-i", str(tmp_path / "nothing"))
+    assert result.exit_code == 1
+    assert "cannot read archive" in result.output
+
+
+def test_a_saved_archive_is_there_whole_or_not_at_all(run, daemon, tmp_path):
+    target = tmp_path / "out.tar"
+    assert run("save", "a", "b", "-o", str(target), "--format", "docker").exit_code == 0
+    assert daemon.images.calls == [("save", ("a", "b"), "docker")]
+    whole = target.read_bytes()
+    with tarfile.open(target) as tar:
+        assert tar.getnames() == ["document"]
+    assert run("save", "a").stdout_bytes == whole
+    daemon.images.fail["save"] = NotFound("no such image")
+    assert run("save", "c", "-o", str(target)).exit_code == 1
+    assert target.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_pins_are_set_and_cleared(run, daemon):
+    assert run("pin", "a").exit_code == 0
+    assert run("unpin", "a").exit_code == 0
+    assert daemon.images.calls == [("pin", "a", True), ("pin", "a", False)]
 
 
 def test_a_pull_that_fails(run, daemon):

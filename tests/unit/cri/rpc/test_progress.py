@@ -41,7 +41,7 @@ async def test_every_layer_is_told_and_the_id_comes_last(images):
     parts = await collect(images)
     last = {layer["id"]: layer for part in parts[:-1] for layer in part["layers"]}
     assert last["sha256:a"]["stage"] == "done"
-    assert last["sha256:b"]["done_bytes"] == 1
+    assert last["sha256:b"]["fetched_bytes"] == 1
     assert parts[-1] == {"image_ref": "sha256:1"}
 
 
@@ -80,3 +80,14 @@ async def test_who_stops_listening_stops_waiting(images):
         await anext(answers)
         assert len(asyncio.all_tasks()) == before + 1
     assert len(asyncio.all_tasks()) == before
+
+
+async def test_a_layer_that_is_fetched_and_unpacked_at_once_tells_of_both(images):
+    images.progress = [
+        Progress("sha256:a", Stage.FETCHING, 6, 10),
+        Progress("sha256:a", Stage.UNPACKING, 4, 10),
+        Progress("sha256:a", Stage.FETCHING, 8, 10),
+    ]
+    parts = await collect(images)
+    [layer] = parts[-2]["layers"]
+    assert (layer["fetched_bytes"], layer["unpacked_bytes"]) == (8, 4)
