@@ -1,4 +1,4 @@
-"""The commands for images: pull, images, rmi, load, save.
+"""The commands for images: pull, images, rmi, load, save, pin, unpin, verify.
 
 They are calls of the daemon's: it alone writes to the store. Where no daemon runs, because the node
 is only being prepared, `load --root` brings an archive into a store by itself.
@@ -25,7 +25,7 @@ _SOCKET = click.option("--socket", metavar="FILE", help="Socket of the daemon.")
 
 def add_image_commands(main: click.Group) -> None:
     """Have them under `podwright`."""
-    for command in (pull, images, rmi, load, save, pin, unpin):
+    for command in (pull, images, rmi, load, save, pin, unpin, verify):
         main.add_command(command)
 
 
@@ -205,6 +205,29 @@ def pin(config: Path | None, values: tuple[str, ...], socket: str | None, image:
 def unpin(config: Path | None, values: tuple[str, ...], socket: str | None, image: str) -> None:
     """Take back what `pin` and `load --pin` did; what image.pinned_images names stays pinned."""
     _pin(config, values, socket, image, pinned=False)
+
+
+@click.command()
+@configured
+@_SOCKET
+@click.option("--repair", is_flag=True, help="Drop what is bad and fetch it again.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+def verify(
+    config: Path | None, values: tuple[str, ...], socket: str | None, repair: bool, as_json: bool
+) -> None:
+    """Hold every image of this node against its digests, and the records against the disk.
+
+    Exit status: 0 when nothing is wrong, 1 when something is, or was until --repair mended it.
+    """
+    chosen = load_config(config, values, socket=socket)
+    from cri.render_images import findings_text, show_verify
+    from cri.rpc.client import DaemonClient
+
+    with DaemonClient(chosen.socket) as daemon:
+        findings = show_verify(daemon.verify(repair))
+    for line in findings_text(findings, as_json=as_json):
+        click.echo(line)
+    sys.exit(bool(findings))
 
 
 def _pin(

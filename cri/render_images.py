@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cri.rpc.archives import LoadedImage, LoadUpdate
     from cri.rpc.client import ImageList
     from cri.rpc.progress import LayerUpdate, PullUpdate
+    from cri.rpc.verify import FoundBad, VerifyUpdate
 
 #: A digest as people recognise it.
 _SHORT: Final = 12
@@ -148,6 +149,47 @@ def show_save(messages: Iterator[bytes], console: Console | None = None) -> Iter
             yield chunk
     if done != head.total_bytes:
         raise Internal("the daemon sent another number of bytes than it said", received_bytes=done)
+
+
+def show_verify(updates: Iterable[VerifyUpdate], console: Console | None = None) -> list[FoundBad]:
+    """A bar on standard error, where that is a terminal; what was found."""
+    console = console or Console(stderr=True)
+    findings: list[FoundBad] | None = None
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("layers", total=None)
+        for update in updates:
+            if update.findings is not None:
+                findings = update.findings
+                continue
+            progress.update(
+                bar,
+                description=f"layers {update.layers}/{update.of_layers}",
+                completed=update.done_bytes,
+                total=update.total_bytes,
+            )
+    if findings is None:
+        raise Internal("the daemon ended the check without a result", hint="see the daemon's log")
+    return findings
+
+
+def findings_text(findings: Sequence[FoundBad], *, as_json: bool = False) -> list[str]:
+    """Lines, or one JSON document."""
+    if as_json:
+        return [msgspec.json.format(msgspec.json.encode(findings)).decode()]
+    lines: list[str] = []
+    for finding in findings:
+        about = f" ({', '.join(finding.images)})" if finding.images else ""
+        lines.append(f"{finding.kind} {finding.what}: {finding.problem}{about}")
+        if finding.outcome:
+            lines.append(f"  → {finding.outcome}")
+    return lines or ["nothing is wrong"]
 
 
 def images_json(images: ImageList) -> str:

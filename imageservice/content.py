@@ -106,6 +106,20 @@ class ContentStore:
                     if not wanted:
                         path.unlink(missing_ok=True)
 
+    async def documents(self) -> set[Digest]:
+        """All that are kept."""
+
+        def read() -> set[Digest]:
+            found: set[Digest] = set()
+            with map_os_errors("cannot read documents", path=str(self._documents)):
+                for directory in self._documents.iterdir():
+                    for path in directory.iterdir():
+                        with suppress(DigestInvalid):
+                            found.add(Digest(directory.name, path.name))
+            return found
+
+        return await asyncio.to_thread(read)
+
     async def delete(self, digests: Collection[Digest]) -> None:
         """Delete documents; those not there are fine."""
 

@@ -105,6 +105,19 @@ class Inventory:
         )
         return await self.add(record, names, pulled.documents, pulled.parsed_config)
 
+    async def loose_documents(self, *, remove: bool = False) -> list[Digest]:
+        """Documents of no image; nothing is added meanwhile, so none is merely early.
+
+        Raises:
+            PodwrightError: the directory cannot be read, or one cannot be removed.
+        """
+        async with self._naming:
+            kept = referenced_documents(self._catalog.images())
+            loose = sorted(await self._content.documents() - kept)
+            if remove:
+                await self._content.delete(loose)
+            return loose
+
     async def pin(self, image: str, *, pinned: bool) -> Image:
         """Keep garbage collection from the image, or no longer.
 

@@ -38,6 +38,7 @@ from imageservice.trust.gate import TrustGate
 from imageservice.trust.kept import KeptSignatures
 from imageservice.unpack.pool import UnpackPool
 from imageservice.usage import FsInfo, UsageMeter
+from imageservice.verify import StoreVerifier
 from sandbox.host.errors import ResourceExhausted
 from sandbox.host.files import make_private_dir
 
@@ -164,6 +165,9 @@ class ImageService:
         self.loader = Loader(self._inventory, means, self._runner)
         await self.loader.open()
         self.saver = Saver(self._catalog, self._content, snapshots)
+        self.verifier = StoreVerifier(
+            self._catalog, self._content, self._inventory, snapshots, self
+        )
         self._sweeper = Sweeper(
             self._catalog,
             self._content,

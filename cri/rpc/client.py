@@ -15,6 +15,8 @@ from google.protobuf.message import Message
 from cri.rpc.archives import SERVICE as ARCHIVES
 from cri.rpc.archives import LoadRequest, LoadUpdate, PinRequest
 from cri.rpc.progress import METHOD, SERVICE, PullRequest, PullUpdate
+from cri.rpc.verify import SERVICE as STORE
+from cri.rpc.verify import VerifyRequest, VerifyUpdate
 from cri.status import CODES
 from protos import api_pb2 as pb
 from sandbox.host.errors import Denied, PodwrightError, Unavailable
@@ -135,6 +137,16 @@ class DaemonClient:
         stream = self._channel.unary_stream(f"/{ARCHIVES}/Save", None, None)(request)
         try:
             yield from stream
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+
+    def verify(self, repair: bool) -> Iterator[VerifyUpdate]:
+        """Have the store looked through; the last update has what is wrong."""
+        request = msgspec.json.encode(VerifyRequest(repair))
+        stream = self._channel.unary_stream(f"/{STORE}/Verify", None, None)(request)
+        try:
+            for data in stream:
+                yield msgspec.json.decode(data, type=VerifyUpdate)
         except grpc.RpcError as error:
             raise self._failure(error) from error
 

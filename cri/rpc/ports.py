@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imageservice.loading import Loader
     from imageservice.saving import Saver
     from imageservice.service import FsInfo, Image, Progress
+    from imageservice.verify import StoreVerifier
     from sandbox.model import (
         Container,
         ContainerConfig,
@@ -178,6 +179,11 @@ class Images(Protocol):
     @property
     def saver(self) -> Saver:
         """Writes images to archives."""
+        ...
+
+    @property
+    def verifier(self) -> StoreVerifier:
+        """Looks whether everything is what it was."""
         ...
 
     async def fs_info(self) -> FsInfo:

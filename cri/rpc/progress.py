@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "podwright.v1.Progress"
 METHOD: Final = "PullImage"
+E = TypeVar("E")
 T = TypeVar("T")
+U = TypeVar("U")
 #: Ten updates a second look smooth on a terminal.
 INTERVAL_S: Final = 0.1
 
@@ -96,24 +98,51 @@ async def _pull(
 async def followed(
     work: Callable[[Callable[[Progress], None]], Awaitable[T]], clock: Clock
 ) -> AsyncGenerator[list[LayerUpdate] | T, None]:
-    """What `work` reports, gathered a few times a second, and at last its result.
-
-    Whoever stops listening ends the work.
-    """
-    changed = asyncio.Event()
+    """Layers that changed, gathered a few times a second, and at last the result of `work`."""
     known: dict[str, LayerUpdate] = {}
     updates: dict[str, LayerUpdate] = {}
-    outcome: list[T | Exception] = []
 
     def note(progress: Progress) -> None:
         layer = progress.layer
         known[layer] = updates[layer] = _updated(known.get(layer), progress)
+
+    def take() -> list[LayerUpdate]:
+        layers = list(updates.values())
+        updates.clear()
+        return layers
+
+    async with aclosing(gathered(work, note, take, clock)) as parts:
+        async for part in parts:
+            yield part
+
+
+async def gathered(
+    work: Callable[[Callable[[E], None]], Awaitable[T]],
+    note: Callable[[E], None],
+    take: Callable[[], list[U]],
+    clock: Clock,
+) -> AsyncGenerator[list[U] | T, None]:
+    """What `work` reports, a few times a second, and at last its result.
+
+    Whoever stops listening ends the work.
+
+    Args:
+        work: is given the function to report with.
+        note: keeps a report.
+        take: gives what was kept since it was asked last.
+        clock: for the pauses.
+    """
+    changed = asyncio.Event()
+    outcome: list[T | Exception] = []
+
+    def tell(event: E) -> None:
+        note(event)
         changed.set()
 
     async def run() -> None:
         # A failure must not leave the task: the group would cancel whoever holds this generator.
         try:
-            outcome.append(await work(note))
+            outcome.append(await work(tell))
         except Exception as error:
             outcome.append(error)
         changed.set()
@@ -124,10 +153,8 @@ async def followed(
             while not outcome:
                 await changed.wait()
                 changed.clear()
-                if updates:
-                    layers = list(updates.values())
-                    updates.clear()
-                    yield layers
+                if kept := take():
+                    yield kept
                     await clock.sleep(INTERVAL_S)
         except GeneratorExit:
             # The client is gone. A task group would wrap this one in a group of exceptions, which
@@ -138,8 +165,8 @@ async def followed(
     end = outcome[0]
     if isinstance(end, Exception):
         raise end
-    if updates:
-        yield list(updates.values())
+    if kept := take():
+        yield kept
     yield end
 
 

@@ -24,6 +24,7 @@ from cri.rpc.observe import ObserveCalls
 from cri.rpc.pods import PodCalls
 from cri.rpc.progress import progress_method
 from cri.rpc.sessions import SessionCalls
+from cri.rpc.verify import verify_method
 from protos import api_pb2 as pb
 from sandbox.host.errors import InvalidArgument, Unsupported
 
@@ -81,7 +82,7 @@ def build_methods(
     version: str,
     moving: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Method, ...]:
-    """Every method the daemon answers: both CRI services and our own two.
+    """Every method the daemon answers: both CRI services and our own three.
 
     `moving` is put around the calls that move processes between cgroups (`MOVES`).
 
@@ -107,6 +108,7 @@ def build_methods(
         *(_join(method, (ImageCalls(images),)) for method in services["ImageService"].methods),
         progress_method(images, clock),
         *archive_methods(images, clock),
+        verify_method(images, clock),
     )
 
 

@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from imageservice.snapshots.audit import LayerAudit
 from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.ledger import LayerRow, Ledger
 from imageservice.snapshots.places import LayerPlaces
@@ -92,6 +93,7 @@ class OverlaySnapshotter:
         self._removing = asyncio.Semaphore(2)
         self._next = 0
         self._staged: set[Path] = set()
+        self.audit = LayerAudit(root, self._ledger, self._places, self._staged)
         self._options: tuple[str, ...] = ()
         self._corrections: dict[tuple[str, ...], tuple[Correction, ...]] = {}
 

@@ -11,6 +11,7 @@ from cri.rpc import checkpoint, containers, images, node, observe, pods, session
 from cri.rpc.archives import SERVICE as ARCHIVES
 from cri.rpc.progress import SERVICE
 from cri.rpc.service import LARGER, QUIET, build_methods, python_name
+from cri.rpc.verify import SERVICE as STORE
 from protos import api_pb2 as pb
 from sandbox.host.clock import SystemClock
 from tests.fakes.daemon import (
@@ -50,12 +51,12 @@ def answered():
     )
 
 
-def test_all_of_the_contract_and_two_services_of_our_own(answered):
+def test_all_of_the_contract_and_three_services_of_our_own(answered):
     assert len(METHODS) == 43
-    ours = {(m.service, m.name) for m in answered if m.service not in {SERVICE, ARCHIVES}}
+    ours = {(m.service, m.name) for m in answered if m.service not in {SERVICE, ARCHIVES, STORE}}
     assert ours == {(f"runtime.v1.{service}", name) for service, name, _, _ in METHODS}
-    assert len(answered) == 47
-    assert len({m.path for m in answered}) == 47
+    assert len(answered) == 48
+    assert len({m.path for m in answered}) == 48
 
 
 @pytest.mark.parametrize(("service", "name", "request_type", "response_type"), METHODS)

@@ -1,0 +1,214 @@
+"""Whether a node's images are what they were: `podwright verify`.
+
+Looked at: every image's documents by their digests; every layer's files; the records against the
+disk, in both directions; the layers that containers hold. With `repair` what is bad is dropped, so
+that nothing new begins to run on it, and then fetched again by the digests under which the images
+are known; an image that no registry gives back is forgotten, and whoever needs it pulls it.
+Directories and documents that belong to nothing are removed. Everything goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from imageservice.digest import Digest
+from imageservice.snapshots.snapshotter import Snapshotter
+from sandbox.host.errors import PodwrightError
+from sandbox.host.journal import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imageservice.catalog import Catalog, ImageRecord
+    from imageservice.content import ContentStore
+    from imageservice.inventory import Inventory
+    from imageservice.snapshots.audit import LayerAudit
+    from imageservice.snapshots.ledger import LayerRow
+
+_log = get_logger(__name__)
+
+FindingKind = Literal["layer", "document", "record", "stray", "lease"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be.
+
+    Attributes:
+        what: digest of a layer or document, name of a directory, key of a lease.
+        problem: in words.
+        images: names of the images that it concerns.
+        outcome: what a repair did; "" without one.
+    """
+
+    kind: FindingKind
+    what: str
+    problem: str
+    images: tuple[str, ...] = ()
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How far a verification is: layers looked at, and their bytes."""
+
+    layers: int
+    of_layers: int
+    done_bytes: int
+    total_bytes: int
+
+
+class Audited(Snapshotter, Protocol):
+    """A driver whose layers can be looked at."""
+
+    @property
+    def audit(self) -> LayerAudit:
+        """Who looks."""
+        ...
+
+
+class Mender(Protocol):
+    """What a repair needs of the service."""
+
+    async def pull(self, image: str, credential: None, /) -> object:
+        """Have the image here, with the node's own credentials."""
+        ...
+
+    async def remove(self, image: str) -> None:
+        """Forget the image."""
+        ...
+
+
+class StoreVerifier:
+    """Verifies one store. For one event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        content: ContentStore,
+        inventory: Inventory,
+        snapshots: Audited,
+        images: Mender,
+    ) -> None:
+        self._catalog = catalog
+        self._content = content
+        self._inventory = inventory
+        self._snapshots = snapshots
+        self._audit = snapshots.audit
+        self._images = images
+
+    async def verify(
+        self, *, repair: bool, on_progress: Callable[[Checked], None]
+    ) -> list[Finding]:
+        """Everything that is wrong, worst first; empty when nothing is.
+
+        Raises:
+            ResourceExhausted: a full disk could not record a repair.
+            PodwrightError: the store cannot be read.
+        """
+        layers, bad = await self._layers(on_progress)
+        documents = await self._documents()
+        records = self._records()
+        strays = [
+            Finding("stray", name, "a directory among the layers that no record names")
+            for name in await self._audit.strays()
+        ]
+        loose = await self._inventory.loose_documents()
+        strays += [Finding("stray", str(d), "a document of no image") for d in loose]
+        if repair:
+            await self._audit.drop(bad)
+            concerned = {name for f in (*layers, *records, *documents) for name in f.images}
+            images = [image for image in self._catalog.images() if _name(image) in concerned]
+            outcomes = {_name(image): await self._mend(image) for image in images}
+            layers, records, documents = (
+                [_mended(finding, outcomes) for finding in found]
+                for found in (layers, records, documents)
+            )
+            strays = [replace(f, outcome=await self._tidied(f)) for f in strays]
+        return [*layers, *records, *documents, *self._leases(), *strays]
+
+    async def _layers(
+        self, on_progress: Callable[[Checked], None]
+    ) -> tuple[list[Finding], list[LayerRow]]:
+        rows = self._audit.rows()
+        total, done = sum(row.facts.size_bytes for row in rows), 0
+        found: list[Finding] = []
+        bad: list[LayerRow] = []
+        for number, row in enumerate(rows):
+            on_progress(Checked(number, len(rows), done, total))
+            problem = await self._audit.problem(row)
+            # Removed while it was looked at: then it was no problem.
+            if problem and self._audit.is_current(row):
+                bad.append(row)
+                names = tuple(_name(image) for image in self._of(row.diff_id))
+                found.append(Finding("layer", row.diff_id, problem, names))
+            done += row.facts.size_bytes
+        on_progress(Checked(len(rows), len(rows), total, total))
+        return found, bad
+
+    async def _documents(self) -> list[Finding]:
+        found: list[Finding] = []
+        for record in self._catalog.images():
+            for digest in dict.fromkeys((record.id, record.manifest)):
+                try:
+                    await self._content.get(Digest.parse(digest))
+                except PodwrightError as error:
+                    if self._catalog.get(record.id) is None:
+                        continue
+                    found.append(Finding("document", digest, error.message, (_name(record),)))
+        return found
+
+    def _records(self) -> list[Finding]:
+        """Layers that images need and that are not recorded at all."""
+        missing: dict[str, list[str]] = {}
+        for record in self._catalog.images():
+            for diff_id in record.chain:
+                if not self._snapshots.has(diff_id):
+                    missing.setdefault(diff_id, []).append(_name(record))
+        return [
+            Finding("record", diff_id, "a layer that images need is not on the node", tuple(names))
+            for diff_id, names in missing.items()
+        ]
+
+    def _leases(self) -> list[Finding]:
+        return [
+            Finding("lease", key, "a container holds a layer that is not on the node")
+            for key, chain in self._snapshots.leases().items()
+            if not all(self._snapshots.has(diff_id) for diff_id in chain)
+        ]
+
+    def _of(self, digest: str) -> list[ImageRecord]:
+        return [record for record in self._catalog.images() if digest in record.chain]
+
+    async def _mend(self, image: ImageRecord) -> str:
+        """What became of an image that something was wrong with."""
+        failure = "no registry is known to have it"
+        for name in image.digests:
+            try:
+                await self._images.pull(name, None)
+            except PodwrightError as error:
+                failure = str(error)
+                continue
+            if all(self._snapshots.has(diff_id) for diff_id in image.chain):
+                _log.info("image was mended", image=image.id, source=name)
+                return f"fetched again as {name}"
+        _log.warning("image cannot be mended and is forgotten", image=image.id, error=failure)
+        await self._images.remove(image.id)
+        return f"{_name(image)} is forgotten, pull it again: {failure}"
+
+    async def _tidied(self, finding: Finding) -> str:
+        if finding.what.startswith(("sha256:", "sha512:")):
+            await self._inventory.loose_documents(remove=True)
+        else:
+            await self._audit.remove_stray(finding.what)
+        return "removed"
+
+
+def _mended(finding: Finding, outcomes: dict[str, str]) -> Finding:
+    said = dict.fromkeys(outcomes[name] for name in finding.images if name in outcomes)
+    return replace(finding, outcome="; ".join(said) or "removed")
+
+
+def _name(record: ImageRecord) -> str:
+    return (*record.tags, *record.digests, record.id)[0]
