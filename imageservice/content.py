@@ -42,7 +42,6 @@ class ContentStore:
     def __init__(self, root: Path) -> None:
         self._documents = root / "content"
         self._ingest = root / "ingest"
-        self._blobs = root / "blobs"
         self._active: set[str] = set()
         self._serial = itertools.count(1)
 
@@ -85,11 +84,6 @@ class ContentStore:
         body = read_limited(self._path(digest), MAX_DOCUMENT_BYTES)
         _verify(digest, body)
         return body
-
-    def kept_blob(self, digest: Digest) -> Path | None:
-        """Where the compressed blob is kept, if it is (`Ingest.keep`)."""
-        path = self._blobs / digest.algorithm / digest.hex
-        return path if path.exists() else None
 
     async def keep_only(self, digests: Collection[Digest]) -> None:
         """Delete every document that is not named."""

@@ -3,8 +3,7 @@
 What is saved is the image, so its config is written byte by byte and its id is the same wherever
 the archive is loaded. Layers are written as the plain tars that this node keeps, whose digests are
 the config's diffIDs: the manifest is then not the registry's, which names compressed blobs that are
-not kept after unpacking. Where all of an image's blobs were kept (`image.keep_blobs`), an OCI
-layout has them and the registry's own manifest, byte by byte.
+not kept after unpacking.
 
 A layer that is kept as files has no archive any more. A tar made anew of its files would be another
 layer with another diffID, and so another image under an old name: it is refused, not imitated.
@@ -27,7 +26,7 @@ from imageservice.archives.formats import CONTAINERD_NAME, OCI_NAME, manifest_by
 from imageservice.archives.writer import BLOCK, END, header, padding
 from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
-from imageservice.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest, parse_manifest
+from imageservice.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
 from imageservice.reference import parse_reference
 from sandbox.host.errors import Corrupt, FailedPrecondition, PodwrightError, map_os_errors
 
@@ -197,21 +196,15 @@ class Saver:
         for one in wanted:
             record = one.record
             config = await self._content.get(Digest.parse(record.id))
-            blobs = await self._kept_blobs(record)
-            if blobs is not None:
-                body = await self._content.get(Digest.parse(record.manifest))
-                files.update({_blob(digest): (path, digest) for digest, path in blobs.items()})
-            else:
-                tars = [(d, self._tar(record, d)) for d in record.chain]
-                body = manifest_bytes(await asyncio.to_thread(_plain_manifest, config, tars))
-                files.update({_blob(Digest.parse(d)): (p, Digest.parse(d)) for d, p in tars})
+            tars = [(d, self._tar(record, d)) for d in record.chain]
+            body = manifest_bytes(await asyncio.to_thread(_plain_manifest, config, tars))
+            files.update({_blob(Digest.parse(d)): (p, Digest.parse(d)) for d, p in tars})
             digest = Digest.of(body)
             documents[_blob(digest)] = body
             documents[_blob(Digest.parse(record.id))] = config
-            media_type = parse_manifest(body, "").media_type or OCI_MANIFEST
             entries += [
                 {
-                    "mediaType": media_type,
+                    "mediaType": OCI_MANIFEST,
                     "digest": str(digest),
                     "size": len(body),
                     **({"annotations": {CONTAINERD_NAME: tag, OCI_NAME: tag}} if tag else {}),
@@ -244,22 +237,12 @@ class Saver:
         if path is None:
             raise FailedPrecondition(
                 "a layer of the image is kept as files, its archive is gone",
-                hint="where layers are not indexed, set image.keep_blobs, remove the image and"
-                " pull it again; then save it with --format oci",
+                hint="save it on a node whose kernel can mount indexed layers (image.layer_form),"
+                " or copy it from its registry",
                 image=(*record.tags, record.id)[0],
                 layer=diff_id,
             )
         return path
-
-    async def _kept_blobs(self, record: ImageRecord) -> dict[Digest, Path] | None:
-        """The layers' blobs as their registry has them, if every one was kept."""
-        body = await self._content.get(Digest.parse(record.manifest))
-        manifest = parse_manifest(body, "")
-        if not isinstance(manifest, Manifest):
-            return None
-        paths = {x.parsed_digest: self._content.kept_blob(x.parsed_digest) for x in manifest.layers}
-        kept = {digest: path for digest, path in paths.items() if path is not None}
-        return kept if len(kept) == len(paths) and kept else None
 
 
 _INDEX: Final = "application/vnd.oci.image.index.v1+json"
