@@ -220,10 +220,9 @@ def show_images(
         facts = (short, decimal(image.size), "pinned" if image.pinned else "")
         for name, digest in _names(image.repo_tags, image.repo_digests):
             grid.add_row(name, *((digest,) if digests else ()), *facts)
-    if console.is_terminal:
-        console.print(grid)
-    else:
-        console.print(grid, width=_WIDE, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(grid)
 
 
 #: What reads a table through a pipe wants whole words.
