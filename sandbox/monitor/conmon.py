@@ -34,14 +34,14 @@ from sandbox.errors import (
     RuntimeMissing,
     RuntimeTimeout,
 )
-from sandbox.host.errors import NotFound, PodwrightError, from_os_error
+from sandbox.host.errors import NotFound, PodwrightError, ResourceExhausted, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import boot_id, start_ticks
 from sandbox.model import ProcessRef
 from sandbox.monitor import control, logfile
 from sandbox.monitor.request import Created, conmon_argv, parse_report
 from sandbox.monitor.survivors import end_monitor, find_monitor
-from sandbox.runtime.command import failure, runtime_message
+from sandbox.runtime.command import failure, runtime_message, says_exhausted
 from sandbox.runtime.crun import read_log
 from sandbox.runtime.pipes import drain, make_pipe, read_line
 
@@ -205,7 +205,8 @@ class Conmon:
         status = await spawned.wait()
         if status != 0:
             complaint = await _read_complaint(complaints)
-            raise MonitorFailed(
+            kind = ResourceExhausted if says_exhausted(complaint) else MonitorFailed
+            raise kind(
                 f"conmon failed: {complaint or 'it gave no reason'}",
                 container=request.container_id,
                 exit_status=status,

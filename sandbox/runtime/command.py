@@ -207,6 +207,11 @@ def _rule(pattern: str, kind: type[PodwrightError], hint: str = "") -> _Rule:
     return _Rule(re.compile(pattern, re.IGNORECASE), kind, hint)
 
 
+_EXHAUSTED: Final = (
+    r"no space left on device|cannot allocate memory|too many open files"
+    r"|resource temporarily unavailable|disk quota exceeded"
+)
+
 #: Words of crun 1.8 to 1.28 and runc 1.1 to 1.3 -> class and remedy; the first that fits wins.
 _RULES: Final = (
     _rule(
@@ -228,11 +233,7 @@ _RULES: Final = (
         r"|already exists|is not stopped|cannot delete container .* that is not stopped",
         RuntimeBusy,
     ),
-    _rule(
-        r"no space left on device|cannot allocate memory|too many open files"
-        r"|resource temporarily unavailable|disk quota exceeded",
-        ResourceExhausted,
-    ),
+    _rule(_EXHAUSTED, ResourceExhausted),
     _rule(
         r"unable to set memory limit|memory\.limit_in_bytes.*(busy|resource)",
         RuntimeBusy,
@@ -247,6 +248,11 @@ _GONE: Final = re.compile(
     r"|no such process|container not running|process already finished",
     re.IGNORECASE,
 )
+
+
+def says_exhausted(message: str) -> bool:
+    """Whether a helper means that the machine has no more of something."""
+    return re.search(_EXHAUSTED, message, re.IGNORECASE) is not None
 
 
 def says_gone(message: str) -> bool:

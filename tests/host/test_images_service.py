@@ -497,7 +497,7 @@ async def test_a_config_that_rotted_takes_the_image_with_it(tmp_path: Path) -> N
             assert len(service.list()) == 1
 
 
-@pytest.mark.cell("DB11", "DK9")
+@pytest.mark.cell("DB11", "DK9", "S5")
 @pytest.mark.parametrize(
     ("form", "damaged"),
     [("tree", "d/a"), ("indexed", "layer.tar"), ("indexed", "index.erofs")],

@@ -67,7 +67,7 @@ def closed(node: Node) -> Path:
     return path
 
 
-@pytest.mark.cell("DB2", "DB3")
+@pytest.mark.cell("DB2", "DB3", "S6")
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 def test_damaged_state(node: Node, damage: Callable[[Path], None]) -> None:
     """The file is put aside and its rows are made again: every answer is as before."""
@@ -174,7 +174,7 @@ def reboot(node: Node, signals: signal.Signals) -> None:
         edit_rows(node, table, lambda row, key=key: row.get(key) and row[key].update(boot_id=other))
 
 
-@pytest.mark.cell("RB1")
+@pytest.mark.cell("RB1", "S7")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["crash", "order"])
 def test_reboot(node: Node, how: signal.Signals) -> None:
     pod = node.run_pod("pod", ports=[api.PortMapping(container_port=80, host_port=18083)])
@@ -205,7 +205,7 @@ def test_reboot(node: Node, how: signal.Signals) -> None:
     node.assert_clean()
 
 
-@pytest.mark.cell("RB2")
+@pytest.mark.cell("RB2", "S7")
 def test_reboot_while_the_network_is_not_there_yet(node: Node) -> None:
     pod = node.run_pod("pod")
     node.run(pod, "main", SLEEP)

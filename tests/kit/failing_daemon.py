@@ -11,7 +11,7 @@ the node's own roots and ids, so that it is the same in every run:
     run crun create
 
 An order lies in DIRECTORY/order (see `tests.kit.failpoints`, which writes it) and counts from the
-moment it is put there.
+moment it is put there. DIRECTORY/clock holds the seconds that the daemon's wall clock is wrong by.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 import sandbox.host.database as database
+from sandbox.host.clock import SystemClock
 from sandbox.host.errors import from_os_error
 from sandbox.host.libc import LibcSyscalls
 
@@ -182,6 +183,15 @@ def install(directory: Path) -> Steps:
         return result
 
     database.Database._transact = committing  # type: ignore[assignment, method-assign]
+    right = SystemClock.wall_ns
+
+    def wrong(self: SystemClock) -> int:
+        try:
+            return right(self) + int((directory / "clock").read_text()) * 10**9
+        except FileNotFoundError:
+            return right(self)
+
+    SystemClock.wall_ns = wrong  # type: ignore[method-assign]
     sys.addaudithook(heard)
     return steps
 

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -159,3 +160,14 @@ class Faults:
 
     def _base(self, name: str, verb: str) -> Path:
         return self._control / f"{name}.{verb}"
+
+
+@contextlib.contextmanager
+def stranger(*argv: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is nobody's of the node; it ends with the block, however that ends."""
+    process = subprocess.Popen(argv or ("sleep", "1000"), cwd=cwd)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()

@@ -109,7 +109,9 @@ def run(wanted: Sequence[Cell], reports: Path, *, every: bool) -> tuple[Score, i
     """Run the tests of these cells with a live table; the score and pytest's exit status."""
     report, log = reports / "tests.jsonl", reports / "pytest.log"
     names = ",".join(cell.name for cell in wanted)
-    process = _pytest([f"--cells={names}", f"--cells-report={report}"], log, every=every)
+    # Of its own: what others have left mounted in the usual place is none of this run's business.
+    base = f"--basetemp={reports / 'work'}"
+    process = _pytest([f"--cells={names}", f"--cells-report={report}", base], log, every=every)
     score, offset = Score(wanted), 0
     try:
         with Live(console=Console(stderr=True), refresh_per_second=2) as live:

@@ -278,6 +278,14 @@ class Node(Calls):
                 self.remove_pod(pod.id)
         self.remove_pod_cgroups()
 
+    def other_pods(self) -> list[str]:
+        """Ids of the pods that are no part of the baseline."""
+        return [pod.id for pod in self.pods() if pod.id not in self.kept]
+
+    def other_containers(self) -> list[str]:
+        """Ids of their containers."""
+        return [c.id for c in self.containers() if c.pod_sandbox_id not in self.kept]
+
     def remove_pod_cgroups(self) -> None:
         """Remove the empty groups that a kubelet would have made for its pods, and so removes."""
         groups.remove_pods(self.tag)

@@ -20,9 +20,13 @@ def assert_true(node: Calls) -> None:
         state = api.ContainerState.Name(container.state)
         if container.state in (api.CONTAINER_CREATED, api.CONTAINER_RUNNING):
             assert alive(pid), f"container {container.id} is {state} without its process {pid}"
-            # Before the start it is the runtime's own program that waits there.
-            waits = _program(pid) in ("crun", "runc:[2:INIT]")
-            assert waits == (container.state == api.CONTAINER_CREATED), (container.id, state)
+            # Before the start it is the runtime's own program that waits there; a moment after it
+            # it may still be on its way to become the container's.
+            waits = container.state == api.CONTAINER_CREATED
+            until(
+                lambda pid=pid, waits=waits: waits == _waits(pid),  # type: ignore[misc]
+                f"container {container.id} is {state} by its process {pid}",
+            )
         else:
             until(
                 lambda cid=container.id: not in_cgroup(cid),  # type: ignore[misc]
@@ -50,5 +54,5 @@ def alive(pid: int) -> bool:
     return pid > 0 and state not in "ZX"
 
 
-def _program(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+def _waits(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text().strip() in ("crun", "runc:[2:INIT]")

@@ -17,7 +17,7 @@ from tests.kit.cells import REGISTER, register
 from tests.kit.judge import INVARIANTS
 from tests.kit.matrix import held
 
-#: How many cells each section of the matrix has.
+#: How many cells each section of the matrix has, and how many stories there are.
 SIZES = {
     "3.2": 43,
     "3.3": 14,
@@ -31,6 +31,8 @@ SIZES = {
     "3.11": 7,
     "3.12": 7,
     "3.13": 9,
+    # The stories.
+    "4": 15,
 }
 ENTRIES = json.loads(REGISTER.read_text())
 
