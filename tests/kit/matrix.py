@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from rich.table import Table
 from tests.kit import cells
 from tests.kit.cells import Cell
 from tests.kit.judge import INVARIANTS
+from tests.kit.peers import Outcome, compare
 
 #: Those whose failure is a reason not to release.
 BLOCKERS: Final = ("I1", "I2", "I4", "I7")
@@ -216,6 +218,32 @@ def choose(options: argparse.Namespace) -> list[Cell]:
     return [cell for cell in known if cell.quick or not options.quick]
 
 
+def beside(options: argparse.Namespace) -> int:
+    """The cells that need nothing of ours inside the daemon, against ours and another."""
+    outcomes: list[Outcome] = []
+    for outcome in compare(["podwright", options.peer], options.storage):
+        outcomes.append(outcome)
+        told = f"broken: {outcome.broken}" if outcome.broken else "held"
+        line = f"{outcome.peer:12} {outcome.cell:8} {told} ({outcome.took_s:.1f} s)"
+        print(line, file=sys.stderr)
+    table = Table(box=None, pad_edge=False)
+    for head in ("cell", "fault", "podwright", options.peer):
+        table.add_column(head)
+    by_cell: dict[str, dict[str, Outcome]] = defaultdict(dict)
+    for outcome in outcomes:
+        by_cell[outcome.cell][outcome.peer] = outcome
+    for name, both in by_cell.items():
+        words = (both[peer].broken[:60] or "held" for peer in ("podwright", options.peer))
+        table.add_row(name, both["podwright"].what, *words)
+    Console(width=180).print(table)
+    for peer in ("podwright", options.peer):
+        mine = [outcome for outcome in outcomes if outcome.peer == peer]
+        print(f"{peer}: {sum(not o.broken for o in mine)} of {len(mine)} cells held")
+    document = [dataclasses.asdict(outcome) for outcome in outcomes]
+    (options.reports / "peers.json").write_text(json.dumps(document, indent=1) + "\n")
+    return 1 if any(o.broken for o in outcomes if o.peer == "podwright") else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="hack/faults")
     parser.add_argument("--section", action="append", default=[])
@@ -224,6 +252,7 @@ def main() -> int:
     parser.add_argument("--every", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--peer", default="", choices=["", "containerd"])
+    parser.add_argument("--storage", type=Path, required=True)
     parser.add_argument("--reports", type=Path, required=True)
     options = parser.parse_args()
     wanted = choose(options)
@@ -231,6 +260,8 @@ def main() -> int:
         print("\n".join(listing(wanted, held())))
         return 0
     options.reports.mkdir(parents=True, exist_ok=True)
+    if options.peer:
+        return beside(options)
     began = datetime.now(UTC)
     score, status = run(wanted, options.reports, every=options.every)
     lines = list(summary(score))

@@ -54,11 +54,37 @@ class Runtime:
     pid: int
     log: Path
     work: Path
+    argv: Sequence[str] = ()
     leftovers: list[str] = field(default_factory=list)
+    _process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        """Start the daemon; returns when it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        _wait_for_answer(self, self._process)
+
+    def kill(self) -> None:
+        """SIGKILL of the daemon; returns when it is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End the daemon in order."""
+        if self._process is not None:
+            stop(self._process, grace_s=30)
 
 
 @contextlib.contextmanager
@@ -90,20 +116,14 @@ def running(name: str, registry_port: int, *, wrap: Sequence[str] = ()) -> Itera
         write_conflist(work / "cni", bridge=bridge, subnet=subnet, data_dir=work / "ipam")
         argv, socket = configures[name](work, run)
         log = work / f"{name}.log"
-        with log.open("wb") as log_file:
-            process = subprocess.Popen(
-                [*wrap, *bound_to_parent(argv)],
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                start_new_session=True,
-            )
-        runtime = Runtime(name=name, socket=socket, pid=process.pid, log=log, work=work)
+        log.touch()
+        whole = [*wrap, *bound_to_parent(argv)]
+        runtime = Runtime(name=name, socket=socket, pid=0, log=log, work=work, argv=whole)
         stack.callback(_unmount_below, work)
         stack.callback(_unmount_below, run)
         stack.callback(_note_leftovers, runtime, run)
-        stack.callback(stop, process, grace_s=30)
-        _wait_for_answer(runtime, process)
+        stack.callback(runtime.stop)
+        runtime.start()
         stack.callback(remove_all_pods, socket)
         yield runtime
 
@@ -168,16 +188,16 @@ def _note_leftovers(runtime: Runtime, run: Path) -> None:
     """Write down what is still there after a moment's patience, and kill the processes among it."""
     places = (str(run), str(runtime.work))
     deadline_s = time.monotonic() + LEFTOVER_PATIENCE_S
-    while (processes := _processes_of(*places)) and time.monotonic() < deadline_s:
+    while (processes := processes_of(*places)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    runtime.leftovers += [f"mount {target}" for target in _mounts_below(*places)]
+    runtime.leftovers += [f"mount {target}" for target in mounts_below(*places)]
     for pid, command in processes.items():
         runtime.leftovers.append(f"process {pid}: {command[:200]}")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _processes_of(*places: str) -> dict[int, str]:
+def processes_of(*places: str) -> dict[int, str]:
     """Processes that name our directories, or live in a container whose files are there."""
     found: dict[int, str] = {}
     ours = Path("/proc/self/ns/mnt").readlink()
@@ -194,19 +214,19 @@ def _processes_of(*places: str) -> dict[int, str]:
     return found
 
 
-def _mounts_below(*places: str) -> list[str]:
+def mounts_below(*places: str) -> list[str]:
     targets = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
     return [t for t in targets if any(t.startswith(f"{place}/") for place in places)]
 
 
 def _unmount_below(place: Path) -> None:
-    for target in reversed(_mounts_below(str(place))):
+    for target in reversed(mounts_below(str(place))):
         subprocess.run(["umount", "--lazy", target], check=False)
 
 
 def _remove_tree(place: Path) -> None:
     """Delete a directory of ours, but nothing through a mount that could not be undone."""
-    if _mounts_below(str(place)):
+    if mounts_below(str(place)):
         print(f"not deleting {place}: something is still mounted there", file=sys.stderr)
     else:
         shutil.rmtree(place, ignore_errors=True)
