@@ -15,8 +15,10 @@ from typing import Final
 
 import grpc
 
+from protos import api_pb2 as api
 from tests.kit import judge, runtimes
 from tests.kit.calls import Calls
+from tests.kit.faults import PATIENCE_S
 from tests.kit.judge import InvariantBroken
 
 #: How long leftovers may take to go.
@@ -30,7 +32,7 @@ class Peer(Calls):
         super().__init__(runtime.socket, f"podwright-peer-{os.getpid()}", runtime.work / "logs")
         self.name = runtime.name
         self._runtime = runtime
-        self._own: set[int] = set()
+        self._configs: dict[str, api.PodSandboxConfig] = {}
 
     def start_daemon(self) -> float:
         """Start the daemon; how long it took until it answered (seconds)."""
@@ -38,6 +40,22 @@ class Peer(Calls):
         self._runtime.start()
         self.connect()
         return time.monotonic() - began_s
+
+    def run_config(
+        self, config: api.PodSandboxConfig, *, handler: str = "", timeout: float = PATIENCE_S
+    ) -> str:
+        """See `Calls`; the configuration is repeated with each container, as a kubelet does."""
+        pod = super().run_config(config, handler=handler, timeout=timeout)
+        self._configs[pod] = config
+        return pod
+
+    def create_request(
+        self, pod: str, name: str, command: Sequence[str], **options: object
+    ) -> api.CreateContainerRequest:
+        """See `Calls`; containerd takes the log's directory from here."""
+        request = super().create_request(pod, name, command, **options)
+        request.sandbox_config.CopyFrom(self._configs[pod])
+        return request
 
     def kill(self) -> None:
         """SIGKILL of the daemon."""
