@@ -25,8 +25,11 @@ import json
 import ssl
 import subprocess
 import tarfile
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
@@ -74,6 +77,13 @@ class Stall(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hold(Fault):
+    """The rest of the body comes only after `release`; until then the request counts as `held`."""
+
+    after_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drip(Fault):
     """The body one byte at a time, a pause between."""
 
@@ -116,12 +126,13 @@ class Raw(Fault):
 
 @dataclass(frozen=True)
 class Recorded:
-    """One request as it came."""
+    """One request as it came; `at_s` is when, by the monotonic clock."""
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
     body: bytes = b""
+    at_s: float = 0.0
 
     @property
     def path(self) -> str:
@@ -201,6 +212,11 @@ class FakeRegistry:
         self.tokens: dict[str, tuple[str, ...]] = {}
         self.open_connections = 0
         self.accepted_connections = 0
+        #: Bytes of bodies handed to the kernel, by the last part of the path (a digest, a tag).
+        self.served_bytes: Counter[str] = Counter()
+        #: Requests that wait for `release`.
+        self.held = 0
+        self._released = asyncio.Event()
         self._tokens_made = 0
         self._tls = tls
         self._script: list[tuple[str, list[Fault]]] = []
@@ -221,6 +237,7 @@ class FakeRegistry:
         assert self._server is not None
         self._server.close()
         self._end.set()
+        self._released.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -315,6 +332,15 @@ class FakeRegistry:
         """The recorded requests whose target contains the text."""
         return [request for request in self.requests if part_of_target in request.target]
 
+    def release(self) -> None:
+        """Let the answers go on that are held now; on the registry's own loop."""
+        released, self._released = self._released, asyncio.Event()
+        released.set()
+
+    def calm(self) -> None:
+        """Forget what is left of every script."""
+        self._script.clear()
+
     # -- the wire ---------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -350,16 +376,20 @@ class FakeRegistry:
             return False
         if isinstance(fault, Status):
             headers = [("Content-Length", str(len(fault.body))), *fault.headers]
-            await _send(writer, fault.status, headers, fault.body)
+            body = b"" if request.method == "HEAD" else fault.body
+            await self._send(request, writer, fault.status, headers, body)
             return True
         status, headers, body = self._truth(request, fault)
         if request.method == "HEAD":
-            await _send(writer, status, [*headers, ("Content-Length", str(len(body)))], b"")
+            await self._send(
+                request, writer, status, [*headers, ("Content-Length", str(len(body)))], b""
+            )
             return True
-        return await self._send_body(writer, fault, status, headers, body)
+        return await self._send_body(request, writer, fault, status, headers, body)
 
     async def _send_body(
         self,
+        request: Recorded,
         writer: asyncio.StreamWriter,
         fault: Fault | None,
         status: int,
@@ -367,27 +397,35 @@ class FakeRegistry:
         body: bytes,
     ) -> bool:
         length = ("Content-Length", str(len(body)))
+        send = partial(self._send, request, writer)
         match fault:
             case Cut(after_bytes=count):
-                await _send(writer, status, [*headers, length], body[:count])
+                await send(status, [*headers, length], body[:count])
                 return False
             case Stall(after_bytes=count):
-                await _send(writer, status, [*headers, length], body[:count])
+                await send(status, [*headers, length], body[:count])
                 await self._end.wait()
                 return False
+            case Hold(after_bytes=count):
+                await send(status, [*headers, length], body[:count])
+                self.held += 1
+                try:
+                    await self._released.wait()
+                finally:
+                    self.held -= 1
+                await self._write(request, writer, body[count:])
+                return not self._end.is_set()
             case Drip(pause_s=pause_s):
-                await _send(writer, status, [*headers, length], b"")
+                await send(status, [*headers, length], b"")
                 for byte in body:
-                    writer.write(bytes([byte]))
-                    await writer.drain()
+                    await self._write(request, writer, bytes([byte]))
                     await asyncio.sleep(pause_s)
                 return True
             case Slow(bytes_per_s=bytes_per_s):
-                await _send(writer, status, [*headers, length], b"")
+                await send(status, [*headers, length], b"")
                 step = max(1, bytes_per_s // 50)
                 for at in range(0, len(body), step):
-                    writer.write(body[at : at + step])
-                    await writer.drain()
+                    await self._write(request, writer, body[at : at + step])
                     await asyncio.sleep(step / bytes_per_s)
                 return True
             case Alter():
@@ -399,18 +437,38 @@ class FakeRegistry:
                 body = body if fault.body is None else fault.body
                 if fault.chunked:
                     framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-                    await _send(
-                        writer, status, [*headers, ("Transfer-Encoding", "chunked")], framed
-                    )
+                    await send(status, [*headers, ("Transfer-Encoding", "chunked")], framed)
                     return True
                 claimed = str(len(body)) if fault.length is None else fault.length
                 if claimed:
                     headers.append(("Content-Length", claimed))
-                await _send(writer, status, headers, body)
+                await send(status, headers, body)
                 return claimed == str(len(body))
             case _:
-                await _send(writer, status, [*headers, length], body)
+                await send(status, [*headers, length], body)
                 return True
+
+    async def _send(
+        self,
+        request: Recorded,
+        writer: asyncio.StreamWriter,
+        status: int,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+    ) -> None:
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        await self._write(request, writer, body)
+
+    async def _write(self, request: Recorded, writer: asyncio.StreamWriter, body: bytes) -> None:
+        name = request.path.rpartition("/")[2]
+        for start in range(0, len(body), 1 << 20):
+            piece = body[start : start + (1 << 20)]
+            writer.write(piece)
+            await writer.drain()
+            self.served_bytes[name] += len(piece)
+        await writer.drain()
 
     def _next_fault(self, request: Recorded) -> Fault | None:
         for part, faults in self._script:
@@ -452,7 +510,7 @@ class FakeRegistry:
         if wanted is None or ignore_range:
             return 200, headers, data
         first, _, last = wanted.removeprefix("bytes=").partition("-")
-        start, end = int(first), min(int(last) + 1, len(data)) if last else len(data)
+        start, end = int(first), min(int(last) + 1 if last else len(data), len(data))
         if start >= len(data):
             return 416, [*headers, ("Content-Range", f"bytes */{len(data)}")], b""
         span = f"bytes {start}-{end - 1}/{len(data)}"
@@ -521,19 +579,8 @@ async def _read_request(
     names = [name.lower() for name, _ in pairs]
     assert len(set(names)) == len(names), f"a header came twice: {names}"
     length = next((int(v) for k, v in pairs if k.lower() == "content-length"), 0)
-    return Recorded(method, target, pairs, await reader.readexactly(length))
-
-
-async def _send(
-    writer: asyncio.StreamWriter, status: int, headers: Sequence[tuple[str, str]], body: bytes
-) -> None:
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-    for start in range(0, len(body), 1 << 20):
-        writer.write(body[start : start + (1 << 20)])
-        await writer.drain()
-    await writer.drain()
+    body = await reader.readexactly(length)
+    return Recorded(method, target, pairs, body, time.monotonic())
 
 
 def _split_path(path: str) -> tuple[str, str, str]:
