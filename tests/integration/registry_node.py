@@ -152,7 +152,7 @@ def answering(node: Node) -> Iterator[None]:
 
 
 class Pulling:
-    """A pull in flight."""
+    """A pull in flight; it is called off when nobody refers to it any more."""
 
     def __init__(self, node: Node, image: str, timeout: float = PATIENCE_S) -> None:
         request = api.PullImageRequest(image=api.ImageSpec(image=image))
@@ -166,9 +166,9 @@ class Pulling:
         """What a client does that does not want it any more."""
         self._call.cancel()
 
-    def result(self) -> str:
+    def result(self, timeout: float | None = PATIENCE_S) -> str:
         """The image's id; raises grpc.RpcError."""
-        return str(self._call.result(timeout=PATIENCE_S).image_ref)
+        return str(self._call.result(timeout).image_ref)
 
     def code(self) -> grpc.StatusCode:
         """How it ended, once it has."""

@@ -8,20 +8,15 @@ afterwards is the same everywhere, see `test_kill_moments`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.kit import judge
-from tests.kit.calls import until
 from tests.kit.node import Node
 from tests.kit.operations import OPERATIONS, SPARE_IMAGE, Bystander, finish
+from tests.kit.strace import struck
 
 KINDS = {
     "sync": "fsync,fdatasync,syncfs",
@@ -42,33 +37,6 @@ def numbers(last: int) -> Iterator[int]:
         number = number + 1 + number // 32 if EVERY else number * 3
 
 
-@contextmanager
-def struck(node: Node, system_calls: str, number: int) -> Iterator[None]:
-    """Within it, the daemon dies on entering its n-th of these system calls."""
-    tracer = subprocess.Popen(
-        [
-            *("strace", "-f", "-qq", "-b", "execve", "-o", "/dev/null"),
-            *("-e", f"trace={system_calls}"),
-            *("-e", f"inject={system_calls}:signal=SIGKILL:when={number}"),
-            *("-p", str(node.pid)),
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    status = Path(f"/proc/{node.pid}/status")
-    until(lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text(), "strace is there")
-    try:
-        yield
-    finally:
-        # A polite strace sometimes waits for ever for a thread that it has killed, and nobody can
-        # reap the daemon before strace has let go of all its threads.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            tracer.send_signal(signal.SIGINT)
-            tracer.wait(1)
-        tracer.kill()
-        tracer.wait()
-
-
-@pytest.mark.cell("RP1", "RP4", "RP8", "CC1-CC3", "RM1-RM3")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(OPERATIONS) if EVERY else USUAL)
 def test_killed_at_the_nth(node: Node, bystander: Bystander, name: str, kind: str) -> None:
@@ -76,7 +44,7 @@ def test_killed_at_the_nth(node: Node, bystander: Bystander, name: str, kind: st
     killed = 0
     for number in numbers(last=400):
         scene = operation.prepare(node, "crun")
-        with struck(node, KINDS[kind], number):
+        with struck(node.pid, KINDS[kind], number):
             answered = finish(operation.begin(node, scene))
         if answered:
             break
