@@ -54,8 +54,10 @@ def referenced_documents(images: Iterable[ImageRecord]) -> set[Digest]:
 class Sweeper:
     """Removes what nobody refers to: at once when asked, and some time after a pull has failed.
 
-    A pull that fails leaves what it finished for the next try. If none comes within the time that
-    partial downloads are kept, it is rubbish.
+    A pull that fails, or whose daemon is killed, leaves what it finished for the next try: its
+    partial downloads and its finished layers, whose blobs are gone. If no try comes within the time
+    that partial downloads are kept, they are rubbish. Until then they are told apart from layers
+    that an image or a container has given up, because those must make room at once.
     """
 
     def __init__(
@@ -78,20 +80,42 @@ class Sweeper:
         self._clock = clock
         self._keep_s = keep_s
         self._waiting: asyncio.TimerHandle | None = None
+        #: Finished layers of pulls that were not.
+        self._rests: set[str] = set()
 
-    async def layers(self) -> bool:
-        """Remove layers that are unreferenced at this moment; whether there were any.
+    async def start(self) -> None:
+        """After a start: old downloads go; layers without an image may be an interrupted pull's.
+
+        They may also be of an image whose removal was interrupted. Nothing tells, and fetching a
+        layer again is worse than to keep one for a while.
 
         Raises:
             ResourceExhausted: see `Snapshotter.remove`.
         """
-        leases = self._snapshots.leases().values()
-        doomed = unreferenced_layers(
-            self._snapshots.layers(), self._catalog.images(), leases, self._held()
-        )
+        await self.partials()
+        self.later()
+
+    async def layers(self, *, rests_too: bool = False) -> bool:
+        """Remove layers that are unreferenced at this moment; whether there were any.
+
+        Args:
+            rests_too: also what unfinished pulls have left, because there must be room.
+
+        Raises:
+            ResourceExhausted: see `Snapshotter.remove`.
+        """
+        if rests_too:
+            self._rests.clear()
+        doomed = self._unreferenced() - self._rests
         if doomed:
             await self._snapshots.remove(doomed)
         return bool(doomed)
+
+    def _unreferenced(self) -> set[str]:
+        leases = self._snapshots.leases().values()
+        return unreferenced_layers(
+            self._snapshots.layers(), self._catalog.images(), leases, self._held()
+        )
 
     async def partials(self, *, older_than_s: float | None = None) -> None:
         """Remove idle downloads of that age, by default those that nobody will come back for.
@@ -102,8 +126,16 @@ class Sweeper:
         with suppress(PodwrightError):
             await self._content.sweep(now_ns=self._clock.wall_ns(), older_than_s=age_s)
 
+    def named(self, chain: Collection[str]) -> None:
+        """An image has these layers now: whose end is then the end of its last user."""
+        self._rests.difference_update(chain)
+
     def later(self) -> None:
-        """A pull has failed: look again when nobody will come back for its rests any more."""
+        """A pull has failed: look again when nobody will come back for its rests any more.
+
+        Call it when the pull does not hold its layers any more.
+        """
+        self._rests |= self._unreferenced()
         if self._waiting is None:
             loop = asyncio.get_running_loop()
             self._waiting = loop.call_later(self._keep_s + 1, self._begin)
@@ -124,6 +156,6 @@ class Sweeper:
     async def _all(self) -> None:
         try:
             await self.partials()
-            await self.layers()
+            await self.layers(rests_too=True)
         except PodwrightError as error:
             _log.warning("cannot remove what failed pulls have left", error=error)

@@ -187,8 +187,7 @@ class ImageService:
         )
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
         await self._inventory.load()
-        await self._sweeper.partials()
-        await self._sweep_layers()
+        await self._sweeper.start()
 
     async def close(self) -> None:
         """End workers, connections and the database, in order; pulls were called off before.
@@ -248,7 +247,6 @@ class ImageService:
                 )
         except BaseException as error:
             failure = error
-            self._sweeper.later()
             raise
         finally:
             duration_s = (self._clock.monotonic_ns() - began_ns) / _NS
@@ -279,7 +277,10 @@ class ImageService:
         except ResourceExhausted:
             # What was fetched and unpacked for nothing is in the way of everybody else.
             await self._sweeper.partials(older_than_s=0.0)
-            await self._sweep_layers()
+            await self._sweep_layers(rests_too=True)
+            raise
+        except BaseException:
+            self._sweeper.later()
             raise
         finally:
             self._usage.changed()
@@ -288,7 +289,9 @@ class ImageService:
         names = [str(reference.with_digest(named))]
         if reference.digest is None and reference.tagged is not None:
             names.append(reference.tagged)
-        return await self._inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
+        image = await self._inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
+        self._sweeper.named(pulled.chain)
+        return image
 
     def list(self, filter_image: str = "") -> list[Image]:
         """All images, oldest first, or the one that `filter_image` means."""
@@ -393,6 +396,6 @@ class ImageService:
         """Ids of all containers that hold layers, also those of earlier daemons."""
         return {key.partition("/")[0] for key in self._snapshots.leases()}
 
-    async def _sweep_layers(self) -> None:
-        if await self._sweeper.layers():
+    async def _sweep_layers(self, *, rests_too: bool = False) -> None:
+        if await self._sweeper.layers(rests_too=rests_too):
             self._usage.changed()

@@ -476,12 +476,17 @@ async def test_a_restart_clears_what_a_kill_left(tmp_path: Path) -> None:
             assert leftovers(tmp_path) == []
             assert len(layer_directories(tmp_path)) == 2
             assert len(list((root / "content/sha256").iterdir())) == 2
-        # A layer that is gone takes its image with it, and a pull brings both back.
+        # A layer that is gone takes its image with it, and a pull brings both back; the other layer
+        # is not fetched again.
         shutil.rmtree(root / "layers" / layer_directories(tmp_path)[0])
+        fetched = len(registry.seen("/blobs/"))
         async with image_node(tmp_path) as service:
             assert service.list() == []
-            assert layer_directories(tmp_path) == []
+            assert len(layer_directories(tmp_path)) == 1
             assert (await pulled(service, registry, "app:1")).chain == made.diff_ids
+            layers = {blob.digest for blob in made.layers}
+            again = [r for r in registry.seen("/blobs/")[fetched:] if r.path[-71:] in layers]
+            assert len(again) == 1
 
 
 async def test_a_config_that_rotted_takes_the_image_with_it(tmp_path: Path) -> None:

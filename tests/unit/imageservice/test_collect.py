@@ -98,6 +98,30 @@ async def test_rests_of_a_failed_pull_go_when_nobody_comes_back(
     assert not partial.path.exists()
 
 
+async def test_rests_outlive_the_end_of_others_but_not_the_need_for_room(
+    snapshots: MemorySnapshotter, catalog: Catalog, content: ContentStore
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        sweeper = Sweeper(
+            catalog,
+            content,
+            snapshots,
+            held=frozenset,
+            group=group,
+            clock=FakeClock(),
+            keep_s=3600,
+        )
+        await sweeper.start()
+        assert not await sweeper.layers()
+        assert set(snapshots.layers()) == set(LAYERS)
+        sweeper.named(LAYERS[1:2])  # an image has it, and has gone since
+        assert await sweeper.layers()
+        assert set(snapshots.layers()) == {LAYERS[0], *LAYERS[2:]}
+        assert await sweeper.layers(rests_too=True)
+        assert set(snapshots.layers()) == {LAYERS[0]}
+        sweeper.close()
+
+
 async def test_usage_is_measured_at_most_every_ten_seconds_or_on_a_change(
     snapshots: MemorySnapshotter, tmp_path: Path
 ) -> None:
