@@ -37,6 +37,7 @@ def numbers(last: int) -> Iterator[int]:
         number = number + 1 + number // 32 if EVERY else number * 3
 
 
+@pytest.mark.cell("RP1", "RP4", "RP8", "CC1-CC3", "RM1-RM3")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(OPERATIONS) if EVERY else USUAL)
 def test_killed_at_the_nth(node: Node, bystander: Bystander, name: str, kind: str) -> None:
