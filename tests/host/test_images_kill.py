@@ -45,7 +45,7 @@ def layer(name: str) -> bytes:
     return made.done()
 
 
-@pytest.mark.cell("PI8", "RI1", "RI2", "RI3")
+@pytest.mark.cell("PI8", "RI1-RI3")
 @pytest.mark.parametrize("form", ["indexed", "tree"])
 async def test_killed_at_any_moment(tmp_path: Path, form: LayerForm) -> None:
     if form == "indexed" and (reason := probes.no_indexed_layers(tmp_path)):
