@@ -43,6 +43,8 @@ class ContentStore:
         self._documents = root / "content"
         self._ingest = root / "ingest"
         self._active: set[str] = set()
+        #: Active ones that are in the way and not to be kept, however they end.
+        self._unwanted: set[str] = set()
         self._serial = itertools.count(1)
 
     async def open(self) -> None:
@@ -166,9 +168,20 @@ class ContentStore:
     def free(self, name: str) -> None:
         """The download of that name is idle."""
         self._active.discard(name)
+        self._unwanted.discard(name)
+
+    def is_unwanted(self, name: str) -> bool:
+        """Whether a download that breaks off is not to be left for a later one."""
+        return name in self._unwanted
 
     async def sweep(self, *, now_ns: int, older_than_s: float) -> None:
-        """Delete idle downloads that nobody came back for."""
+        """Delete idle downloads that nobody came back for.
+
+        With an age of 0 there must be room now, and so those go as well that break off later: the
+        other layers of a pull that has failed end a moment after it.
+        """
+        if older_than_s <= 0:
+            self._unwanted |= self._active
 
         def unlink() -> None:
             with map_os_errors("cannot sweep downloads", path=str(self._ingest)):
@@ -313,7 +326,12 @@ class Ingest:
             with suppress(PodwrightError, OSError):
                 await asyncio.shield(flushing)
         await self._close()
-        self._store.free(self._name)
+        try:
+            if self._store.is_unwanted(self._name):
+                with suppress(OSError):
+                    await asyncio.to_thread(self.path.unlink, missing_ok=True)
+        finally:
+            self._store.free(self._name)
 
     async def discard(self) -> None:
         """Stop writing and delete the file; safe to call at any time."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,20 +21,13 @@ from tests.fakes.registry_thread import ScriptedRegistry
 from tests.integration import registry_node
 from tests.integration.registry_node import (
     MIB,
-    Code,
-    add_noise,
     answering,
-    assert_pulled,
-    assert_refused,
-    partials,
-    stagings,
 )
 from tests.kit import census
 from tests.kit.catalog import base_layer
 from tests.kit.measure_pull import status_bytes
-from tests.kit.messages import namespaces
+from tests.kit.messages import namespaces, user_namespace
 from tests.kit.node import Node
-from tests.kit.operations import Bystander
 from tests.kit.tars import Tar
 
 registry = registry_node.registry

@@ -137,6 +137,23 @@ async def test_old_idle_downloads_are_swept(store: ContentStore) -> None:
     await active.discard()
 
 
+async def test_what_breaks_off_after_a_sweep_for_room_is_not_left(store: ContentStore) -> None:
+    data = b"0123456789"
+    digest = Digest.of(data)
+    ending = await store.begin(digest, len(data))
+    await store.sweep(now_ns=0, older_than_s=3600.0)
+    await ending.release()
+    assert ending.path.exists()
+    ending = await store.begin(digest, len(data))
+    await store.sweep(now_ns=0, older_than_s=0.0)
+    assert ending.path.exists()
+    await ending.release()
+    assert not ending.path.exists()
+    again = await store.begin(digest, len(data))
+    await again.release()
+    assert again.path.exists()
+
+
 async def test_downloads_of_what_is_not_needed_any_more(store: ContentStore) -> None:
     idle, busy = [await store.begin(DIGEST, len(BLOB)) for _ in range(2)]
     await idle.write(BLOB[:10])
