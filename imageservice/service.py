@@ -273,7 +273,8 @@ class ImageService:
                 await self._gate.keep(signatures)
                 return image
         except RegistryThrottled:
-            raise  # exhausted is the patience of the registry, and what it sent is dear
+            self._sweeper.later()  # exhausted is the registry's patience; what it sent is dear
+            raise
         except ResourceExhausted:
             # What was fetched and unpacked for nothing is in the way of everybody else.
             await self._sweeper.partials(older_than_s=0.0)
