@@ -270,18 +270,16 @@ class ImageService:
                     reference, credential, digest, body, manifest, emit
                 )
                 image = await self._name(reference, named, pulled)
+                self._sweeper.named(pulled.chain)
                 await self._gate.keep(signatures)
                 return image
-        except RegistryThrottled:
-            self._sweeper.later()  # exhausted is the registry's patience; what it sent is dear
-            raise
-        except ResourceExhausted:
-            # What was fetched and unpacked for nothing is in the way of everybody else.
-            await self._sweeper.partials(older_than_s=0.0)
-            await self._sweep_layers(rests_too=True)
-            raise
-        except BaseException:
-            self._sweeper.later()
+        except BaseException as error:
+            if isinstance(error, ResourceExhausted) and not isinstance(error, RegistryThrottled):
+                # What was fetched and unpacked for nothing is in the way of everybody else.
+                await self._sweeper.partials(older_than_s=0.0)
+                await self._sweep_layers(rests_too=True)
+            else:
+                self._sweeper.later()
             raise
         finally:
             self._usage.changed()
@@ -290,9 +288,7 @@ class ImageService:
         names = [str(reference.with_digest(named))]
         if reference.digest is None and reference.tagged is not None:
             names.append(reference.tagged)
-        image = await self._inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
-        self._sweeper.named(pulled.chain)
-        return image
+        return await self._inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
 
     def list(self, filter_image: str = "") -> list[Image]:
         """All images, oldest first, or the one that `filter_image` means."""
