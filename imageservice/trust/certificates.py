@@ -197,7 +197,7 @@ _LEAF: Final = (
     .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_documents)
     .require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
 )
-#: Fulcio's always state what they are for.
+#: Fulcio's always state what they are for; Go's verifier would take one that does not.
 _SHORT: Final = _LEAF.require_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _for_code)
 #: Others' need not: no extended key usage is any usage (RFC 5280, 4.2.1.12).
 _OWN: Final = _LEAF.may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _for_code)

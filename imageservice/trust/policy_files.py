@@ -168,4 +168,5 @@ def _material(source: Source) -> bytes:
         check_trusted(source)
         return read_limited(source, MAX_MATERIAL_BYTES)
     except PodwrightError as error:
-        raise PolicyInvalid(f"key file {source}: {error.message}", hint=_MEND) from error
+        # Half of these name the file in their words, half beside them.
+        raise PolicyInvalid(f"key file cannot be used: {error}", hint=_MEND) from error
