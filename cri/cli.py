@@ -1,4 +1,4 @@
-"""The command `podwright`: serve, check, config, status, version; `cli_images` has those of images.
+"""The command `podwright`: serve, check, config, status, unit, version; images in `cli_images`.
 
 Everything heavy is imported by the command that needs it, so that `--help` and mistakes are quick.
 Exit status: 0 done, 1 failed (for `check`: something is missing), 2 the command line is wrong.
@@ -72,14 +72,18 @@ def serve(
     socket: str | None,
 ) -> None:
     """Run the daemon until SIGTERM; pods outlive it."""
-    chosen = load_config(
-        config,
-        values,
-        log_level=log_level,
-        run_root=run_root,
-        state_root=state_root,
-        socket=socket,
-    )
+
+    def read() -> Config:
+        return load_config(
+            config,
+            values,
+            log_level=log_level,
+            run_root=run_root,
+            state_root=state_root,
+            socket=socket,
+        )
+
+    chosen = read()
     import asyncio
 
     from cri import settings_table as table
@@ -89,7 +93,7 @@ def serve(
 
     journal.configure(chosen.get(table.LOG_LEVEL), json=chosen.get(table.LOG_FORMAT) == "json")
     try:
-        asyncio.run(Daemon(chosen, version=package_version()).run())
+        asyncio.run(Daemon(chosen, version=package_version(), load=read).run())
     except BaseExceptionGroup as group:
         # Whatever ends the daemon comes out of its task group.
         if (failure := planned_failure(group)) is None:
@@ -156,6 +160,26 @@ def status(config: Path | None, values: tuple[str, ...], socket: str | None, as_
     else:
         show_status(report)
     sys.exit(not report.ready)
+
+
+@main.command()
+@configured
+def unit(config: Path | None, values: tuple[str, ...]) -> None:
+    """Print a systemd unit that runs this program with the configuration and settings given.
+
+    podwright unit > /etc/systemd/system/podwright.service
+    """
+    chosen = load_config(config, values)
+    from cri import settings_table as table
+    from cri.unit import unit_text
+
+    program = Path(sys.executable).with_name("podwright")
+    start = [str(program), "serve"]
+    if config is not None:
+        start += ["--config", str(config.absolute())]
+    for value in values:
+        start += ["--set", value]
+    click.echo(unit_text(start, stop_grace_s=chosen.get(table.STOP_GRACE)), nl=False)
 
 
 @main.command()

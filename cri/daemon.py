@@ -9,6 +9,7 @@ the first one. Order of stop is the reverse; pods are not touched.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from collections import Counter
@@ -17,6 +18,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 from cni.network import PodNetwork
+from cri import settings_images
 from cri import settings_security as security
 from cri import settings_speed as speed
 from cri import settings_table as table
@@ -27,13 +29,14 @@ from cri.lifecycles import build_lifecycles
 from cri.log_rates import LogRates
 from cri.node import NodeStatus, probe_runtimes
 from cri.node_sessions import NodeSessions
-from cri.notify import notify
+from cri.notify import answers, feed, notify, watchdog_interval_s
+from cri.reload import Reloader, set_log_level
 from cri.rpc.service import build_methods
 from cri.runtimes import build_runtimes
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
-from cri.upkeep import backing_up, sweeping, upkeep
+from cri.upkeep import Countdown, backing_up, reloading, sweeping, upkeep
 from cri.userns import lack_of_user_namespaces
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
@@ -62,6 +65,8 @@ from sandbox.records import Records
 from sandbox.store import StateStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cri.config import Config
     from sandbox.host.cgroupfs import CgroupLayout
 
@@ -78,9 +83,17 @@ _log = get_logger("daemon")
 class Daemon:
     """The running service."""
 
-    def __init__(self, config: Config, *, version: str) -> None:
-        """Nothing is touched before `run`."""
+    def __init__(self, config: Config, *, version: str, load: Callable[[], Config]) -> None:
+        """Nothing is touched before `run`.
+
+        Args:
+            config: what to serve with.
+            version: what to call itself.
+            load: reads the configuration again, for SIGHUP.
+        """
         self._config = config
+        self._load = load
+        self._reload_asked = asyncio.Event()
         self._sandbox = config.sandbox()
         self._version = version
         self._paths = Paths(run_root=self._sandbox.run_root, state_root=self._sandbox.state_root)
@@ -113,6 +126,8 @@ class Daemon:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        # From here on, so that one that comes during the start waits and does not end us.
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         try:
             async with asyncio.TaskGroup() as group, AsyncExitStack() as stack:
                 await self._serve(group, stack)
@@ -169,9 +184,10 @@ class Daemon:
         store = await StateStore.open(self._paths.state_file, records, clock=clock)
         stack.push_async_callback(store.close)
         image_settings = config.images()
+        registries = RegistryClient(image_settings, clock=clock, observer=instruments.pulls)
         images = ImageService(
             image_settings,
-            RegistryClient(image_settings, clock=clock, observer=instruments.pulls),
+            registries,
             runner,
             syscalls=self._syscalls,
             clock=clock,
@@ -248,6 +264,21 @@ class Daemon:
         endpoint = MetricsEndpoint(instruments, config.metrics())
         await endpoint.start()
         stack.push_async_callback(endpoint.close)
+        reloader = Reloader(
+            config,
+            self._load,
+            {
+                table.LOG_LEVEL.key: set_log_level,
+                settings_images.REGISTRY_DIRS.key: lambda new: registries.hosts.look_in(
+                    new.get(settings_images.REGISTRY_DIRS)
+                ),
+                settings_images.PINNED_IMAGES.key: lambda new: images.inventory.pin(
+                    new.get(settings_images.PINNED_IMAGES)
+                ),
+            },
+            clock=clock,
+            tell=notify,
+        )
         node = NodeStatus(
             network=network,
             host=host,
@@ -255,9 +286,13 @@ class Daemon:
             default_handler=sandbox.default_handler,
             runtimes=infos,
             missing=missing,
-            config={key: toml_text(value) for key, value in config.values.items()},
+            config=lambda: {key: toml_text(value) for key, value in reloader.values.items()},
             no_user_namespaces=no_user_namespaces,
-            reports={"upkeep": lifecycles.reconciler.report, "state": store.report},
+            reports={
+                "upkeep": lifecycles.reconciler.report,
+                "state": store.report,
+                "reload": reloader.report,
+            },
         )
         streaming = StreamingServer(
             config.streaming(),
@@ -294,12 +329,13 @@ class Daemon:
             clock=clock,
         )
         await server.start()
-        grace_s = config.get(table.STOP_GRACE)
-        # In reverse: no new calls, then what detached work is left, while its engines still live.
-        stack.push_async_callback(containers.close, grace_s)
-        stack.push_async_callback(pods.close, grace_s)
-        stack.push_async_callback(streaming.close)
-        stack.push_async_callback(server.stop, grace_s)
+        # One grace for all. In reverse: sessions, while calls are still answered; calls; then what
+        # detached work is left, while its engines still live.
+        left = Countdown(clock, config.get(table.STOP_GRACE))
+        stack.push_async_callback(left.spend, containers.close)
+        stack.push_async_callback(left.spend, pods.close)
+        stack.push_async_callback(left.spend, server.stop)
+        stack.push_async_callback(left.spend, streaming.close)
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
         group.create_task(log_rates.run(), name="log rates")
@@ -316,9 +352,14 @@ class Daemon:
         group.create_task(backing_up(store, backup_s, clock), name="backup")
         sweep_s = config.get(table.SWEEP_INTERVAL)
         group.create_task(sweeping(lifecycles, sweep_s, clock), name="sweep")
+        group.create_task(reloading(reloader.reload, self._reload_asked), name="reload")
+        interval_s = watchdog_interval_s(os.environ, os.getpid())
+        alive = functools.partial(answers, config.socket)
+        group.create_task(feed(alive, interval_s, clock), name="watchdog")
         if config.get(security.HOLES_AT_START):
             group.create_task(warn(config, runner), name="known holes")
         await self._stopping.wait()
+        left.begin()
         notify("STOPPING=1")
         _log.info("stopping", grace_s=config.get(table.STOP_GRACE))
 

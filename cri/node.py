@@ -126,7 +126,7 @@ class NodeStatus:
         default_handler: str,
         runtimes: Mapping[str, RuntimeInfo],
         missing: Mapping[str, str],
-        config: Mapping[str, object],
+        config: Callable[[], Mapping[str, object]],
         no_user_namespaces: str = "not tried",
         reports: Mapping[str, Callable[[], object]] | None = None,
     ) -> None:
@@ -157,7 +157,7 @@ class NodeStatus:
             cgroup_driver=self._driver,
             mount_options=True,
             info={
-                "config": self._config,
+                "config": self._config(),
                 "network": self._network.describe(),
                 "runtimes": {
                     **{n: f"{i.name} {i.version}" for n, i in self._runtimes.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     #: What is tried again, what was repaired, and other facts that the daemon reports by name.
     upkeep: dict[str, object] = {}
     state: dict[str, object] = {}
+    reload: dict[str, object] = {}
 
     @property
     def ready(self) -> bool:
@@ -54,6 +56,7 @@ def gather_status(daemon: DaemonClient) -> StatusReport:
         images=len(daemon.images().images),
         upkeep=_fact(status.info, "upkeep"),
         state=_fact(status.info, "state"),
+        reload=_fact(status.info, "reload"),
     )
 
 
@@ -85,7 +88,8 @@ def show_status(report: StatusReport, console: Console | None = None) -> None:
         text = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
         console.print(f"{name}: {text}", highlight=False)
     console.print(f"images: {report.images}", highlight=False)
-    for line in (*upkeep_lines(report.upkeep), *state_lines(report.state)):
+    further = (upkeep_lines(report.upkeep), state_lines(report.state), reload_lines(report.reload))
+    for line in itertools.chain(*further):
         console.print(line, highlight=False, markup=False)
 
 
@@ -140,4 +144,17 @@ def state_lines(state: Mapping[str, object]) -> list[str]:
         lines.append(f"state: {state['unwritten']} changes not on disk yet; is the disk full?")
     if state.get("backupError"):
         lines.append(f"state: not backed up: {state['backupError']}")
+    return lines
+
+
+def reload_lines(reload: Mapping[str, object]) -> list[str]:
+    """How the last SIGHUP went; nothing when there was none."""
+    if not reload.get("outcome"):
+        return []
+    lines = [f"configuration read again {reload.get('secondsAgo')} s ago: {reload['outcome']}"]
+    for key, text in (("changed", "changed"), ("needsRestart", "needs a restart")):
+        names = msgspec.convert(reload.get(key, []), list[str])
+        if names:
+            lines.append(f"  {text}: {', '.join(names)}")
+    lines += [f"  {problem}" for problem in msgspec.convert(reload.get("problems", []), list[str])]
     return lines

@@ -41,6 +41,7 @@ REGISTRY_DIRS = Setting(
     paths,
     _IMAGES.registry_config_dirs,
     "certs.d directories; the first that knows a registry wins; read at each pull",
+    reloadable=True,
 )
 AUTH_FILE = Setting(
     "image",
@@ -150,6 +151,7 @@ PINNED_IMAGES = Setting(
     words,
     _IMAGES.pinned_images,
     "images that the kubelet's collection leaves alone; * stands for any characters",
+    reloadable=True,
 )
 UNPACK_WORKERS = Setting(
     "image",

@@ -8,6 +8,7 @@ from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable
 
     from cni.network import PodNetwork
@@ -48,6 +49,33 @@ async def backing_up(store: StateStore, interval_s: float, clock: Clock) -> None
     while interval_s:
         await clock.sleep(interval_s)
         await _guarded("backup", store.back_up)
+
+
+async def reloading(reload: Callable[[], Awaitable[None]], asked: asyncio.Event) -> None:
+    """Have `reload` done each time that `asked` is set, one at a time."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        await _guarded("reload", reload)
+
+
+class Countdown:
+    """The grace that everything which ends with the daemon has together."""
+
+    def __init__(self, clock: Clock, grace_s: float) -> None:
+        self._clock = clock
+        self._grace_s = grace_s
+        self._end_ns: int | None = None
+
+    def begin(self) -> None:
+        """The grace begins now; before that, none is left for anybody."""
+        self._end_ns = self._clock.monotonic_ns() + round(self._grace_s * 1e9)
+
+    async def spend(self, close: Callable[[float], Awaitable[None]]) -> None:
+        """`close` with the seconds that are left."""
+        end_ns = self._end_ns
+        left_ns = 0 if end_ns is None else max(0, end_ns - self._clock.monotonic_ns())
+        await close(left_ns / 1e9)
 
 
 async def _guarded(what: str, work: Callable[[], Awaitable[object]]) -> None:

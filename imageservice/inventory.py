@@ -134,6 +134,14 @@ class Inventory:
             self._images[changed.id] = value
             return value
 
+    def pin(self, pinned: Iterable[str]) -> None:
+        """Have other references, ids and patterns pinned from now on."""
+        self._pinned = tuple(pinned)
+        for record in self._catalog.images():
+            image = self._images.get(record.id)
+            if image is not None:
+                self._images[record.id] = image_of(record, image.config, self._pinned)
+
     def list(self) -> list[Image]:
         """All images, oldest first."""
         return [self._images[r.id] for r in self._catalog.images() if r.id in self._images]

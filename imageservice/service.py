@@ -142,7 +142,7 @@ class ImageService:
         )
         self._snapshots: Snapshotter = snapshots
         await snapshots.open()
-        self._inventory = Inventory(
+        self.inventory = Inventory(
             self._catalog, self._content, snapshots, pinned=self._settings.pinned_images
         )
         self._usage = UsageMeter(
@@ -162,12 +162,10 @@ class ImageService:
             clock=self._clock,
         )
         self._puller = means.puller(self._source, self._content)
-        self.loader = Loader(self._inventory, means, self._runner)
+        self.loader = Loader(self.inventory, means, self._runner)
         await self.loader.open()
         self.saver = Saver(self._catalog, self._content, snapshots)
-        self.verifier = StoreVerifier(
-            self._catalog, self._content, self._inventory, snapshots, self
-        )
+        self.verifier = StoreVerifier(self._catalog, self._content, self.inventory, snapshots, self)
         self._sweeper = Sweeper(
             self._catalog,
             self._content,
@@ -186,7 +184,7 @@ class ImageService:
             clock=self._clock,
         )
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
-        await self._inventory.load()
+        await self.inventory.load()
         await self._sweeper.start()
 
     async def close(self) -> None:
@@ -288,18 +286,18 @@ class ImageService:
         names = [str(reference.with_digest(named))]
         if reference.digest is None and reference.tagged is not None:
             names.append(reference.tagged)
-        return await self._inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
+        return await self.inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
 
     def list(self, filter_image: str = "") -> list[Image]:
         """All images, oldest first, or the one that `filter_image` means."""
         if filter_image:
             image = self.status(filter_image)
             return [] if image is None else [image]
-        return self._inventory.list()
+        return self.inventory.list()
 
     def status(self, image: str) -> Image | None:
         """The image by tag, digest, id, unique beginning of an id, or short name."""
-        return self._inventory.find(image)
+        return self.inventory.find(image)
 
     async def remove(self, image: str) -> None:
         """Remove the image with all its names and free the space; an unknown one is fine.
@@ -310,12 +308,12 @@ class ImageService:
         Raises:
             ResourceExhausted: a full disk could not record it even after space was freed.
         """
-        await self._inventory.remove(image, free_space=self._sweep_layers)
+        await self.inventory.remove(image, free_space=self._sweep_layers)
         await self._gate.sweep()
 
     async def pin(self, image: str, *, pinned: bool) -> Image:
         """Keep the kubelet's garbage collection from the image, or no longer; see `Inventory`."""
-        return await self._inventory.pin(image, pinned=pinned)
+        return await self.inventory.pin(image, pinned=pinned)
 
     async def fs_info(self) -> FsInfo:
         """What images and containers take, at most ten seconds old; see `UsageMeter.read`."""

@@ -113,8 +113,8 @@ class StreamingServer:
         self._watch = group.create_task(self._watch_idle(), name="streaming-idle")
         _log.info("serving streaming sessions", url=self._base)
 
-    async def close(self) -> None:
-        """Stop listening and end every session. Idempotent."""
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Stop listening, give sessions the grace to end themselves, end the rest. Idempotent."""
         self._base = ""
         server, self._server = self._server, None
         if server is not None:
@@ -123,6 +123,8 @@ class StreamingServer:
         if watch is not None:
             watch.cancel()
         tasks = list(self._tasks)
+        if tasks and grace_s > 0:
+            await asyncio.wait(tasks, timeout=grace_s)
         for task in tasks:
             task.cancel()
         if tasks:

@@ -63,11 +63,11 @@ class RegistryClient(ImageSource):
             max_connections_per_host=settings.max_connections_per_host, proxies=settings.proxies
         )
         self._observer: TransferObserver = observer or SilentObserver()
-        self._hosts = HostsDirectory(settings.registry_config_dirs)
-        authorizer = Authorizer(self._transport, self._hosts, settings=settings, clock=self._clock)
-        self._exchanger = Exchanger(self._transport, authorizer, self._hosts, clock=self._clock)
+        self.hosts = HostsDirectory(settings.registry_config_dirs)
+        authorizer = Authorizer(self._transport, self.hosts, settings=settings, clock=self._clock)
+        self._exchanger = Exchanger(self._transport, authorizer, self.hosts, clock=self._clock)
         self._order = HostOrder(
-            self._hosts,
+            self.hosts,
             settings,
             clock=self._clock,
             observer=self._observer,

@@ -69,6 +69,11 @@ class HostsDirectory:
         self._roots = tuple(roots)
         self._cache: dict[str, tuple[tuple[object, ...], tuple[Endpoint, ...]]] = {}
 
+    def look_in(self, roots: Sequence[Path]) -> None:
+        """Read other directories from now on."""
+        self._roots = tuple(roots)
+        self._cache.clear()
+
     def endpoints(self, domain: str) -> tuple[Endpoint, ...]:
         """Where to ask for images of `domain`, in order; at least one.
 

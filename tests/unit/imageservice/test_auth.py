@@ -487,7 +487,7 @@ async def test_a_dead_mirror_costs_one_try_and_rests_afterwards(tmp_path):
         await client.resolve(reference, None)
         assert clock.slept_s == []
         assert list(client._order._resting_until_ns) == [
-            client._hosts.endpoints(registry.domain)[0].origin
+            client.hosts.endpoints(registry.domain)[0].origin
         ]
 
 
