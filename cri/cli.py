@@ -1,4 +1,4 @@
-"""The command `podwright`: serve, check, config, status, unit, version; images in `cli_images`.
+"""The command `podwright`: serve, check, config, status, unit, wipe; `cli_images` has images.
 
 Everything heavy is imported by the command that needs it, so that `--help` and mistakes are quick.
 Exit status: 0 done, 1 failed (for `check`: something is missing), 2 the command line is wrong.
@@ -180,6 +180,28 @@ def unit(config: Path | None, values: tuple[str, ...]) -> None:
     for value in values:
         start += ["--set", value]
     click.echo(unit_text(start, stop_grace_s=chosen.get(table.STOP_GRACE)), nl=False)
+
+
+@main.command()
+@configured
+@click.option("--images", is_flag=True, help="Remove all images as well.")
+@click.option("--dry-run", is_flag=True, help="Only print what there is to remove.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def wipe(
+    config: Path | None, values: tuple[str, ...], images: bool, dry_run: bool, yes: bool
+) -> None:
+    """Remove every trace of containers from this node, while no daemon runs.
+
+    Exit status: 0 when nothing is left, 1 otherwise, and when the daemon runs.
+    """
+    chosen = load_config(config, values)
+    import asyncio
+
+    from cri.wipe import wipe_node
+    from sandbox.host import journal
+
+    journal.configure("error")
+    sys.exit(not asyncio.run(wipe_node(chosen, images=images, dry_run=dry_run, yes=yes)))
 
 
 @main.command()

@@ -68,6 +68,12 @@ class Leavings:
             pass
         return found
 
+    def working_below(self, root: Path) -> set[int]:
+        """Helper programs that have a path below `root` among their arguments; blocking."""
+        place = f"{root}/"
+        named = self.find_helpers(lambda argv: any(place in word for word in argv[1:]))
+        return {pid for pid in named if _program(self._proc, pid) in self._programs}
+
     async def _kill(self, fits: Callable[[list[str]], bool]) -> int:
         killed = 0
         for _ in range(KILL_ROUNDS):
