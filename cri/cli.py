@@ -10,6 +10,7 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -19,7 +20,7 @@ from cri.cli_options import configured, load_config
 from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from cri.config import Config
 
 # Before anything imports grpc: its fork handlers stop threads around every fork, and nothing here
 # forks; programs are started by vfork and exec (grpc/grpc#37259 is what they cost).

@@ -272,7 +272,7 @@ class Daemon:
                 settings_images.REGISTRY_DIRS.key: lambda new: registries.hosts.look_in(
                     new.get(settings_images.REGISTRY_DIRS)
                 ),
-                settings_images.PINNED_IMAGES.key: lambda new: images.inventory.pin(
+                settings_images.PINNED_IMAGES.key: lambda new: images.inventory.configure_pinned(
                     new.get(settings_images.PINNED_IMAGES)
                 ),
             },

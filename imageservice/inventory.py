@@ -134,8 +134,8 @@ class Inventory:
             self._images[changed.id] = value
             return value
 
-    def pin(self, pinned: Iterable[str]) -> None:
-        """Have other references, ids and patterns pinned from now on."""
+    def configure_pinned(self, pinned: Iterable[str]) -> None:
+        """Take other references, ids and patterns of the operator from now on; see `pin` for one."""
         self._pinned = tuple(pinned)
         for record in self._catalog.images():
             image = self._images.get(record.id)
