@@ -135,7 +135,7 @@ class Inventory:
             return value
 
     def configure_pinned(self, pinned: Iterable[str]) -> None:
-        """Take other references, ids and patterns of the operator from now on; see `pin` for one."""
+        """Take other references, ids and patterns of the operator from now on."""
         self._pinned = tuple(pinned)
         for record in self._catalog.images():
             image = self._images.get(record.id)
