@@ -30,8 +30,8 @@ REMOVE, REMOVE_POD, REMOVE_IMAGE = "RemoveContainer", "RemovePodSandbox", "Remov
 
 #: (cell, call, order, step, the how-manieth of such)
 POINTS = [
-    ("RP1", RUN, "kill", "^commit state.db StateStore.add_pod", 1),
-    ("RP2", RUN, "kill-after", "^commit state.db StateStore.add_pod", 1),
+    ("RP1", RUN, "kill", "^commit state.db StateStore._insert", 1),
+    ("RP2", RUN, "kill-after", "^commit state.db StateStore._insert", 1),
     ("RP2", RUN, "kill-after", "^commit state.db StateStore._update", 1),
     ("RP3", RUN, "kill", "^run crun create", 1),
     ("RP4", RUN, "kill-after", "^unshare", 1),
@@ -44,7 +44,7 @@ POINTS = [
     ("RP11", RUN, "kill-after", "^mount RUN/namespaces/ID/pid", 1),
     ("RP11", RUN, "kill", "^commit state.db StateStore._update", 2),
     ("RP12", RUN, "kill-after", "^commit state.db StateStore._update", 2),
-    ("CC1-CC3", CREATE, "kill-after", "^commit state.db StateStore.add_container", 1),
+    ("CC1-CC3", CREATE, "kill-after", "^commit state.db StateStore._insert", 1),
     ("CC1-CC3", CREATE, "kill", "^mount RUN/containers/ID/rootfs", 1),
     ("CC1-CC3", CREATE, "kill-after", "^mount RUN/containers/ID/rootfs", 1),
     ("CC4", CREATE, "kill", "^mount RUN/containers/ID/image-volumes", 1),

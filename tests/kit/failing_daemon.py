@@ -82,23 +82,25 @@ class Steps:
         self._busy = threading.local()
         self._lock = threading.Lock()
 
-    def take(self, text: str) -> None:
-        """A step is about to be taken; may not return, or raise OSError."""
+    def take(self, text: str, *, watched: bool = False) -> bool:
+        """A step is about to be taken; may not return, or raise OSError.
+
+        True when the caller, who watches the step's end, is to call `die` then: what happens
+        within the step, or beside it, is no end of it.
+        """
         if getattr(self._busy, "now", False):
-            return
+            return False
         self._busy.now = True
         try:
             with self._lock:
                 what = self._judge(text)
         finally:
             self._busy.now = False
+        if what == "kill-after" and watched:
+            return True
         if what:
             self._act(what)
-
-    def taken(self) -> None:
-        """The last step has been taken, where that can be known."""
-        if self._due:
-            _die()
+        return False
 
     def _judge(self, text: str) -> str:
         try:
@@ -110,7 +112,7 @@ class Steps:
             self._order = json.loads(self._order_path.read_text())
             self._count, self._matched, self._due = 0, 0, False
         if self._due:
-            _die()
+            die()
         line = _plain(text)
         self._count += 1
         with self._trace_path.open("a") as trace:
@@ -129,7 +131,7 @@ class Steps:
     def _act(self, what: str) -> None:
         kind, _, value = what.partition(":")
         if kind == "kill":
-            _die()
+            die()
         elif kind == "kill-after":
             self._due = True
         elif kind == "delay":
@@ -141,7 +143,8 @@ class Steps:
             raise AssertionError(f"no such order: {what}")
 
 
-def _die() -> None:
+def die() -> None:
+    """SIGKILL to ourselves."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -177,9 +180,10 @@ def install(directory: Path) -> Steps:
     @functools.wraps(transact)
     def committing(self: database.Database, work: Callable[[object], object]) -> object:
         name = getattr(work, "__qualname__", str(work)).replace(".<locals>", "")
-        steps.take(f"commit {self._path.name} {name}")
+        last = steps.take(f"commit {self._path.name} {name}", watched=True)
         result = transact(self, work)
-        steps.taken()
+        if last:
+            die()
         return result
 
     database.Database._transact = committing  # type: ignore[assignment, method-assign]
@@ -205,11 +209,12 @@ def _wrapped(steps: Steps, call: Callable[P, T], name: str, key: str) -> Callabl
     def wrapper(*arguments: P.args, **keywords: P.kwargs) -> T:
         value = dict(zip(names, arguments, strict=False)) | keywords
         try:
-            steps.take(f"{name} {value.get(key, '')}".strip())
+            last = steps.take(f"{name} {value.get(key, '')}".strip(), watched=True)
         except OSError as error:
             raise from_os_error(error, f"{name} was ordered to fail") from error
         result = call(*arguments, **keywords)
-        steps.taken()
+        if last:
+            die()
         return result
 
     return wrapper
