@@ -211,10 +211,14 @@ class _Followed:
         self._peaks: dict[str, int] = {}
 
     def serves(self, target: Target, newest_ns: int, *, detail: bool) -> bool:
-        """Whether the last look was at the same thing, not before `newest_ns`, and enough."""
+        """Whether the last look was at the same thing, not before `newest_ns`, and enough.
+
+        A look that found nothing is no answer to the next caller: with systemd the group of a
+        container may appear, and get its controllers, a moment after the container.
+        """
         if self._taken_ns is None or self._taken_ns < newest_ns or self.target != target:
             return False
-        return not detail or self.sample is None or self.sample.detail is not None
+        return self.sample is not None and (not detail or self.sample.detail is not None)
 
     def take(
         self,

@@ -146,6 +146,19 @@ async def test_a_group_that_is_gone_has_no_sample_and_no_old_rate(make, group, c
     assert (await one(sampler, group)).usage_nano_cores is None
 
 
+async def test_a_group_that_appears_is_seen_at_once(make, group):
+    """With systemd it may come a moment after its container; nothing found is no answer."""
+    sampler = make()
+    usage = group.path / "memory.current"
+    held = {file: file.read_text() for file in group.path.iterdir()}
+    for file in held:
+        file.unlink()
+    assert await one(sampler, group) is None
+    for file, text in held.items():
+        file.write_text(text)
+    assert (await one(sampler, group)).stats.memory.usage_bytes == int(usage.read_text())
+
+
 async def test_a_counter_that_goes_back_begins_anew(make, group, clock):
     sampler = make()
     group.use(9 * S)
