@@ -28,6 +28,9 @@ RUN, CREATE, START = "RunPodSandbox", "CreateContainer", "StartContainer"
 STOP, STOP_POD = "StopContainer", "StopPodSandbox"
 REMOVE, REMOVE_POD, REMOVE_IMAGE = "RemoveContainer", "RemovePodSandbox", "RemoveImage"
 
+#: Some steps are those of a runtime that is run to start a container.
+SETTINGS = {"runtime.direct_start": "false"}
+
 #: (cell, call, order, step, the how-manieth of such)
 POINTS = [
     ("RP1", RUN, "kill", "^commit state.db StateStore._insert", 1),

@@ -84,7 +84,11 @@ def held() -> dict[str, list[str]]:
 def _pytest(arguments: Sequence[str], log: Path, every: bool = False) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "tests.kit.cells", "-p", "no:cacheprovider"]
     files = [str(path.relative_to(cells.TOP)) for path in cells.files()]
-    environment = {**os.environ, **({"PODWRIGHT_KILL_EVERY": "1"} if every else {})}
+    environment = {
+        **os.environ,
+        "PODWRIGHT_WHOLE_MATRIX": "1",
+        **({"PODWRIGHT_KILL_EVERY": "1"} if every else {}),
+    }
     with log.open("wb") as output:
         return subprocess.Popen(
             [*argv, *arguments, *files],
