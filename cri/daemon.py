@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 import signal
 from collections import Counter
@@ -339,6 +340,10 @@ class Daemon:
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
         group.create_task(log_rates.run(), name="log rates")
+        # What the start has made stays for good. A full collection over it stops every answer for
+        # 15 to 60 ms on the reference machine, and for less than 1 ms without.
+        gc.collect()
+        gc.freeze()
         notify("READY=1")
         _log.info(
             "serving",

@@ -35,11 +35,11 @@ def notify(state: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.sendto(state.encode(), address)
-        except OSError as error:
-            _log.warning("systemd was not told", state=state, error=str(error))
+    except OSError as error:
+        _log.warning("systemd was not told", state=state, error=str(error))
 
 
 def watchdog_interval_s(environment: Mapping[str, str], pid: int) -> float:
@@ -65,6 +65,8 @@ async def answers(socket_path: Path) -> bool:
 async def feed(alive: Callable[[], Awaitable[bool]], interval_s: float, clock: Clock) -> None:
     """Feed the watchdog for ever, but only when `alive` says so; return at once without one."""
     while interval_s > 0:
-        if await alive():
+        fed = await alive()
+        if fed:
             notify("WATCHDOG=1")
-        await clock.sleep(interval_s)
+        # One answer that is late must not be the end: the limit is two intervals.
+        await clock.sleep(interval_s if fed else min(1.0, interval_s))

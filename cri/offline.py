@@ -80,7 +80,7 @@ class _Ended(Exception):
 
 async def _async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while True:
-        chunk = await asyncio.to_thread(next, chunks, b"")
-        if not chunk:
+        chunk = await asyncio.to_thread(next, chunks, None)
+        if chunk is None:
             return
         yield chunk

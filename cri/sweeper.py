@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sandbox.drift import Look, Repair, expected_pins, find
-from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError
+from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError, ResourceExhausted
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process
 from sandbox.states import ContainerState, PodState
@@ -200,7 +200,10 @@ def lives(ref: ProcessRef | None) -> bool:
     """Whether the recorded process lives; blocking, some tens of microseconds."""
     if ref is None:
         return False
-    process = Process.open(ref.pid, ref.start_ticks, ref.boot_id)
+    try:
+        process = Process.open(ref.pid, ref.start_ticks, ref.boot_id)
+    except ResourceExhausted:
+        return True  # it may live, so it must not be called dead
     if process is None:
         return False
     with process:

@@ -19,7 +19,7 @@ import msgspec
 
 from cni.network import PodNetwork
 from cri.attachment import make_attachment
-from cri.server import claim_run_root
+from cri.server import claim_run_root, planned_failure
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from sandbox.cgroups import NAME, Cgroups, real_path
@@ -244,6 +244,12 @@ class Wiper:
     async def _release_leases(self) -> None:
         if self._images_too or not (self._image_root / "catalog.db").exists():
             return
+        try:
+            await self._release_each_lease()
+        except BaseExceptionGroup as failures:
+            raise (planned_failure(failures) or failures) from failures
+
+    async def _release_each_lease(self) -> None:
         settings = self._config.images()
         async with asyncio.TaskGroup() as group:
             images = ImageService(

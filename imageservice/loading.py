@@ -32,6 +32,7 @@ from imageservice.archives.table import ArchiveTable, Failure, Scan
 from imageservice.content import ContentStore
 from imageservice.progress import SilentObserver
 from imageservice.reference import Reference
+from imageservice.unpack.compression import expansion_limit
 from sandbox.host import errors as host_errors
 from sandbox.host.errors import (
     Internal,
@@ -185,7 +186,14 @@ class Loader:
             os.close(fd)
 
     async def _scan(self, archive: Path, plain: Path) -> Scan:
-        limit_bytes = str(self._settings.max_layer_bytes)
+        status = await asyncio.to_thread(archive.stat)
+        limit_bytes = str(
+            expansion_limit(
+                status.st_size,
+                max_layer_bytes=self._settings.max_layer_bytes,
+                max_ratio=self._settings.max_expansion_ratio,
+            )
+        )
         finished = await self._runner.run(
             [
                 *(sys.executable, "-P", "-s", "-m", "imageservice.archives.scan"),

@@ -21,7 +21,7 @@ from imageservice.errors import DigestInvalid, ReferenceInvalid
 DEFAULT_DOMAIN: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 #: Names of Docker Hub that mean the default domain.
-_HUB_ALIASES: Final = frozenset({"index.docker.io", "registry-1.docker.io"})
+HUB_ALIASES: Final = frozenset({"index.docker.io", "registry-1.docker.io"})
 #: distribution/reference bounds the repository name to 255 characters.
 MAX_NAME_CHARS: Final = 255
 #: Name, tag (128), sha512 digest (135) and separators: nothing longer can be valid.
@@ -147,7 +147,7 @@ def _split_domain(name: str) -> tuple[str, str]:
     first = first.lower()
     is_domain = slash and ("." in first or ":" in first or first == "localhost")
     domain, path = (first, rest) if is_domain else (DEFAULT_DOMAIN, name)
-    if domain in _HUB_ALIASES:
+    if domain in HUB_ALIASES:
         domain = DEFAULT_DOMAIN
     if domain == DEFAULT_DOMAIN and "/" not in path:
         path = f"library/{path}"
@@ -161,6 +161,9 @@ def _check_domain(text: str, domain: str) -> None:
     host, port = match["host"], match["port"]
     if port is not None and not 0 < int(port) < 65536:
         raise _invalid(text, "port out of range")
+    if port is not None and port.startswith("0"):
+        # A second spelling of one place would escape what is said of the first.
+        raise _invalid(text, "port begins with 0")
     if host.startswith("["):
         try:
             ipaddress.IPv6Address(host[1:-1])

@@ -27,7 +27,7 @@ from sandbox import podfiles
 from sandbox.host import files, mounts
 from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.host.pidfd import Process, boot_id, hold, start_ticks
 from sandbox.host.trees import remove_tree
 from sandbox.mapping import id_map
 from sandbox.model import NamespaceMode, PodSandbox, ProcessRef
@@ -268,7 +268,7 @@ class PodEngine:
 
     async def _watch(self, pod: PodSandbox) -> None:
         try:
-            process = self.process(pod)
+            process = None if pod.pause is None else await hold(pod.pause, self._clock)
             if process is not None:
                 try:
                     await process.wait()

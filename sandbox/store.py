@@ -211,7 +211,11 @@ class StateStore:
         """Record the new value of an object that exists; a removed one is not brought back."""
         if not self._known(value):
             return
+        older = self._unwritten.get(value.id)
         await self._update([value])
+        # A note that did not reach the disk before must not do so after this.
+        if older is not None and self._unwritten.get(value.id) is older:
+            del self._unwritten[value.id]
         self._remember(value)
 
     async def note(self, value: PodSandbox | Container) -> None:
@@ -355,12 +359,14 @@ class StateStore:
             )
             pods, containers, self._adopted = result.pods, result.containers, result.adopted
             if result.write or result.erase:
-                await self._database.write(lambda db: rows.bring_in(db, result.write, result.erase))
+                await self._database.write(
+                    lambda db: rows.bring_in(db, result.write, result.erase), cleanup=True
+                )
                 _log.warning("state made whole from second copies", **self._adopted)
             await asyncio.to_thread(records.write_all, result.copy)
         lost = [row for row in bad if row.id not in pods and row.id not in containers]
         if lost:
-            await self._database.write(lambda db: rows.quarantine(db, lost))
+            await self._database.write(lambda db: rows.quarantine(db, lost), cleanup=True)
         self._quarantined = await self._database.read(rows.quarantined)
         for pod in pods.values():
             self._pods[pod.id] = pod

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from imageservice.digest import Digest
-from imageservice.errors import ImageUnsupported, ManifestInvalid, ReferenceInvalid
+from imageservice.errors import ImageUnsupported, ManifestInvalid, ReferenceInvalid, TooLarge
 from imageservice.manifest import (
     DOCKER_CONFIG,
     DOCKER_MANIFEST,
@@ -63,6 +63,9 @@ _LAYER_TYPES: Final = {
 #: Images of one archive; each costs a few documents in memory.
 MAX_IMAGES: Final = 4096
 _HASH_BYTES: Final = 1 << 20
+#: Manifests and indexes of one archive, together.
+MAX_MANIFESTS_BYTES: Final = 64 * 1024 * 1024
+_Documents = dict[str, tuple[bytes, "Manifest | Index"]]
 #: Indexes inside the layout's own index: one for platforms, one more is allowed.
 _INDEX_DEPTH: Final = 2
 
@@ -145,11 +148,13 @@ def _of_layout(table: ArchiveTable, platform: Platform) -> list[ArchivedImage]:
     if sum(len(group) for group in groups.values()) > MAX_IMAGES:
         raise ManifestInvalid(f"archive has more than {MAX_IMAGES} images")
     images: list[ArchivedImage] = []
+    # Any number of names may be of one manifest, which is read once and held once.
+    read: _Documents = {}
     for name, group in groups.items():
         stated = [entry.platform for entry in group if entry.platform is not None]
         if len(group) == len(stated) and len({str(one) for one in stated}) > 1:
             group = [select_platform(Index(schema_version=2, manifests=tuple(group)), platform)]
-        images += [_layout_image(table, name, entry, platform) for entry in group]
+        images += [_layout_image(table, name, entry, platform, read) for entry in group]
     return images
 
 
@@ -163,12 +168,16 @@ def _name_of(entry: Descriptor) -> str:
 
 
 def _layout_image(
-    table: ArchiveTable, name: str, entry: Descriptor, platform: Platform
+    table: ArchiveTable, name: str, entry: Descriptor, platform: Platform, read: _Documents
 ) -> ArchivedImage:
     named = entry.parsed_digest
     for _ in range(_INDEX_DEPTH):
-        body = _blob(table, entry)
-        document = parse_manifest(body, entry.media_type)
+        if entry.digest not in read:
+            body = _blob(table, entry)
+            if sum(len(each) for each, _ in read.values()) + len(body) > MAX_MANIFESTS_BYTES:
+                raise TooLarge("the manifests of the archive take more than 64 MiB")
+            read[entry.digest] = body, parse_manifest(body, entry.media_type)
+        body, document = read[entry.digest]
         if isinstance(document, Manifest):
             return ArchivedImage(
                 names=() if not name else (_reference(name),),

@@ -231,9 +231,13 @@ class TrustGate:
         if not case.demands or self._is_settled(case, digests):
             return
         found = await self._kept.of(digests)
-        if not found and case.reference is not None:
-            found = await self._fetch_late(case.reference, digests, namespace)
         answer = await self._judged(case, digests, found)
+        if not answer.accepted and case.reference is not None:
+            # None were kept, or the image was signed again since, as after a change of keys.
+            late = await self._fetch_late(case.reference, digests, namespace)
+            if late and late != found:
+                found = late
+                answer = await self._judged(case, digests, found)
         if not answer.accepted:
             raise case.refused(answer.reason, hint="" if found else _NOT_KEPT)
 

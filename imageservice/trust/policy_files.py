@@ -113,7 +113,8 @@ class PolicyFiles:
             raise PolicyInvalid(f"policy {path}: {message}", hint=_MEND) from error
         except NotFound as error:
             self._read.pop(path, None)
-            if may_be_missing:
+            # A link to nothing was meant to be a policy: the laxer one must not take its place.
+            if may_be_missing and not path.is_symlink():
                 return None
             raise PolicyInvalid(f"policy {path} does not exist", hint=_MEND) from error
         except PodwrightError as error:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from imageservice.errors import ReferenceInvalid
-from imageservice.reference import parse_reference
+from imageservice.reference import DEFAULT_DOMAIN, HUB_ALIASES, parse_reference
 from sandbox.host.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -31,18 +31,32 @@ def identity_of(reference: Reference) -> Reference:
 
 def scopes_of(reference: Reference) -> Iterator[str]:
     """Names that hold for the image, nearest first; see the module's text."""
+    usual = _usual(reference)
+    for written, plain in zip(_names(reference), _names(usual), strict=True):
+        yield written
+        if plain != written:
+            yield plain
+    host = "" if usual.domain.startswith("[") else usual.domain.partition(":")[0]
+    while "." in host:
+        host = host.partition(".")[2]
+        yield f"*.{host}"
+
+
+def _usual(reference: Reference) -> Reference:
+    """The same place as people write it: another spelling of the port must escape no scope."""
+    domain = reference.domain.removesuffix(":443")
+    return replace(reference, domain=DEFAULT_DOMAIN if domain in HUB_ALIASES else domain)
+
+
+def _names(reference: Reference) -> Iterator[str]:
     yield identity_of(reference).canonical
     name = reference.repository
     while True:
         yield name
         above, slash, _ = name.rpartition("/")
         if not slash:
-            break
+            return
         name = above
-    host = "" if name.startswith("[") else name.partition(":")[0]
-    while "." in host:
-        host = host.partition(".")[2]
-        yield f"*.{host}"
 
 
 def check_scope(text: str) -> None:

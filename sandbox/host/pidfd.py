@@ -13,20 +13,24 @@ import os
 import select
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from sandbox.host.errors import NotFound, PodwrightError, map_os_errors
+from sandbox.host.errors import NotFound, ResourceExhausted, from_os_error, map_os_errors
 from sandbox.host.libc import LibcSyscalls
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from sandbox.host.clock import Clock
     from sandbox.host.syscalls import Syscalls
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 #: Field 22 of /proc/PID/stat (proc(5)), counted from after the name's closing bracket.
 _START_TICKS_INDEX: Final = 19
 _STATE_INDEX: Final = 0
+#: Pauses between tries to hold a process when no descriptor is left (seconds).
+_HOLD_FIRST_S: Final = 0.05
+_HOLD_LAST_S: Final = 5.0
 #: PID_MAX_LIMIT on 64-bit kernels (linux/threads.h).
 PID_LIMIT: Final = 4 * 1024 * 1024
 
@@ -38,6 +42,25 @@ class Identity:
     pid: int
     start_ticks: int
     boot_id: str
+
+
+class Identified(Protocol):
+    """Whatever says which process is meant, such as `sandbox.model.ProcessRef`."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def start_ticks(self) -> int:
+        """When it started, in clock ticks after boot."""
+        ...
+
+    @property
+    def boot_id(self) -> str:
+        """In which boot."""
+        ...
 
 
 def boot_id() -> str:
@@ -69,6 +92,8 @@ def _stat_fields(pid: int) -> list[str] | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    except OSError as error:
+        raise from_os_error(error, "cannot look at a process", pid=pid) from error
     # The name may hold blanks and brackets: only what follows the last bracket is fields.
     return stat[stat.rindex(b")") + 2 :].decode("ascii", "replace").split()
 
@@ -116,7 +141,12 @@ class Process:
             fd = calls.pidfd_open(pid)
         except NotFound:
             return None
-        if _identity_differs(pid, start_ticks, boot_id):
+        try:
+            differs = _identity_differs(pid, start_ticks, boot_id)
+        except BaseException:
+            os.close(fd)
+            raise
+        if differs:
             os.close(fd)
             return None
         return cls(pid, fd, calls)
@@ -197,8 +227,27 @@ class Process:
         self.close()
 
 
+async def hold(ref: Identified, clock: Clock) -> Process | None:
+    """`Process.open`, tried until it can be told whether the process lives.
+
+    Without a descriptor left it may live, and what is called dead is cleared away.
+    """
+    pause_s = _HOLD_FIRST_S
+    while True:
+        try:
+            return Process.open(ref.pid, ref.start_ticks, ref.boot_id)
+        except ResourceExhausted:
+            await clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _HOLD_LAST_S)
+
+
 def _identity_differs(pid: int, ticks: int, boot: str) -> bool:
+    """Whether it is another process by now.
+
+    Raises:
+        ResourceExhausted: that cannot be told, for want of a descriptor or memory; it may live.
+    """
     try:
         return boot != boot_id() or start_ticks(pid) != ticks
-    except PodwrightError:
+    except NotFound:
         return True

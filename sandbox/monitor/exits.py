@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.dirwatch import DirWatch
-from sandbox.host.errors import Internal, NotFound, PodwrightError, ResourceExhausted
+from sandbox.host.errors import Internal, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.host.pidfd import boot_id, hold, start_ticks
 from sandbox.model import ProcessRef
 from sandbox.monitor.exitfile import ExitFile, read_exit
 from sandbox.monitor.kills import KILLED, MemoryKills
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandbox.host.clock import Clock
+    from sandbox.host.pidfd import Process
     from sandbox.monitor.kills import KillCounts
     from sandbox.runtime.driver import OciRuntime
 
@@ -234,15 +235,7 @@ class ExitWatch:
         return ProcessRef(pid=state.pid, start_ticks=ticks, boot_id=boot_id())
 
     async def _open(self, ref: ProcessRef | None) -> Process | None:
-        pause_s = _RETRY_FIRST_S
-        while ref is not None:
-            try:
-                return Process.open(ref.pid, ref.start_ticks, ref.boot_id)
-            except ResourceExhausted:
-                # No descriptor left: it may live, so it must not be called dead.
-                await self._clock.sleep(pause_s)
-                pause_s = min(pause_s * 2, _RETRY_LAST_S)
-        return None
+        return None if ref is None else await hold(ref, self._clock)
 
     async def _until_dead(
         self, target: WatchTarget, process: Process, monitor: Process | None

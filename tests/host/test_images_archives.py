@@ -140,6 +140,14 @@ async def test_a_layout_is_loaded_under_its_name_and_digest_and_runs(tmp_path: P
         nothing_is_left(tmp_path)
 
 
+async def test_one_manifest_may_have_very_many_names(tmp_path: Path) -> None:
+    image = made("one")
+    entries = [(image, {"io.containerd.image.name": f"{NAME}:{n}"}) for n in range(500)]
+    async with image_node(tmp_path) as service:
+        [loaded] = await load(service, archives.layout(entries))
+        assert len(loaded.repo_tags) == 500
+
+
 async def test_of_several_platforms_this_machines_is_loaded(tmp_path: Path) -> None:
     image = made("one", with_index=True)
     data = archives.layout([(image, {"org.opencontainers.image.ref.name": f"{NAME}:1"})])

@@ -93,6 +93,8 @@ def test_a_reference_is_normalised(text, canonical, familiar):
         "a:\uff11",
         "host:99999/a",
         "host:0/a",
+        "host:05000/a",
+        "host:00443/a",
         "host:/a",
         "-host.example/a",
         "host-.example/a",

@@ -1,12 +1,15 @@
 import asyncio
 import os
+import resource
 import signal
+from contextlib import contextmanager
 
 import pytest
 
-from sandbox.host.errors import NotFound
-from sandbox.host.pidfd import Process, boot_id, identify, is_zombie, start_ticks
+from sandbox.host.errors import NotFound, ResourceExhausted
+from sandbox.host.pidfd import Process, boot_id, hold, identify, is_zombie, start_ticks
 from sandbox.host.processes import HostProcessRunner
+from tests.fakes.clock import FakeClock
 from tests.fakes.syscalls import FakeSyscalls
 
 
@@ -23,6 +26,38 @@ def opened(pid):
     process = Process.open(who.pid, who.start_ticks, who.boot_id)
     assert process is not None
     return process
+
+
+@contextmanager
+def no_descriptor_left():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_a_descriptor_nobody_is_called_dead(child):
+    who = identify(child.pid)
+    with no_descriptor_left(), pytest.raises(ResourceExhausted):
+        Process.open(who.pid, who.start_ticks, who.boot_id)
+
+
+async def test_holding_waits_for_a_descriptor(child):
+    who = identify(child.pid)
+    clock = FakeClock()
+    with no_descriptor_left():
+        holding = asyncio.ensure_future(hold(who, clock))
+        while len(clock.slept_s) < 3:  # noqa: ASYNC110 - the clock sets no event
+            await asyncio.sleep(0)
+    process = await holding
+    assert process is not None
+    with process:
+        assert process.alive()
+    assert clock.slept_s[:3] == [0.05, 0.1, 0.2]
 
 
 async def test_a_process_is_held_signalled_and_awaited(child):

@@ -274,6 +274,49 @@ async def test_an_image_accepted_before_is_not_judged_again_until_the_policy_cha
             await node.use(DIGEST)
 
 
+async def test_an_image_that_was_signed_again_needs_no_pull(tmp_path: Path) -> None:
+    """As after a change of keys: what was kept at the pull is not all that there is."""
+    async with site(tmp_path) as node:
+        node.policy(node.by_key())
+        node.attach(DIGEST, node.signature(DIGEST))
+        await node.pull(DIGEST)
+        key = new_key()
+        (tmp_path / "key.pub").write_bytes(public_pem(key))
+        with refused("another key"):
+            await node.use(DIGEST)
+        node.attach(DIGEST, signed(key, payload(str(node.reference), DIGEST)))
+        await node.use(DIGEST)
+        requests = len(node.registry.requests)
+        await node.use(DIGEST)
+        assert len(node.registry.requests) == requests
+
+
+async def test_another_spelling_of_the_port_escapes_nothing(tmp_path: Path) -> None:
+    async with site(tmp_path, blocked_registries=("evil.org", "docker.io")) as node:
+        node.policy(ACCEPT, default=ACCEPT)
+        for written in (
+            "evil.org:443/x:1",
+            "EVIL.org:443/a/b/x@" + DIGEST,
+            "registry-1.docker.io:443/library/busybox:1",
+            "docker.io:443/library/busybox:1",
+        ):
+            with pytest.raises(RegistryBlocked):
+                await node.pull(DIGEST, reference=parse_reference(written))
+        assert not node.registry.requests
+
+
+async def test_a_policy_that_is_a_link_to_nothing_is_not_the_laxer_one(tmp_path: Path) -> None:
+    async with site(tmp_path) as node:
+        node.policy(ACCEPT)
+        node.policy(REJECT, namespace="strict")
+        strict = tmp_path / "namespaces" / "strict.json"
+        strict.unlink()
+        await node.use(DIGEST, namespace="strict")
+        strict.symlink_to(tmp_path / "nothing")
+        with pytest.raises(PolicyInvalid, match=r"strict\.json"):
+            await node.use(DIGEST, namespace="strict")
+
+
 async def test_a_verdict_that_rests_on_a_certificate_ends_with_it(tmp_path: Path) -> None:
     authority, key = Authority(), new_key()
     async with site(tmp_path) as node:
