@@ -3,6 +3,7 @@
     state.db                     the place of record
     state.db.backup-1, -2        the last two backups, newest first
     state.db.version-N           before a migration of the schema (`sandbox.host.sqlite_file`)
+    state.db.lost                why it is being made again; there until its records are written
     state.db.corrupt-TIME        what was put aside; a person's to look at and delete
 
 A database of a newer schema, or of another program, is never touched: that raises.
@@ -18,7 +19,13 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.host.clock import SystemClock
 from sandbox.host.database import Database, quarantine
-from sandbox.host.errors import Corrupt, FailedPrecondition, NotFound, PodwrightError
+from sandbox.host.errors import (
+    Corrupt,
+    FailedPrecondition,
+    NotFound,
+    PodwrightError,
+    map_os_errors,
+)
 from sandbox.host.files import read_limited, write_atomic
 from sandbox.host.journal import get_logger
 
@@ -34,6 +41,8 @@ APPLICATION_ID: Final = 0x50575254
 BACKUPS: Final = 2
 #: A backup larger than this is not ours: 100,000 containers take a tenth of it.
 _BACKUP_LIMIT_BYTES: Final = 4 << 30
+
+_MARK_LIMIT_BYTES: Final = 64 * 1024
 
 _log = get_logger("store")
 
@@ -73,10 +82,16 @@ async def open_state(path: Path) -> Opened:
         FailedPrecondition: it was written by a newer schema, or by another program.
         Busy, Denied, ResourceExhausted, Unavailable: as SQLite and the kernel say.
     """
-    try:
-        return Opened(await _open(path))
-    except Corrupt as error:
-        lost = str(error)
+    lost, is_there = await asyncio.to_thread(lambda: (_being_made_again(path), path.exists()))
+    if is_there or not lost:
+        try:
+            # A start that made it again and died before the second copies were brought in has left
+            # the older truth of a backup, which looks as good as any.
+            return Opened(await _open(path), lost)
+        except Corrupt as error:
+            lost = lost or str(error)
+    with suppress(PodwrightError):  # on a full disk without: only a second fault would need it
+        await asyncio.to_thread(write_atomic, mark_of(path), lost.encode())
     label = str(SystemClock().wall_ns() // 1_000_000_000)
     aside = await asyncio.to_thread(quarantine, path, label)
     _log.error("state is lost and begun anew", error=lost, kept=str(aside))
@@ -92,6 +107,25 @@ async def open_state(path: Path) -> Opened:
             _log.error("backup of the state cannot be used", path=str(backup), error=error)
             await asyncio.to_thread(quarantine, path, f"{label}-{number}")
     return Opened(await _open(path), lost, str(aside))
+
+
+def mark_of(path: Path) -> Path:
+    """Says why the database is being made again."""
+    return path.with_name(f"{path.name}.lost")
+
+
+def _being_made_again(path: Path) -> str:
+    try:
+        text = read_limited(mark_of(path), _MARK_LIMIT_BYTES)
+    except NotFound:
+        return ""
+    return text.decode(errors="replace") or "an earlier start was making it again"
+
+
+def made_again(path: Path) -> None:
+    """Everything that could be brought back has been written. Blocking."""
+    with map_os_errors("cannot remove mark", path=str(path)):
+        mark_of(path).unlink(missing_ok=True)
 
 
 async def _open(path: Path) -> Database:

@@ -25,7 +25,7 @@ from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, Podwri
 from sandbox.host.journal import get_logger
 from sandbox.merge import merged
 from sandbox.model import Container, PodSandbox, container_name_key, pod_name_key
-from sandbox.statefile import Backups, open_state
+from sandbox.statefile import Backups, made_again, open_state
 from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class StateStore:
         store = cls(opened, path, records, clock)
         try:
             await store._load(restarted=restarted)
+            await asyncio.to_thread(made_again, path)
         except BaseException:
             await opened.database.close()
             raise

@@ -11,7 +11,7 @@ from sandbox.host.database import Database
 from sandbox.host.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox
 from sandbox.records import Records
-from sandbox.statefile import APPLICATION_ID, backup_of, migrations
+from sandbox.statefile import APPLICATION_ID, backup_of, migrations, open_state
 from sandbox.states import ContainerState, PodState
 from sandbox.store import StateStore
 
@@ -187,6 +187,33 @@ async def test_a_lost_database_is_made_again_from_second_copies(tmp_path, how):
     assert not third.report()["lost"]
     await third.close()
     assert list(tmp_path.glob("state.db.corrupt-*")) or how == "missing"
+
+
+@pytest.mark.parametrize("moment", ["put aside", "begun from the backup"])
+async def test_a_start_that_dies_while_it_makes_the_state_again_is_gone_on_with(tmp_path, moment):
+    """What it leaves looks like a good database, with the older truth of a backup, or like none."""
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    first = await reopened(path, root)
+    await first.add_pod(pod("a" * 64))
+    await first.add_pod(pod("d" * 64, name="gone"))
+    await first.back_up(always=True)
+    await first.delete_pod("d" * 64)
+    changed = msgspec.structs.replace(first.pods["a" * 64], ips=("10.0.0.1",))
+    await first.note(changed)
+    await first.close()
+    damage(path, "garbage")
+    opened = await open_state(path)
+    await opened.database.close()
+    if moment == "put aside":
+        damage(path, "missing")
+    second = await reopened(path, root)
+    assert second.pods == {"a" * 64: changed}
+    assert second.report()["lost"]
+    await second.close()
+    third = await reopened(path, root)
+    assert third.pods == {"a" * 64: changed}
+    assert not third.report()["lost"]
+    await third.close()
 
 
 async def test_after_a_boot_the_last_good_backup_counts(tmp_path):
