@@ -9,6 +9,7 @@ Directories and documents that belong to nothing are removed. Everything goes on
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,7 +19,7 @@ from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from imageservice.catalog import Catalog, ImageRecord
     from imageservice.content import ContentStore
@@ -120,7 +121,13 @@ class StoreVerifier:
             await self._audit.drop(bad)
             concerned = {name for f in (*layers, *records, *documents) for name in f.images}
             images = [image for image in self._catalog.images() if _name(image) in concerned]
-            outcomes = {_name(image): await self._mend(image) for image in images}
+            try:
+                outcomes = {_name(image): await self._mend(image) for image in images}
+            except BaseException:
+                # Called off, as by a client while a registry is silent: nobody fetches an image
+                # that looks as if it were here.
+                await asyncio.shield(self._forget_broken(images))
+                raise
             layers, records, documents = (
                 [_mended(finding, outcomes) for finding in found]
                 for found in (layers, records, documents)
@@ -193,9 +200,27 @@ class StoreVerifier:
             if all(self._snapshots.has(diff_id) for diff_id in image.chain):
                 _log.info("image was mended", image=image.id, source=name)
                 return f"fetched again as {name}"
+        if await self._is_whole(image):
+            return "whole again, somebody else has pulled it"
         _log.warning("image cannot be mended and is forgotten", image=image.id, error=failure)
         await self._images.remove(image.id)
         return f"{_name(image)} is forgotten, pull it again: {failure}"
+
+    async def _is_whole(self, image: ImageRecord) -> bool:
+        if not all(self._snapshots.has(diff_id) for diff_id in image.chain):
+            return False
+        try:
+            for digest in (image.id, image.manifest):
+                await self._content.get(Digest.parse(digest))
+        except PodwrightError:
+            return False
+        return True
+
+    async def _forget_broken(self, images: Iterable[ImageRecord]) -> None:
+        for image in images:
+            if self._catalog.get(image.id) is not None and not await self._is_whole(image):
+                _log.warning("repair was called off, image is forgotten", image=image.id)
+                await self._images.remove(image.id)
 
     async def _tidied(self, finding: Finding) -> str:
         if finding.what.startswith(("sha256:", "sha512:")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from imageservice.service import Image, ImageService
 from imageservice.verify import Checked, Finding
 from tests import probes
-from tests.fakes.registry import FakeRegistry
+from tests.fakes.registry import FakeRegistry, Hold
 from tests.host.image_node import image_node, layer_directories, rootfs
 from tests.kit import archives, oci
 from tests.kit.tars import Tar
@@ -128,6 +129,27 @@ async def test_an_image_that_no_registry_gives_back_is_forgotten(tmp_path: Path)
         assert service.list() == []
         assert await verified(service) == []
         assert layer_directories(tmp_path) == []
+
+
+async def test_a_repair_that_is_called_off_leaves_no_image_that_cannot_run(tmp_path: Path) -> None:
+    """As by a client that goes away while a registry is silent."""
+    async with FakeRegistry() as registry, image_node(tmp_path) as service:
+        image = await pulled(service, registry)
+        flip(file_of(tmp_path, "layer.tar"))
+        registry.on("blobs", Hold(times=100))
+        repair = asyncio.ensure_future(verified(service, repair=True))
+        async with asyncio.timeout(60):
+            while not registry.held:  # noqa: ASYNC110 - a counter of the registry
+                await asyncio.sleep(0.01)
+        repair.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await repair
+        assert service.status(image.id) is None
+        registry.calm()
+        registry.release()
+        again = await pulled(service, registry)
+        async with rootfs(service, again, tmp_path):
+            assert await verified(service) == []
 
 
 async def test_what_belongs_to_nothing_is_found_and_removed(tmp_path: Path) -> None:
