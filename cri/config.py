@@ -75,8 +75,8 @@ class Config:
         """What the sandbox engine is told."""
         driver = self.get(table.CGROUP_DRIVER)
         return SandboxSettings(
-            run_root=self.get(table.RUN_ROOT),
-            state_root=self.get(table.STATE_ROOT),
+            run_root=real_place(self.get(table.RUN_ROOT)),
+            state_root=real_place(self.get(table.STATE_ROOT)),
             handlers=self.handlers,
             default_handler=self.get(table.DEFAULT_RUNTIME),
             cgroup_driver=detect_cgroup_driver() if driver == "auto" else driver,
@@ -130,7 +130,9 @@ class Config:
     def images(self) -> ImageSettings:
         """What the image service is told."""
         return ImageSettings(
-            root=self.get(image_table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images",
+            root=real_place(
+                self.get(image_table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images"
+            ),
             registry_config_dirs=self.get(image_table.REGISTRY_DIRS),
             auth_file=self.get(image_table.AUTH_FILE),
             namespaced_auth_dir=self.get(image_table.NAMESPACED_AUTH_DIR),
@@ -197,6 +199,14 @@ class Config:
             address=self.get(table.METRICS_ADDRESS),
             request_timeout_s=self.get(table.METRICS_TIMEOUT),
         )
+
+
+def real_place(path: Path) -> Path:
+    """The same place without links on the way, as the kernel's list of mounts has it.
+
+    The last part is kept as it is: what it may be is decided where it is made.
+    """
+    return path.parent.resolve() / path.name
 
 
 def detect_cgroup_driver(system: Path = Path("/run/systemd/system")) -> CgroupDriver:

@@ -235,3 +235,18 @@ def test_the_password_of_a_proxy_is_not_printed(main):
     text = config_text(config) + repr(config) + repr(config.images())
     assert 'https_proxy = "http://[redacted]@p.example:3128"  # environment HTTPS_PROXY' in text
     assert "canary" not in text
+
+
+def test_roots_are_told_as_the_kernel_names_them(tmp_path):
+    """/var/run is a link on every machine, and a list of mounts knows no links."""
+    real = tmp_path / "run"
+    real.mkdir()
+    (tmp_path / "var").symlink_to(real)
+    main = tmp_path / "config.toml"
+    main.write_text(
+        f'[daemon]\nrun_root = "{tmp_path}/var/podwright"\nstate_root = "{tmp_path}/var/lib"\n'
+    )
+    config = load(main)
+    assert config.sandbox().run_root == real / "podwright"
+    assert config.sandbox().state_root == real / "lib"
+    assert config.images().root == real / "lib" / "images"
