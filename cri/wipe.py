@@ -268,14 +268,28 @@ class Wiper:
                 await images.close()
 
     def _remove_files(self) -> None:
+        """All of it is tried; the first failure is raised at the end."""
+        failures: list[PodwrightError] = []
         for target in reversed(self._mounts()):
-            mounts.unmount(target, syscalls=self._syscalls, clock=self._clock)
+            try:
+                mounts.unmount(target, syscalls=self._syscalls, clock=self._clock)
+            except PodwrightError as error:
+                failures.append(error)
         for path in self._files():
-            if path.is_dir() and not path.is_symlink():
-                remove_tree(path)
-            else:
-                with map_os_errors("cannot remove", path=str(path)):
-                    path.unlink(missing_ok=True)
+            try:
+                self._remove(path)
+            except PodwrightError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            with map_os_errors("cannot remove", path=str(path)):
+                path.unlink(missing_ok=True)
 
     def _own_groups(self) -> list[Path]:
         """Our own group above pods without a parent, wherever nothing is in it.
