@@ -41,7 +41,20 @@ class AuthFileInvalid(FailedPrecondition):
 
 
 class HostsConfigInvalid(InvalidArgument):
-    """A hosts.toml, or a certificate it names, cannot be used; names the file and the key."""
+    """A hosts.toml, or a certificate it names, cannot be used; names the file and the key.
+
+    What the file says may be long; the error is not.
+    """
+
+    _LIMIT_CHARS: Final = 500
+
+    def __init__(
+        self, message: str, *, hint: str = "", replay: str = "", **fields: str | int | None
+    ) -> None:
+        """See `PodwrightError`."""
+        if len(message) > self._LIMIT_CHARS:
+            message = f"{message[: self._LIMIT_CHARS]}..."
+        super().__init__(message, hint=hint, replay=replay, **fields)
 
 
 class ImageNotFound(NotFound):

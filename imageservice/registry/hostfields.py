@@ -78,10 +78,12 @@ def headers(table: Mapping[str, object], where: str) -> tuple[tuple[str, str], .
     found: list[tuple[str, str]] = []
     for name in value:
         if _HEADER_NAME.fullmatch(name) is None or name.lower() in _RESERVED:
-            raise HostsConfigInvalid(f"hosts.toml: header {name!a} is not allowed", path=where)
+            raise HostsConfigInvalid(
+                f"hosts.toml: header {name[:200]!a} is not allowed", path=where
+            )
         for text in strings(value, name, where):
             if _HEADER_VALUE.fullmatch(text) is None:
-                raise HostsConfigInvalid(f"hosts.toml: value of header {name!a}", path=where)
+                raise HostsConfigInvalid(f"hosts.toml: value of header {name[:200]!a}", path=where)
             found.append((name, text))
     return tuple(found)
 

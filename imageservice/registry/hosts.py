@@ -36,6 +36,8 @@ DEFAULT_DIRECTORY: Final = "_default"
 MAX_HOSTS_BYTES: Final = 1024 * 1024
 MAX_CACHED_REGISTRIES: Final = 256
 _HUB_SERVER: Final = "registry-1.docker.io"
+#: Of what a file says, at most this much is quoted.
+_NAMED_CHARS: Final = 200
 _CAPABILITIES: Final = frozenset({"pull", "resolve", "push"})
 
 
@@ -170,7 +172,9 @@ def _read(directory: Path, domain: str) -> tuple[Endpoint, ...]:
     found: list[Endpoint] = []
     for url, table in hosts.items():
         if not isinstance(table, dict):
-            raise HostsConfigInvalid(f"hosts.toml: host.{url!a} must be a table", path=str(path))
+            raise HostsConfigInvalid(
+                f"hosts.toml: host.{url[:_NAMED_CHARS]!a} must be a table", path=str(path)
+            )
         found.append(_endpoint(path, domain, url, table))
     server = document.get("server", "")
     if not isinstance(server, str):
@@ -185,14 +189,15 @@ def _read(directory: Path, domain: str) -> tuple[Endpoint, ...]:
 def _endpoint(file: Path, domain: str, url: str, table: dict[str, object]) -> Endpoint:
     """One `[host."URL"]` table, or the top of the file for the server."""
     where = str(file)
+    named = ascii(url[:_NAMED_CHARS])
     absolute = url if "://" in url else f"{'http' if _is_local(url) else 'https'}://{url}"
     try:
         split, origin = parse_url(absolute, what="host")
     except RegistryProtocolError as error:
         message = error.message.removeprefix(RegistryProtocolError.PREFIX)
-        raise HostsConfigInvalid(f"hosts.toml: {message}", path=where, host=ascii(url)) from error
+        raise HostsConfigInvalid(f"hosts.toml: {message}", path=where, host=named) from error
     if split.query:
-        raise HostsConfigInvalid("hosts.toml: a host has no query", path=where, host=ascii(url))
+        raise HostsConfigInvalid("hosts.toml: a host has no query", path=where, host=named)
     path = split.path.rstrip("/")
     if not flag(table, "override_path", where) and not path.endswith("/v2"):
         path += "/v2"
@@ -245,7 +250,7 @@ def _tls(
         except (OSError, ValueError) as error:  # ValueError: no path can hold a NUL
             reason = getattr(error, "strerror", None) or error
             raise HostsConfigInvalid(
-                f"certificate file cannot be read: {reason}", path=ascii(name)[1:-1]
+                f"certificate file cannot be read: {reason}", path=ascii(name[:_NAMED_CHARS])[1:-1]
             ) from error
         stamps.append((status.st_mtime_ns, status.st_size))
     return Tls(ca_files=files, client_pairs=clients, verify=verify, stamps=tuple(stamps))
