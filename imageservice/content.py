@@ -239,7 +239,18 @@ class Ingest:
 
     async def open(self) -> None:
         """Open the file and see what an earlier download left in it."""
-        await asyncio.to_thread(self._open)
+        opening = asyncio.get_running_loop().run_in_executor(None, self._open)
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on, and would leave a descriptor that nobody closes.
+            opening.add_done_callback(self._abandon)
+            raise
+
+    def _abandon(self, opening: asyncio.Future[None]) -> None:
+        if not opening.cancelled() and opening.exception() is None and self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
