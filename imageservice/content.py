@@ -139,7 +139,7 @@ class ContentStore:
         try:
             await ingest.open()
         except BaseException:
-            await ingest.release()
+            await (ingest.discard() if ingest.is_new else ingest.release())
             raise
         return ingest
 
@@ -237,20 +237,20 @@ class Ingest:
         """Bytes held when nothing is being written: where a download is to go on."""
         return self._written_bytes + self._batch_bytes
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it was opened and nothing is in it: no earlier download, and none begun."""
+        return self._fd >= 0 and self.received_bytes == 0
+
     async def open(self) -> None:
         """Open the file and see what an earlier download left in it."""
         opening = asyncio.get_running_loop().run_in_executor(None, self._open)
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # The thread goes on, and would leave a descriptor that nobody closes.
-            opening.add_done_callback(self._abandon)
+            # The thread goes on, and would leave a file and a descriptor that nobody knows.
+            await asyncio.wait({opening})
             raise
-
-    def _abandon(self, opening: asyncio.Future[None]) -> None:
-        if not opening.cancelled() and opening.exception() is None and self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

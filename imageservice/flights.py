@@ -42,6 +42,8 @@ class Flights(Generic[T, E]):
         self._group = group
         self._name = name
         self._flights: dict[Hashable, Flight[T, E]] = {}
+        #: Called off, and still putting in order what they have begun.
+        self._ending: dict[Hashable, asyncio.Task[tuple[T] | Exception]] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -69,6 +71,11 @@ class Flights(Generic[T, E]):
             Exception: what the work raises.
         """
         flight = self._flights.get(key)
+        while flight is None and (ending := self._ending.get(key)) is not None:
+            # What it has begun is put in order first: then its rests can be gone on with, and none
+            # of them comes to light after our own work is done.
+            await asyncio.wait({ending})
+            flight = self._flights.get(key)
         own = flight is None
         if flight is None:
             flight = self._begin(key, work)
@@ -111,6 +118,8 @@ class Flights(Generic[T, E]):
             if flight.waiters == 0 and not task.done():
                 # Out of the table first: who asks now begins anew and does not join an ending task.
                 self._drop(key, flight)
+                self._ending[key] = task
+                task.add_done_callback(lambda _task: self._ended(key, task))
                 task.cancel()
         if task.cancelled():
             raise Cancelled(f"{self._name} was called off", key=str(key)[:300])
@@ -118,6 +127,10 @@ class Flights(Generic[T, E]):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome[0]
+
+    def _ended(self, key: Hashable, task: asyncio.Task[tuple[T] | Exception]) -> None:
+        if self._ending.get(key) is task:
+            del self._ending[key]
 
     def _drop(self, key: Hashable, flight: Flight[T, E]) -> None:
         if self._flights.get(key) is flight:

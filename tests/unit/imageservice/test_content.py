@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,3 +176,31 @@ def test_one_byte_too_many_is_refused_before_it_counts() -> None:
     assert verifier.received_bytes == 2
     verifier.update(b"c")
     verifier.finish()
+
+
+async def test_a_download_called_off_while_it_is_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ContentStore(tmp_path)
+    await store.open()
+    opened, may_open = threading.Event(), threading.Event()
+    real = os.open
+
+    def slow(path: Path, flags: int, mode: int = 0o777) -> int:
+        if "ingest" not in str(path):
+            return real(path, flags, mode)
+        opened.set()
+        may_open.wait()
+        return real(path, flags, mode)
+
+    before = {each.name for each in Path("/proc/self/fd").iterdir()}
+    monkeypatch.setattr("imageservice.content.os.open", slow)
+    beginning = asyncio.ensure_future(store.begin(Digest.of(b"blob"), 4))
+    await asyncio.to_thread(opened.wait)
+    beginning.cancel()
+    await asyncio.sleep(0)
+    may_open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    assert not list((tmp_path / "ingest").iterdir())
+    assert {each.name for each in Path("/proc/self/fd").iterdir()} <= before

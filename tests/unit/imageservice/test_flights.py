@@ -163,3 +163,36 @@ async def test_the_end_of_the_daemon_is_told_and_nothing_new_begins() -> None:
     assert flights is not None
     with pytest.raises(Unavailable):
         await flights.join("k", work)
+
+
+async def test_who_asks_after_the_last_has_left_waits_for_the_order_to_be_restored() -> None:
+    """What was called off puts its rests in order first, so that they can be gone on with."""
+    course: list[str] = []
+    tidied = asyncio.Event()
+
+    async def work(emit: Callable[[object], None]) -> str:
+        number = len(course)
+        course.append("begun")
+        if number:
+            return "done"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            course.append("called off")
+            await tidied.wait()
+            course.append("tidied")
+        return "never"
+
+    async with asyncio.TaskGroup() as group:
+        flights: Flights[str, object] = Flights(group, "work")
+        first = asyncio.ensure_future(flights.join("key", work))
+        while not course:  # noqa: ASYNC110 - a list sets no event
+            await asyncio.sleep(0)
+        first.cancel()
+        second = asyncio.ensure_future(flights.join("key", work))
+        while course[-1] != "called off":  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0)
+        assert not second.done()
+        tidied.set()
+        assert await second == "done"
+    assert course == ["begun", "called off", "tidied", "begun"]
