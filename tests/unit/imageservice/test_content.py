@@ -178,6 +178,10 @@ def test_one_byte_too_many_is_refused_before_it_counts() -> None:
     verifier.finish()
 
 
+def descriptors() -> set[str]:
+    return {each.name for each in Path("/proc/self/fd").iterdir()}
+
+
 async def test_a_download_called_off_while_it_is_opened_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +197,7 @@ async def test_a_download_called_off_while_it_is_opened_leaves_nothing(
         may_open.wait()
         return real(path, flags, mode)
 
-    before = {each.name for each in Path("/proc/self/fd").iterdir()}
+    before = descriptors()
     monkeypatch.setattr("imageservice.content.os.open", slow)
     beginning = asyncio.ensure_future(store.begin(Digest.of(b"blob"), 4))
     await asyncio.to_thread(opened.wait)
@@ -203,4 +207,4 @@ async def test_a_download_called_off_while_it_is_opened_leaves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await beginning
     assert not list((tmp_path / "ingest").iterdir())
-    assert {each.name for each in Path("/proc/self/fd").iterdir()} <= before
+    assert descriptors() <= before
