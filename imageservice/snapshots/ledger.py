@@ -11,6 +11,7 @@ checked once if the last end was not an orderly one.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -136,6 +137,8 @@ class Ledger:
 
         try:
             await self._database.write(work)
+        except asyncio.CancelledError:
+            raise  # the transaction may go on: who called it off gives up what he may hold
         except BaseException:
             if before is None:
                 self._leases.pop(key, None)

@@ -64,7 +64,8 @@ def test_between_url_and_session(node: Node, clock: Path, jump_s: int) -> None:
     with pytest.raises(urllib.error.HTTPError) as answer:
         urllib.request.urlopen(url, timeout=PATIENCE_S)
     # No upgrade was asked for, which is only said of a URL that is good.
-    assert answer.value.code == 400, answer.value.read()
+    with answer.value as body:
+        assert answer.value.code == 400, body.read()
 
 
 @pytest.mark.cell("TM2")
