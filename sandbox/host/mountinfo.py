@@ -9,10 +9,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox.host.errors import Corrupt, NotFound, map_os_errors
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+#: What the kernel writes as an escape (fs/proc_namespace.c).
+_ESCAPED = re.compile(rb"[ \t\n\\#]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +88,42 @@ def list_mounts(pid: int | None = None) -> list[MountInfo]:
     Raises:
         NotFound: no such process.
     """
-    path = Path(f"/proc/{'self' if pid is None else pid}/mountinfo")
     with map_os_errors("cannot list mounts", process=pid):
-        return parse_mountinfo(path.read_bytes())
+        return parse_mountinfo(_read(pid))
+
+
+def mounts_below(place: Path, *, content: bytes | None = None) -> list[MountInfo]:
+    """The mounts at `place`, which is a real path, and below it. Blocking, short.
+
+    Lines of other places are not taken apart: a node of 500 pods has 3,000 mounts, every removal
+    asks for those of one directory, and taking all apart would hold the interpreter for as many
+    milliseconds as the rest of the removal takes.
+
+    Args:
+        place: an absolute path without symbolic links.
+        content: what mountinfo says (None: read it).
+    """
+    with map_os_errors("cannot list mounts"):
+        text = _read(None) if content is None else content
+    found = []
+    for line in _lines_with(text, _ESCAPED.split(os.fsencode(place), maxsplit=1)[0]):
+        mount = _parse_line(line)
+        if mount.target == place or place in mount.target.parents:
+            found.append(mount)
+    return found
+
+
+def _lines_with(text: bytes, part: bytes) -> Iterator[bytes]:
+    at = text.find(part)
+    while at >= 0:
+        end = text.find(b"\n", at)
+        end = len(text) if end < 0 else end
+        yield text[text.rfind(b"\n", 0, at) + 1 : end]
+        at = text.find(part, end)
+
+
+def _read(pid: int | None) -> bytes:
+    return Path(f"/proc/{'self' if pid is None else pid}/mountinfo").read_bytes()
 
 
 def mount_of(path: Path) -> MountInfo:
@@ -102,9 +141,11 @@ def mount_of(path: Path) -> MountInfo:
             number = mount_id(fd)
         finally:
             os.close(fd)
-    for mount in list_mounts():
-        if mount.id == number:
-            return mount
+        # The id begins its line; no other line is taken apart.
+        text = b"\n" + _read(None)
+    at = text.find(b"\n%d " % number)
+    if at >= 0:
+        return _parse_line(text[at + 1 :].partition(b"\n")[0])
     raise NotFound("mount of path is not listed", path=str(path))
 
 

@@ -24,7 +24,7 @@ from sandbox.host import idmap, overlay
 from sandbox.host import syscalls as sc
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import InvalidArgument, PodwrightError, from_os_error
-from sandbox.host.mountinfo import MountInfo, list_mounts, mount_of
+from sandbox.host.mountinfo import MountInfo, list_mounts, mount_of, mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +37,7 @@ __all__ = [
     "mount_all",
     "mount_of",
     "mount_one",
+    "mounts_below",
     "unmount",
     "unmount_tree",
 ]
@@ -354,7 +355,7 @@ def unmount_tree(prefix: Path, *, syscalls: sc.Syscalls, clock: Clock | None = N
     """
     # mountinfo has real paths; the last component is kept as given, it may be a planted symlink.
     real = prefix.parent.resolve() / prefix.name if prefix.name else prefix
-    below = [m.target for m in list_mounts() if m.target == real or real in m.target.parents]
+    below = [mount.target for mount in mounts_below(real)]
     done: list[Path] = []
     first: PodwrightError | None = None
     for target in sorted(set(below), key=lambda path: len(path.parts), reverse=True):

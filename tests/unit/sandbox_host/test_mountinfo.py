@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from sandbox.host.errors import Corrupt, NotFound
-from sandbox.host.mountinfo import list_mounts, mount_id, mount_of, parse_mountinfo
+from sandbox.host.mountinfo import (
+    list_mounts,
+    mount_id,
+    mount_of,
+    mounts_below,
+    parse_mountinfo,
+)
 
 LINES = rb"""36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -59,3 +65,33 @@ def test_a_descriptor_knows_its_mount():
     finally:
         os.close(fd)
     assert number in {mount.id for mount in list_mounts() if mount.type == "proc"}
+
+
+BELOW = rb"""27 1 254:0 / / rw - ext4 /dev/vda rw
+40 27 0:40 / /run/p/abc rw - tmpfs shm rw
+41 40 0:41 / /run/p/abc/shm rw - tmpfs shm rw
+42 27 0:42 / /run/p/abcd rw - tmpfs shm rw
+43 27 0:43 / /elsewhere rw - overlay overlay rw,upperdir=/run/p/abc/upper
+44 27 0:44 / /srv/with\040blank\043x/in rw - tmpfs t rw"""
+
+
+@pytest.mark.parametrize(
+    ("place", "ids"),
+    [
+        ("/run/p/abc", [40, 41]),
+        ("/run/p/abc/shm", [41]),
+        ("/run/p/none", []),
+        ("/srv/with blank#x", [44]),
+        ("/srv/with blank", []),
+        ("/", [27, 40, 41, 42, 43, 44]),
+    ],
+)
+def test_mounts_below_a_place_are_those_and_no_others(place, ids):
+    """Neither a longer name nor the place in another field of the line counts."""
+    assert [mount.id for mount in mounts_below(Path(place), content=BELOW)] == ids
+
+
+def test_mounts_below_are_what_all_mounts_say():
+    every = {m.id: m for m in list_mounts() if Path("/proc") in (m.target, *m.target.parents)}
+    assert every
+    assert {mount.id: mount for mount in mounts_below(Path("/proc"))} == every
