@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from protos import api_pb2 as api
+from tests.kit.floor import Floor, floor_under, legend
+from tests.kit.floor_pull import pull_floor_ms
 from tests.kit.images import make_sets
 from tests.kit.measure import (
     BUSYBOX,
@@ -71,19 +73,21 @@ def main() -> int:
         running_registry(registry, Path(work)) as port,
         contextlib.ExitStack() as daemons,
     ):
-        targets = [_target(text, port, daemons) for text in names]
+        targets = [make_target(text, port, daemons) for text in names]
         for target in targets:
             answer = target.runtime.Version(api.VersionRequest(), timeout=30)
             target.version = f"{answer.runtime_name} {answer.runtime_version}"
+        floor = Target(name="floor", socket=Path("/none"))
         if options.pull:
-            measure_pulls(targets, runs=options.pull_runs)
+            measure_pulls(targets, floor, registry, runs=options.pull_runs)
         else:
-            measure(targets, runs=options.runs, pull_runs=options.pull_runs, pods=options.pods)
+            runs, pull_runs = options.runs, options.pull_runs
+            measure(targets, floor, registry, runs=runs, pull_runs=pull_runs, pods=options.pods)
         if options.node:
             measure_node(targets, scale=options.scale, idle_s=options.idle_seconds)
-    print(table(targets, last))
+    print(table(targets, last, floor))
     if options.json is not None:
-        options.json.write_text(json.dumps(document(targets), indent=2) + "\n")
+        options.json.write_text(json.dumps(document([*targets, floor]), indent=2) + "\n")
     return 0
 
 
@@ -95,7 +99,7 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def _target(text: str, port: int, daemons: contextlib.ExitStack) -> Target:
+def make_target(text: str, port: int, daemons: contextlib.ExitStack) -> Target:
     """A runtime by name, which is started, or by NAME=SOCKET, which must be running."""
     name, _, socket = text.partition("=")
     if socket:
@@ -105,22 +109,28 @@ def _target(text: str, port: int, daemons: contextlib.ExitStack) -> Target:
     return Target(name=name, socket=daemons.enter_context(running(name, port)).socket)
 
 
-def measure(targets: list[Target], *, runs: int, pull_runs: int, pods: int) -> None:
+def measure(
+    targets: list[Target], floor: Target, registry: Path, *, runs: int, pull_runs: int, pods: int
+) -> None:
     """Take all samples."""
     for target in targets:
-        _tell(f"{target.name}: warming up")
+        tell(f"{target.name}: warming up")
         pull(target, BUSYBOX)
         one_life(target, "warm-up", note=False)
-    for number in range(runs):
-        _tell(f"life {number + 1} of {runs}")
-        for target in targets:
-            one_life(target, f"life-{number}")
+    with contextlib.ExitStack() as stack:
+        ground = _ground(targets, floor, stack) if runs else None
+        for number in range(runs):
+            tell(f"life {number + 1} of {runs}")
+            for target in targets:
+                one_life(target, f"life-{number}")
+            if ground is not None:
+                ground.life(f"life-{number}")
     for number in range(3 if runs else 0):
-        _tell(f"four clients at once, {number + 1} of 3")
+        tell(f"four clients at once, {number + 1} of 3")
         for target in targets:
             lives_at_once(target, clients=4, pods=12, round_number=number)
     for target in targets if pods else []:
-        _tell(f"{target.name}: {pods} pods")
+        tell(f"{target.name}: {pods} pods")
         with_many_pods(target, pods=pods)
     for number in range(pull_runs):
         for row, image in (
@@ -128,36 +138,51 @@ def measure(targets: list[Target], *, runs: int, pull_runs: int, pods: int) -> N
             ("pull, 30,000 files", MANY_FILES),
         ):
             for target in targets:
-                _tell(f"{target.name}: {row}, {number + 1} of {pull_runs}")
+                tell(f"{target.name}: {row}, {number + 1} of {pull_runs}")
                 os.sync()
                 target.timed(row, partial(pull, target, image))
                 target.timed(f"remove after {row}", partial(remove_image, target, image))
+            os.sync()
+            floor.add(row, pull_floor_ms(registry, image))
+
+
+def _ground(targets: list[Target], floor: Target, stack: contextlib.ExitStack) -> Floor | None:
+    """What the steps' floors are measured with, after the first runtime that tells enough."""
+    for target in targets:
+        try:
+            return stack.enter_context(floor_under(target, floor))
+        except LookupError as error:
+            print(f"{target.name}: no floor of its steps: {error}", file=sys.stderr)
+    return None
 
 
 def measure_node(targets: list[Target], *, scale: list[int], idle_s: int) -> None:
     """Take the samples of a node's load, one runtime after the other: the load would be shared."""
     for containers in scale:
         for target in targets:
-            _tell(f"{target.name}: {containers} containers")
+            tell(f"{target.name}: {containers} containers")
             measure_scale(target, containers=containers)
     for target in targets if idle_s > 0 else []:
-        _tell(f"{target.name}: a node that is polled for {idle_s} s")
+        tell(f"{target.name}: a node that is polled for {idle_s} s")
         measure_idle(target, seconds=idle_s)
 
 
-def measure_pulls(targets: list[Target], *, runs: int) -> None:
+def measure_pulls(targets: list[Target], floor: Target, registry: Path, *, runs: int) -> None:
     """Every case of a pull, each `runs` times for its time and as often to watch the daemon."""
     for target in targets:
-        _tell(f"{target.name}: warming up")
+        tell(f"{target.name}: warming up")
         pull(target, BUSYBOX)
     for case in CASES:
         answers_ms: dict[str, list[float]] = {}
         for number in range(2 * runs):
             watched = number % 2 == 1
             for target in targets:
-                _tell(f"{target.name}: {case.row}, {number + 1} of {2 * runs}")
+                tell(f"{target.name}: {case.row}, {number + 1} of {2 * runs}")
                 took_ms = measure_case(target, case, watched=watched)
                 answers_ms.setdefault(target.name, []).extend(took_ms)
+            if not watched and not case.before:
+                os.sync()
+                floor.add(case.row, pull_floor_ms(registry, *case.images))
         for target in targets:
             note_answers(target, case, answers_ms.get(target.name, ()))
 
@@ -169,8 +194,10 @@ def rows_of(targets: list[Target]) -> list[str]:
     return [*first, *(row for row in seen if row not in first)]
 
 
-def table(targets: list[Target], last: Samples | None = None) -> str:
+def table(targets: list[Target], last: Samples | None = None, floor: Target | None = None) -> str:
     """Medians side by side as Markdown; the ratio says how many times the first one's time.
+
+    With a floor, one column for it and one for how many times of it the first one takes.
 
     With the samples of an earlier run, one column more for each runtime that was in it: how many
     times what it took then. The first runtime's is to be read beside the others', whose code did
@@ -180,14 +207,20 @@ def table(targets: list[Target], last: Samples | None = None) -> str:
     head += [f"{t.name} / {targets[0].name}" for t in targets[1:]]
     again = [t for t in targets if last and t.name in last]
     head += [f"{t.name} / last run" for t in again]
+    ground = floor if floor is not None and floor.samples else None
+    head += ["floor", f"{targets[0].name} / floor"] if ground else []
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows_of(targets):
         medians = [_median(target, row) for target in targets]
         cells = [row, *(_text(m) for m in medians)]
         cells += [_ratio(m, medians[0]) for m in medians[1:]]
         cells += [_ratio(_median(t, row), _middle((last or {})[t.name].get(row))) for t in again]
+        if ground:
+            cells += [_text(_median(ground, row)), _ratio(medians[0], _median(ground, row))]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
+    if ground:
+        lines += [legend(list(ground.samples)), ""]
     lines.append(machine())
     return "\n".join(lines)
 
@@ -245,7 +278,8 @@ def _text(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """What is being done now, on one line of a terminal."""
     print(f"\r\033[K{text}" if sys.stderr.isatty() else text, end="", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
         print(file=sys.stderr)

@@ -74,3 +74,16 @@ def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, text: str) -
     path.write_text(text)
     with pytest.raises(SystemExit, match=str(path)):
         last_run(path)
+
+
+def test_a_floor_has_a_column_and_the_first_ones_ratio_to_it() -> None:
+    floor = target("floor", RunPodSandbox=[20.0])
+    text = table([target("one", RunPodSandbox=[30.0], Lists=[1.0]), target("two")], None, floor)
+    assert text.splitlines()[0].endswith("| two / one | floor | one / floor |")
+    assert cells(text, "RunPodSandbox")[-2:] == ["20.0", "1.50"]
+    assert cells(text, "Lists")[-2:] == ["\N{EN DASH}", "\N{EN DASH}"]
+    assert "* RunPodSandbox: namespaces" in text
+
+
+def test_without_samples_of_a_floor_there_is_no_column() -> None:
+    assert "floor" not in table([target("one", Lists=[1.0])], None, target("floor"))
