@@ -35,6 +35,14 @@ def proxy(value: object) -> ProxyServer | None:
 
 
 IMAGE_ROOT = Setting("image", "root", optional_path, None, "images; empty: images in state_root")
+ADDITIONAL_STORES = Setting(
+    "image",
+    "additional_stores",
+    paths,
+    _IMAGES.additional_stores,
+    "image directories made elsewhere by podwright load --root, on disks that may be read-only and"
+    " shared: their images can be run and their layers are not pulled; never written to",
+)
 REGISTRY_DIRS = Setting(
     "image",
     "registry_config_dirs",

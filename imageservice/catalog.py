@@ -23,11 +23,11 @@ from sandbox.host.errors import Corrupt
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from sandbox.host.clock import Clock
-    from sandbox.host.database import Connection, Row
+    from sandbox.host.database import Connection
 
 _log = get_logger(__name__)
 
@@ -94,6 +94,9 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE images ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE images ADD COLUMN borrows INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 #: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
 MIN_PREFIX_CHARS: Final = 4
@@ -128,6 +131,8 @@ class ImageRecord:
         size_bytes: compressed layers and config, as the registry holds them.
         created_ns: when it was first pulled, wall clock.
         pinned: somebody said so by hand; the settings may pin it as well (`images.image_of`).
+        borrows: when it came, some of its layers were additional stores'; it is not forgotten while
+            such a store is away.
         tags, digests: its names, sorted.
     """
 
@@ -137,6 +142,7 @@ class ImageRecord:
     size_bytes: int
     created_ns: int
     pinned: bool = False
+    borrows: bool = False
     tags: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
 
@@ -151,26 +157,7 @@ class Catalog:
 
     async def load(self) -> None:
         """Read everything; raises Corrupt."""
-        images, layers, names = await self._database.read(_read_all)
-        chains: dict[str, list[str]] = {}
-        for row in layers:
-            chains.setdefault(as_text(row[0]), []).append(as_text(row[1]))
-        self._images = {
-            as_text(row[0]): ImageRecord(
-                id=as_text(row[0]),
-                manifest=as_text(row[1]),
-                chain=tuple(chains.get(as_text(row[0]), ())),
-                size_bytes=as_int(row[2]),
-                created_ns=as_int(row[3]),
-                pinned=bool(as_int(row[4])),
-            )
-            for row in images
-        }
-        self._names = {
-            as_text(row[0]): as_text(row[1]) for row in names if as_text(row[1]) in self._images
-        }
-        for image_id in self._images:
-            self._rename(image_id)
+        self._images, self._names = await self._database.read(read_images)
 
     def images(self) -> list[ImageRecord]:
         """All images, oldest first."""
@@ -185,24 +172,12 @@ class Catalog:
 
         A name wins over the beginning of an id; a beginning must be unique.
         """
-        bare = text.removeprefix("sha256:")
-        if bare != text or len(bare) == 64:
-            exact = self._images.get(f"sha256:{bare}")
-            if exact is not None:
-                return exact
-        try:
-            reference = parse_reference(text)
-        except ReferenceInvalid:
-            pass
-        else:
-            digest = reference.digest
-            name = reference.canonical if digest is None else f"{reference.repository}@{digest}"
-            if name in self._names:
-                return self._images[self._names[name]]
-        if len(bare) < MIN_PREFIX_CHARS or not _HEX.issuperset(bare):
-            return None
-        matches = [i for i in self._images if i.startswith(f"sha256:{bare}")]
-        return self._images[matches[0]] if len(matches) == 1 else None
+        image_id = find_id(text, self._images.keys(), self._names)
+        return None if image_id is None else self._images[image_id]
+
+    def is_named(self, name: str) -> bool:
+        """Whether the canonical name means an image of this catalog."""
+        return name in self._names
 
     async def record(self, image: ImageRecord, names: Iterable[str]) -> ImageRecord:
         """Add an image, or names to one that is there; each name now means this image.
@@ -220,9 +195,13 @@ class Catalog:
 
         def work(connection: Connection) -> None:
             connection.execute(
-                "INSERT OR REPLACE INTO images (id, manifest, size_bytes, created_ns, pinned) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (kept.id, kept.manifest, kept.size_bytes, kept.created_ns, int(kept.pinned)),
+                "INSERT OR REPLACE INTO images "
+                "(id, manifest, size_bytes, created_ns, pinned, borrows) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    *(kept.id, kept.manifest, kept.size_bytes, kept.created_ns),
+                    *(int(kept.pinned), int(kept.borrows)),
+                ),
             )
             connection.execute("DELETE FROM image_layers WHERE image_id = ?", (kept.id,))
             connection.executemany(
@@ -281,23 +260,61 @@ class Catalog:
     def _rename(self, image_id: str) -> None:
         """Bring the names inside the record up to date."""
         image = self._images.get(image_id)
-        if image is None:
-            return
-        own = sorted(name for name, target in self._names.items() if target == image_id)
-        self._images[image_id] = replace(
-            image,
-            tags=tuple(name for name in own if "@" not in name),
-            digests=tuple(name for name in own if "@" in name),
+        if image is not None:
+            self._images[image_id] = _named(image, self._names)
+
+
+def find_id(text: str, ids: Collection[str], names: Mapping[str, str]) -> str | None:
+    """The id that `text` means among `ids`; see `Catalog.find`. `names` are canonical ones."""
+    bare = text.removeprefix("sha256:")
+    if (bare != text or len(bare) == 64) and f"sha256:{bare}" in ids:
+        return f"sha256:{bare}"
+    try:
+        reference = parse_reference(text)
+    except ReferenceInvalid:
+        pass
+    else:
+        digest = reference.digest
+        name = reference.canonical if digest is None else f"{reference.repository}@{digest}"
+        if name in names:
+            return names[name]
+    if len(bare) < MIN_PREFIX_CHARS or not _HEX.issuperset(bare):
+        return None
+    matches = [i for i in ids if i.startswith(f"sha256:{bare}")]
+    return matches[0] if len(matches) == 1 else None
+
+
+def read_images(connection: Connection) -> tuple[dict[str, ImageRecord], dict[str, str]]:
+    """Images by id, and ids by name, as a database records them; raises Corrupt."""
+    chains: dict[str, list[str]] = {}
+    query = "SELECT image_id, diff_id FROM image_layers ORDER BY image_id, position"
+    for row in connection.execute(query).fetchall():
+        chains.setdefault(as_text(row[0]), []).append(as_text(row[1]))
+    query = "SELECT id, manifest, size_bytes, created_ns, pinned, borrows FROM images"
+    images = {
+        as_text(row[0]): ImageRecord(
+            id=as_text(row[0]),
+            manifest=as_text(row[1]),
+            chain=tuple(chains.get(as_text(row[0]), ())),
+            size_bytes=as_int(row[2]),
+            created_ns=as_int(row[3]),
+            pinned=bool(as_int(row[4])),
+            borrows=bool(as_int(row[5])),
         )
+        for row in connection.execute(query).fetchall()
+    }
+    names = {
+        as_text(row[0]): as_text(row[1])
+        for row in connection.execute("SELECT name, image_id FROM names").fetchall()
+        if as_text(row[1]) in images
+    }
+    return {image_id: _named(image, names) for image_id, image in images.items()}, names
 
 
-def _read_all(connection: Connection) -> tuple[list[Row], list[Row], list[Row]]:
-    return (
-        connection.execute(
-            "SELECT id, manifest, size_bytes, created_ns, pinned FROM images"
-        ).fetchall(),
-        connection.execute(
-            "SELECT image_id, diff_id FROM image_layers ORDER BY image_id, position"
-        ).fetchall(),
-        connection.execute("SELECT name, image_id FROM names").fetchall(),
+def _named(image: ImageRecord, names: Mapping[str, str]) -> ImageRecord:
+    own = sorted(name for name, target in names.items() if target == image.id)
+    return replace(
+        image,
+        tags=tuple(name for name in own if "@" not in name),
+        digests=tuple(name for name in own if "@" in name),
     )

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final
 from imageservice.digest import Digest
 from imageservice.errors import DigestInvalid, SizeMismatch
 from imageservice.verified import Verifier
-from sandbox.host.errors import Corrupt, PodwrightError, map_os_errors
+from sandbox.host.errors import Corrupt, NotFound, PodwrightError, map_os_errors
 from sandbox.host.files import make_private_dir, read_limited, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
 MIB: Final = 1024 * 1024
@@ -46,6 +46,11 @@ class ContentStore:
         #: Active ones that are in the way and not to be kept, however they end.
         self._unwanted: set[str] = set()
         self._serial = itertools.count(1)
+        self._lent: tuple[Path, ...] = ()
+
+    def borrow(self, roots: Iterable[Path]) -> None:
+        """Find documents that are not kept here in these stores, which are only read."""
+        self._lent = tuple(root / "content" for root in roots)
 
     async def open(self) -> None:
         """Make the directories; raises PodwrightError when that is not possible."""
@@ -83,7 +88,17 @@ class ContentStore:
         return await asyncio.to_thread(self._get, digest)
 
     def _get(self, digest: Digest) -> bytes:
-        body = read_limited(self._path(digest), MAX_DOCUMENT_BYTES)
+        try:
+            body = read_limited(self._path(digest), MAX_DOCUMENT_BYTES)
+        except NotFound:
+            for documents in self._lent:
+                with suppress(PodwrightError):
+                    body = read_limited(
+                        documents / digest.algorithm / digest.hex, MAX_DOCUMENT_BYTES
+                    )
+                    _verify(digest, body)
+                    return body
+            raise
         _verify(digest, body)
         return body
 

@@ -34,6 +34,8 @@ class Image:
         config: the whole config.
         pinned: the kubelet's garbage collection must leave it alone.
         chain: diffIDs, lowest layer first.
+        own: it is in this node's own store, perhaps on layers of additional ones.
+        stores: additional stores that have it.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Image:
     config: ImageConfig
     pinned: bool
     chain: tuple[str, ...]
+    own: bool = True
+    stores: tuple[str, ...] = ()
 
 
 def image_of(record: ImageRecord, config: ImageConfig, pinned: Iterable[str]) -> Image:

@@ -50,12 +50,23 @@ class Inventory:
         self._naming = asyncio.Lock()
 
     async def load(self) -> None:
-        """Read what is recorded; images that are not whole are forgotten."""
+        """Read what is recorded; images that are not whole are forgotten.
+
+        Not so an image that needs layers of an additional store which is away: it is only not
+        shown. Whoever pulls it gets the layers in place of those; a later start may find the store.
+        """
         broken: list[str] = []
         for record in self._catalog.images():
             try:
                 config = await read_whole(record, self._content, self._snapshots)
             except PodwrightError as error:
+                if record.borrows and not all(map(self._snapshots.has, record.chain)):
+                    _log.warning(
+                        "image needs layers of an additional store that is not here",
+                        image=record.id,
+                        error=error,
+                    )
+                    continue
                 _log.warning("image is not whole and is forgotten", image=record.id, error=error)
                 broken.append(record.id)
                 self._catalog.hide(record.id)
@@ -102,6 +113,7 @@ class Inventory:
             size_bytes=pulled.size_bytes,
             created_ns=created_ns,
             pinned=pinned,
+            borrows=not set(pulled.chain).issubset(self._snapshots.layers()),
         )
         return await self.add(record, names, pulled.documents, pulled.parsed_config)
 

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
     from pathlib import Path
 
-    from imageservice.catalog import Catalog, ImageRecord
+    from imageservice.catalog import ImageRecord
     from imageservice.content import ContentStore
+    from imageservice.holdings import Holdings
     from imageservice.snapshots.snapshotter import Snapshotter
 
 ArchiveForm = Literal["oci", "docker"]
@@ -147,8 +148,8 @@ class _Wanted:
 class Saver:
     """Makes archives of images. For one event loop."""
 
-    def __init__(self, catalog: Catalog, content: ContentStore, snapshots: Snapshotter) -> None:
-        self._catalog = catalog
+    def __init__(self, holdings: Holdings, content: ContentStore, snapshots: Snapshotter) -> None:
+        self._holdings = holdings
         self._content = content
         self._snapshots = snapshots
 
@@ -174,7 +175,7 @@ class Saver:
     def _find(self, images: Iterable[str]) -> list[_Wanted]:
         found: dict[str, _Wanted] = {}
         for text in images:
-            record = self._catalog.find(text)
+            record = self._holdings.find_record(text)
             if record is None:
                 raise ImageNotFound("image is not on this node", image=text[:300])
             tags = record.tags

@@ -19,26 +19,18 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
-from imageservice.catalog import Catalog, open_database
-from imageservice.collect import Sweeper
+from imageservice.catalog import open_database
 from imageservice.content import ContentStore
 from imageservice.errors import ImageNotFound, RegistryThrottled
 from imageservice.flights import Flights
 from imageservice.images import Image
-from imageservice.inventory import Inventory
 from imageservice.keyrings import NodeKeyrings
-from imageservice.loading import Loader
 from imageservice.manifest import Platform
-from imageservice.means import PullMeans
+from imageservice.parts import Given, open_parts
 from imageservice.progress import Progress, PullObserver, SilentObserver, Stage, measured
 from imageservice.reference import parse_reference
-from imageservice.saving import Saver
-from imageservice.snapshots.overlay import OverlaySnapshotter
-from imageservice.trust.gate import TrustGate
-from imageservice.trust.kept import KeptSignatures
 from imageservice.unpack.pool import UnpackPool
-from imageservice.usage import FsInfo, UsageMeter
-from imageservice.verify import StoreVerifier
+from imageservice.usage import FsInfo
 from sandbox.host.errors import ResourceExhausted
 from sandbox.host.files import make_private_dir
 
@@ -52,7 +44,7 @@ if TYPE_CHECKING:
     from imageservice.reference import Reference
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
-    from imageservice.snapshots.snapshotter import MappedRoot, Snapshotter
+    from imageservice.snapshots.snapshotter import MappedRoot
     from sandbox.host.clock import Clock
     from sandbox.host.database import Database
     from sandbox.host.mounts import Mount
@@ -131,61 +123,27 @@ class ImageService:
             raise
 
     async def _open_on(self, database: Database, group: asyncio.TaskGroup) -> None:
-        self._catalog = Catalog(database)
-        await self._catalog.load()
-        snapshots = OverlaySnapshotter(
-            self._settings.root,
-            database,
+        given = Given(
+            settings=self._settings,
+            source=self._source,
+            runner=self._runner,
             syscalls=self._syscalls,
             clock=self._clock,
-            layer_form=self._settings.layer_form,
-        )
-        self._snapshots: Snapshotter = snapshots
-        await snapshots.open()
-        self.inventory = Inventory(
-            self._catalog, self._content, snapshots, pinned=self._settings.pinned_images
-        )
-        self._usage = UsageMeter(
-            self._settings.root,
-            self._containers_dir,
-            snapshots,
-            (snapshots.layers_dir,),
-            clock=self._clock,
-        )
-        means = PullMeans(
-            snapshots=snapshots,
-            pool=self._pool,
-            group=group,
-            settings=self._settings,
+            containers_dir=self._containers_dir,
             observer=self._observer,
             platform=self._platform,
-            clock=self._clock,
+            content=self._content,
+            keyrings=self._keyrings,
+            pool=self._pool,
+            mender=self,
         )
-        self._puller = means.puller(self._source, self._content)
-        self.loader = Loader(self.inventory, means, self._runner)
-        await self.loader.open()
-        self.saver = Saver(self._catalog, self._content, snapshots)
-        self.verifier = StoreVerifier(self._catalog, self._content, self.inventory, snapshots, self)
-        self._sweeper = Sweeper(
-            self._catalog,
-            self._content,
-            snapshots,
-            held=lambda: self._puller.held() | self.loader.held(),
-            group=group,
-            clock=self._clock,
-            keep_s=self._settings.keep_partial_s,
-        )
-        self._gate = TrustGate(
-            self._settings,
-            self._source,
-            KeptSignatures(database),
-            self._keyrings,
-            self._runner,
-            clock=self._clock,
-        )
+        parts = await open_parts(database, group, given)
+        self.stores, self.inventory = parts.stores, parts.inventory
+        self.loader, self.saver, self.verifier = parts.loader, parts.saver, parts.verifier
+        self._holdings, self._snapshots = parts.holdings, parts.snapshots
+        self._puller, self._sweeper = parts.puller, parts.sweeper
+        self._usage, self._gate = parts.usage, parts.gate
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
-        await self.inventory.load()
-        await self._sweeper.start()
 
     async def close(self) -> None:
         """End workers, connections and the database, in order; pulls were called off before.
@@ -289,15 +247,15 @@ class ImageService:
         return await self.inventory.add_pulled(pulled, names, created_ns=self._clock.wall_ns())
 
     def list(self, filter_image: str = "") -> list[Image]:
-        """All images, oldest first, or the one that `filter_image` means."""
+        """All images, our own first and oldest first, or the one that `filter_image` means."""
         if filter_image:
             image = self.status(filter_image)
             return [] if image is None else [image]
-        return self.inventory.list()
+        return self._holdings.list()
 
     def status(self, image: str) -> Image | None:
         """The image by tag, digest, id, unique beginning of an id, or short name."""
-        return self.inventory.find(image)
+        return self._holdings.find(image)
 
     async def remove(self, image: str) -> None:
         """Remove the image with all its names and free the space; an unknown one is fine.
@@ -306,14 +264,24 @@ class ImageService:
         or have mounted as volumes stay until their `release_rootfs`.
 
         Raises:
+            FailedPrecondition: only a read-only additional store has it.
             ResourceExhausted: a full disk could not record it even after space was freed.
         """
-        await self.inventory.remove(image, free_space=self._sweep_layers)
+        own = self._holdings.own_id(image)
+        await self.inventory.remove(own, free_space=self._sweep_layers)
         await self._gate.sweep()
 
     async def pin(self, image: str, *, pinned: bool) -> Image:
-        """Keep the kubelet's garbage collection from the image, or no longer; see `Inventory`."""
-        return await self.inventory.pin(image, pinned=pinned)
+        """Keep the kubelet's garbage collection from the image, or no longer; see `Inventory`.
+
+        Raises:
+            ImageNotFound: no such image.
+            FailedPrecondition: only a read-only additional store has it, which pins it for good.
+        """
+        found = self._holdings.find(image)
+        if found is not None and not found.own and pinned:
+            return found
+        return await self.inventory.pin(self._holdings.own_id(image), pinned=pinned)
 
     async def fs_info(self) -> FsInfo:
         """What images and containers take, at most ten seconds old; see `UsageMeter.read`."""
@@ -331,7 +299,7 @@ class ImageService:
             ImageNotFound: no such image on this node.
             SignatureValidationFailed: the policy does not let it be run.
         """
-        record = self._catalog.get(image_id)
+        record = self._holdings.record(image_id)
         if record is None:
             raise ImageNotFound("image is not on this node", image=image_id)
         names = (*record.tags, *record.digests)
@@ -361,9 +329,10 @@ class ImageService:
 
         Raises:
             ImageNotFound: no such image on this node.
+            Unavailable: an additional store that has layers of it is gone.
             ResourceExhausted: disk full.
         """
-        record = self._catalog.get(image_id)
+        record = self._holdings.record(image_id)
         if record is None:
             raise ImageNotFound("image is not on this node", image=image_id)
         dirs = {"upper_dir": upper_dir, "work_dir": work_dir}

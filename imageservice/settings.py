@@ -80,6 +80,7 @@ class ImageSettings:
             default path on purpose: /etc/containers/policy.json is other programs' file on many
             nodes, and what a node runs must not change with it unasked.
         signature_policy_dir: NAMESPACE.json in it is the policy for that namespace's pods.
+        additional_stores: image directories of other podwrights, only read; see `additional`.
         blocked_registries: hosts, namespaces, repositories and `*.DOMAIN` that are never asked.
     """
 
@@ -113,4 +114,5 @@ class ImageSettings:
     keep_partial_s: float = 3600.0
     signature_policy: Path | None = None
     signature_policy_dir: Path | None = None
+    additional_stores: tuple[Path, ...] = ()
     blocked_registries: tuple[str, ...] = ()

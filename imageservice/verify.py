@@ -5,15 +5,20 @@ disk, in both directions; the layers that containers hold. With `repair` what is
 that nothing new begins to run on it, and then fetched again by the digests under which the images
 are known; an image that no registry gives back is forgotten, and whoever needs it pulls it.
 Directories and documents that belong to nothing are removed. Everything goes on meanwhile.
+
+Additional stores are looked at as well, and never mended from here: nothing of ours is written
+there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
+from imageservice.additional.auditing import look_at, store_findings
 from imageservice.digest import Digest
+from imageservice.findings import Checked, Finding
 from imageservice.snapshots.snapshotter import Snapshotter
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
@@ -21,43 +26,16 @@ from sandbox.host.journal import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from imageservice.additional.stores import AdditionalStores
     from imageservice.catalog import Catalog, ImageRecord
     from imageservice.content import ContentStore
     from imageservice.inventory import Inventory
     from imageservice.snapshots.audit import LayerAudit
     from imageservice.snapshots.ledger import LayerRow
 
+__all__ = ["Checked", "Finding", "Mender", "StoreVerifier"]
+
 _log = get_logger(__name__)
-
-FindingKind = Literal["layer", "document", "record", "stray", "lease"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is not as it should be.
-
-    Attributes:
-        what: digest of a layer or document, name of a directory, key of a lease.
-        problem: in words.
-        images: names of the images that it concerns.
-        outcome: what a repair did; "" without one.
-    """
-
-    kind: FindingKind
-    what: str
-    problem: str
-    images: tuple[str, ...] = ()
-    outcome: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """How far a verification is: layers looked at, and their bytes."""
-
-    layers: int
-    of_layers: int
-    done_bytes: int
-    total_bytes: int
 
 
 class Audited(Snapshotter, Protocol):
@@ -90,6 +68,7 @@ class StoreVerifier:
         content: ContentStore,
         inventory: Inventory,
         snapshots: Audited,
+        stores: AdditionalStores,
         images: Mender,
     ) -> None:
         self._catalog = catalog
@@ -97,6 +76,7 @@ class StoreVerifier:
         self._inventory = inventory
         self._snapshots = snapshots
         self._audit = snapshots.audit
+        self._stores = stores
         self._images = images
 
     async def verify(
@@ -108,7 +88,12 @@ class StoreVerifier:
             ResourceExhausted: a full disk could not record a repair.
             PodwrightError: the store cannot be read.
         """
-        layers, bad = await self._layers(on_progress)
+        own = self._audit.rows()
+        broken = await look_at([*own, *self._stores.layers], self._audit.problem, on_progress)
+        # Removed while it was looked at: then it was no problem.
+        bad = [row for row in own if row in broken and self._audit.is_current(row)]
+        layers = [Finding("layer", row.diff_id, broken[row], self._names_of(row)) for row in bad]
+        lent = await store_findings(self._stores, broken)
         documents = await self._documents()
         records = self._records()
         strays = [
@@ -133,26 +118,8 @@ class StoreVerifier:
                 for found in (layers, records, documents)
             )
             strays = [replace(f, outcome=await self._tidied(f)) for f in strays]
-        return [*layers, *records, *documents, *self._leases(), *strays]
-
-    async def _layers(
-        self, on_progress: Callable[[Checked], None]
-    ) -> tuple[list[Finding], list[LayerRow]]:
-        rows = self._audit.rows()
-        total, done = sum(row.facts.size_bytes for row in rows), 0
-        found: list[Finding] = []
-        bad: list[LayerRow] = []
-        for number, row in enumerate(rows):
-            on_progress(Checked(number, len(rows), done, total))
-            problem = await self._audit.problem(row)
-            # Removed while it was looked at: then it was no problem.
-            if problem and self._audit.is_current(row):
-                bad.append(row)
-                names = tuple(_name(image) for image in self._of(row.diff_id))
-                found.append(Finding("layer", row.diff_id, problem, names))
-            done += row.facts.size_bytes
-        on_progress(Checked(len(rows), len(rows), total, total))
-        return found, bad
+            lent = [replace(f, outcome="left as it is: nothing is written there") for f in lent]
+        return [*layers, *records, *documents, *self._leases(), *lent, *strays]
 
     async def _documents(self) -> list[Finding]:
         found: list[Finding] = []
@@ -185,8 +152,9 @@ class StoreVerifier:
             if not all(self._snapshots.has(diff_id) for diff_id in chain)
         ]
 
-    def _of(self, digest: str) -> list[ImageRecord]:
-        return [record for record in self._catalog.images() if digest in record.chain]
+    def _names_of(self, row: LayerRow) -> tuple[str, ...]:
+        images = self._catalog.images()
+        return tuple(_name(image) for image in images if row.diff_id in image.chain)
 
     async def _mend(self, image: ImageRecord) -> str:
         """What became of an image that something was wrong with."""

@@ -39,7 +39,7 @@ class LayerAudit:
 
     def is_current(self, row: LayerRow) -> bool:
         """Whether the layer is still that one: it may have been removed, or made anew."""
-        now = self._ledger.get(row.diff_id)
+        now = self._ledger.layers().get(row.diff_id)
         return now is not None and now.directory == row.directory
 
     async def problem(self, row: LayerRow) -> str:
@@ -51,7 +51,7 @@ class LayerAudit:
         return await asyncio.to_thread(self._problem, row)
 
     def _problem(self, row: LayerRow) -> str:
-        if not (self._places.layers_dir / row.directory).is_dir():
+        if not self._places.directory_of(row).is_dir():
             return "its directory is missing"
         if not self._places.find_broken([row]):
             return ""

@@ -7,6 +7,9 @@ decide over a layer.
 The boot id beside a layer says under which run of the kernel it was written. What was written under
 this one is in its page cache and true; what was written before, and never looked at since, is
 checked once if the last end was not an orderly one.
+
+Layers of additional stores are known as well, in memory only: `get` finds them where this store has
+none of that name, and whatever changes, counts or lists layers means our own.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from sandbox.host.database import as_bytes, as_int, as_text
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from imageservice.snapshots.lender import Lender
     from sandbox.host.database import Connection, Database, Row, SqlValue
 
 _RUNNING_MARK: Final = "snapshots-running"
@@ -39,6 +43,7 @@ class LayerRow:
         boot_id: run of the kernel it was written under.
         is_checked: nothing more to prove about its durability.
         used_bytes, inodes: what it takes on disk, once measured.
+        lender: the store whose layer it is; None: our own.
     """
 
     diff_id: str
@@ -48,20 +53,24 @@ class LayerRow:
     is_checked: bool = False
     used_bytes: int | None = None
     inodes: int | None = None
+    lender: Lender | None = None
 
 
 class Ledger:
     """Layers and leases; make one, then `load`. For one event loop."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lent: Iterable[LayerRow] = ()) -> None:
+        """`lent` are layers of additional stores; of several with one name the first counts."""
         self._database = database
+        self._lent: dict[str, LayerRow] = {}
+        for row in lent:
+            self._lent.setdefault(row.diff_id, row)
         self._layers: dict[str, LayerRow] = {}
         self._leases: dict[str, tuple[str, ...]] = {}
 
     async def load(self) -> None:
         """Read everything; raises Corrupt."""
-        layers, keys, leases = await self._database.read(_read_all)
-        rows = [_layer(row) for row in layers]
+        rows, keys, leases = await self._database.read(_read_all)
         self._layers = {row.diff_id: row for row in rows}
         held: dict[str, list[str]] = {as_text(row[0]): [] for row in keys}
         for key, diff_id in leases:
@@ -69,11 +78,11 @@ class Ledger:
         self._leases = {key: tuple(diff_ids) for key, diff_ids in held.items()}
 
     def get(self, diff_id: str) -> LayerRow | None:
-        """The layer, if it is committed."""
-        return self._layers.get(diff_id)
+        """The layer, if it is committed here, or else in an additional store."""
+        return self._layers.get(diff_id) or self._lent.get(diff_id)
 
     def layers(self) -> Mapping[str, LayerRow]:
-        """All of them by diffID."""
+        """All of our own by diffID."""
         return self._layers
 
     def leases(self) -> Mapping[str, tuple[str, ...]]:
@@ -235,9 +244,21 @@ def _layer(row: Row) -> LayerRow:
     )
 
 
-def _read_all(connection: Connection) -> tuple[list[Row], list[Row], list[Row]]:
+def read_layers(connection: Connection) -> list[LayerRow]:
+    """All layers that a database records; raises Corrupt."""
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM layers").fetchall()  # noqa: S608
+    return [_layer(row) for row in rows]
+
+
+def was_closed(connection: Connection) -> bool:
+    """Whether whoever wrote to the database last has recorded an orderly end."""
+    query = "SELECT 1 FROM marks WHERE name = ?"
+    return connection.execute(query, (_RUNNING_MARK,)).fetchone() is None
+
+
+def _read_all(connection: Connection) -> tuple[list[LayerRow], list[Row], list[Row]]:
     return (
-        connection.execute(f"SELECT {_COLUMNS} FROM layers").fetchall(),  # noqa: S608
+        read_layers(connection),
         connection.execute("SELECT key FROM lease_keys").fetchall(),
         connection.execute("SELECT key, diff_id FROM leases ORDER BY key, position").fetchall(),
     )

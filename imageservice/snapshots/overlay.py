@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from imageservice.snapshots.audit import LayerAudit
 from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.ledger import LayerRow, Ledger
-from imageservice.snapshots.places import LayerPlaces
+from imageservice.snapshots.places import LayerPlaces, lent_name
 from imageservice.snapshots.probe import probe_options
 from imageservice.snapshots.root import effective, layers_in_use, map_layers, root_mount
 from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
@@ -78,6 +78,7 @@ class OverlaySnapshotter:
         syscalls: Syscalls,
         clock: Clock | None = None,
         layer_form: LayerChoice = "tree",
+        lent: Iterable[LayerRow] = (),
     ) -> None:
         self._root = root
         self._places = LayerPlaces(root, syscalls=syscalls)
@@ -86,7 +87,7 @@ class OverlaySnapshotter:
         self.layers_dir = self._places.layers_dir
         self._staging_dir = root / "staging"
         self._empty = self.layers_dir / _EMPTY
-        self._ledger = Ledger(database)
+        self._ledger = Ledger(database, lent)
         self._syscalls = syscalls
         self._clock = clock or SystemClock()
         self._sync = SyncGate(self.layers_dir, syscalls)
@@ -119,7 +120,7 @@ class OverlaySnapshotter:
         was_orderly = await self._ledger.mark_running(boot_id())
         present = await asyncio.to_thread(self._list_layers)
         await self._drop_broken(present, was_orderly=was_orderly)
-        await self._places.open([row.directory for row in self._leased()])
+        await self._places.open(self._leased())
         self._next = 1 + max((_number(name) for name in present), default=0)
 
     async def _choose_form(self) -> None:
@@ -137,9 +138,11 @@ class OverlaySnapshotter:
                 path=str(self._root),
             )
 
-    def _leased(self) -> list[LayerRow]:
+    def _leased(self) -> set[str]:
+        """Names of places that leases may need; a lender that is away now may have been mounted."""
         held = {diff_id for chain in self._ledger.leases().values() for diff_id in chain}
-        return [row for diff_id in held if (row := self._ledger.get(diff_id)) is not None]
+        own = self._ledger.layers()
+        return {own[d].directory for d in held if d in own} | {lent_name(d) for d in held}
 
     async def close(self) -> None:
         """See `Snapshotter`."""
@@ -241,7 +244,7 @@ class OverlaySnapshotter:
         if read_only:
             return (*parts, root_mount(lower, (), options=self._options, empty=self._empty))
         described = (self._places.of(r) for r in rows[::-1] if b"" not in r.facts.implied)
-        corrections = await self._corrections_of(chain, rows)
+        corrections = await self._corrections_of(rows)
         ids = mapped.ids if mapped is not None else None
         await asyncio.to_thread(
             make_upper, upper_dir, work_dir, next(described, None), corrections, ids
@@ -249,16 +252,15 @@ class OverlaySnapshotter:
         writable = (f"upperdir={upper_dir}", f"workdir={work_dir}")
         return (*parts, root_mount(lower, writable, options=self._options, empty=self._empty))
 
-    async def _corrections_of(
-        self, chain: tuple[str, ...], rows: Sequence[LayerRow]
-    ) -> tuple[Correction, ...]:
-        """Remembered for each chain: layers never change."""
-        known = self._corrections.get(chain)
+    async def _corrections_of(self, rows: Sequence[LayerRow]) -> tuple[Correction, ...]:
+        """Remembered for each chain, by its places: layers never change."""
+        key = tuple(self._places.of(row).name for row in rows)
+        known = self._corrections.get(key)
         if known is None:
             layers = [LowerLayer(self._places.of(row), row.facts.implied) for row in reversed(rows)]
             with map_os_errors("cannot read image layers"):
                 known = await asyncio.to_thread(find_corrections, layers)
-            self._corrections[chain] = known
+            self._corrections[key] = known
         return known
 
     async def release(self, key: str) -> None:
@@ -275,9 +277,9 @@ class OverlaySnapshotter:
         rows = self._ledger.hide(diff_ids)
         if not rows:
             return
-        gone = {row.diff_id for row in rows}
+        gone = {row.directory for row in rows}
         self._corrections = {
-            chain: found for chain, found in self._corrections.items() if gone.isdisjoint(chain)
+            names: found for names, found in self._corrections.items() if gone.isdisjoint(names)
         }
         try:
             await self._ledger.erase(rows)

@@ -5,12 +5,17 @@ its page cache; it is mounted when the first lease needs it and unmounted when t
 Mounts survive the daemon and die with the boot, so none of this is recorded: whether a place is
 mounted is asked of the kernel each time (a different device than its parent), at the cost of a
 stat. A place that somebody unmounted by hand is mounted again, never taken for an empty layer.
+
+A layer of an additional store is seen at `mounts/` too, whatever its form; a tree is bound there.
+So its path is short and needs no quoting, its name is nobody else's, and a running container does
+not care whether the store's own mount point still is where it was. The name is from the diffID: it
+holds whichever store lends the layer, and in whatever order they are configured.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from imageservice.forms import TAR_NAME
 from imageservice.snapshots.indexed import is_whole, mount_index
@@ -18,7 +23,7 @@ from imageservice.trees import count_tree
 from sandbox.host.errors import PodwrightError, map_os_errors
 from sandbox.host.files import make_private_dir
 from sandbox.host.journal import get_logger
-from sandbox.host.mounts import unmount
+from sandbox.host.mounts import Mount, list_mounts, mount_one, unmount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from sandbox.host.syscalls import Syscalls
 
 _log = get_logger(__name__)
+#: Digits of a diffID; our own layers' names are a few characters long.
+_LENT_NAME_CHARS: Final = 16
 
 
 class LayerPlaces:
@@ -43,16 +50,23 @@ class LayerPlaces:
 
     def of(self, row: LayerRow) -> Path:
         """The directory that shows the layer's files, once `mount` has run."""
-        top = self.layers_dir if row.facts.form == "tree" else self._mounts_dir
-        return top / row.directory
+        if row.lender is None and row.facts.form == "tree":
+            return self.layers_dir / row.directory
+        return self._mounts_dir / _name(row)
+
+    def directory_of(self, row: LayerRow) -> Path:
+        """What was committed: the tree, or the directory of the tar and the index."""
+        return (row.lender.layers_dir if row.lender else self.layers_dir) / row.directory
 
     def tar_of(self, row: LayerRow) -> Path | None:
         """The layer's plain tar, where it is kept as one."""
-        is_tar = row.facts.form == "indexed"
-        return self.layers_dir / row.directory / TAR_NAME if is_tar else None
+        return self.directory_of(row) / TAR_NAME if row.facts.form == "indexed" else None
 
     async def open(self, needed: Collection[str]) -> None:
-        """Unmount what a former daemon left of layers that are not in `needed` (directory names).
+        """Unmount what a former daemon left of layers that are not in `needed`.
+
+        Args:
+            needed: directory names of our own, `lent_name` of what may be another store's.
 
         Raises:
             PodwrightError: as the kernel says.
@@ -64,12 +78,13 @@ class LayerPlaces:
 
         Raises:
             NotFound, Corrupt: the files of an indexed layer are gone or damaged.
+            Unavailable: the additional store that has a layer is gone.
             PodwrightError: as the kernel says.
         """
-        indexed = [row for row in rows if row.facts.form == "indexed"]
-        if indexed:
+        mounted = [row for row in rows if _is_mounted(row)]
+        if mounted:
             async with self._changing:
-                await asyncio.to_thread(self._mount, indexed)
+                await asyncio.to_thread(self._mount, mounted)
 
     async def unmount_unless(
         self, is_needed: Callable[[LayerRow], bool], rows: Iterable[LayerRow]
@@ -79,16 +94,16 @@ class LayerPlaces:
         A place that stays mounted costs some memory, and the next start sees to it.
         """
         async with self._changing:
-            idle = [row for row in rows if row.facts.form == "indexed" and not is_needed(row)]
+            idle = [row for row in rows if _is_mounted(row) and not is_needed(row)]
             if idle:
-                await asyncio.to_thread(self._unmount, [row.directory for row in idle])
+                await asyncio.to_thread(self._unmount, [_name(row) for row in idle])
 
     def find_broken(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
         """Those that are not what was committed: hashed where indexed, else counted. Blocking."""
         return [row for row in rows if not self._is_whole(row)]
 
     def _is_whole(self, row: LayerRow) -> bool:
-        directory, facts = self.layers_dir / row.directory, row.facts
+        directory, facts = self.directory_of(row), row.facts
         if facts.form == "indexed":
             return is_whole(directory, row.diff_id, facts.index_digest)
         try:
@@ -104,12 +119,24 @@ class LayerPlaces:
 
     def _mount(self, rows: Iterable[LayerRow]) -> None:
         for row in rows:
-            place = self._mounts_dir / row.directory
+            place, directory = self._mounts_dir / _name(row), self.directory_of(row)
+            is_bound = row.facts.form == "tree"
             with map_os_errors("cannot make the place of a layer", path=str(place)):
                 place.mkdir(mode=0o700, exist_ok=True)
-                mounted = place.stat().st_dev != self._mounts_dir.stat().st_dev
-            if not mounted:
-                mount_index(self.layers_dir / row.directory, place, syscalls=self._syscalls)
+                mounted = (
+                    _is_bound(place, directory)
+                    if is_bound
+                    else place.stat().st_dev != self._mounts_dir.stat().st_dev
+                )
+            if mounted:
+                continue
+            if row.lender is not None:
+                row.lender.check()
+            if is_bound:
+                bind = Mount("bind", str(directory), place, ("bind", "ro", "private"))
+                mount_one(bind, syscalls=self._syscalls)
+            else:
+                mount_index(directory, place, syscalls=self._syscalls)
 
     def _unmount(self, names: Iterable[str]) -> None:
         for name in names:
@@ -120,3 +147,24 @@ class LayerPlaces:
                     place.rmdir()
             except PodwrightError as error:
                 _log.warning("cannot unmount layer", path=str(place), error=str(error))
+
+
+def lent_name(diff_id: str) -> str:
+    """Name of the place of a layer that another store has."""
+    return diff_id.partition(":")[2][:_LENT_NAME_CHARS]
+
+
+def _name(row: LayerRow) -> str:
+    return row.directory if row.lender is None else lent_name(row.diff_id)
+
+
+def _is_bound(place: Path, directory: Path) -> bool:
+    try:
+        return place.samefile(directory)
+    except OSError:  # the store is away; what is bound of it still shows the layer
+        return any(mount.target == place for mount in list_mounts())
+
+
+def _is_mounted(row: LayerRow) -> bool:
+    """Whether the layer is seen at a mount, and not as it lies."""
+    return row.lender is not None or row.facts.form == "indexed"

@@ -122,7 +122,7 @@ class Snapshotter(Protocol):
         ...
 
     def has(self, diff_id: str) -> bool:
-        """Whether the layer is committed."""
+        """Whether the layer is committed, here or in an additional store."""
         ...
 
     def tar_of(self, diff_id: str) -> Path | None:
@@ -130,7 +130,7 @@ class Snapshotter(Protocol):
         ...
 
     def layers(self) -> Collection[str]:
-        """DiffIDs of all committed layers."""
+        """DiffIDs of all committed layers of this store, without those of additional ones."""
         ...
 
     def leases(self) -> Mapping[str, tuple[str, ...]]:

@@ -12,18 +12,23 @@ import msgspec
 
 from imageservice.trust.model import Signature
 from sandbox.host.database import as_bytes, as_text
+from sandbox.host.errors import Corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sandbox.host.database import Connection, Database
+    from sandbox.host.database import Connection, Database, Row
 
 
 class KeptSignatures:
     """Reads and writes the table `signatures` of the catalog's database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, lent: Mapping[str, tuple[Signature, ...]] | None = None
+    ) -> None:
+        """`lent` are those of images of additional stores, by the digest that they are of."""
         self._database = database
+        self._lent = lent or {}
 
     async def of(self, digests: Iterable[str]) -> tuple[Signature, ...]:
         """All that are kept of these digests."""
@@ -31,10 +36,7 @@ class KeptSignatures:
 
         def work(connection: Connection) -> tuple[Signature, ...]:
             return tuple(
-                Signature(
-                    payload=as_bytes(row[0]),
-                    annotations=msgspec.json.decode(as_text(row[1]), type=dict[str, str]),
-                )
+                _signature(row)
                 for digest in wanted
                 for row in connection.execute(
                     "SELECT payload, annotations FROM signatures WHERE digest = ?"
@@ -43,7 +45,9 @@ class KeptSignatures:
                 ).fetchall()
             )
 
-        return await self._database.read(work)
+        kept = await self._database.read(work)
+        lent = (one for digest in wanted for one in self._lent.get(digest, ()))
+        return (*kept, *(one for one in lent if one not in kept))
 
     async def put(self, found: Mapping[str, Iterable[Signature]]) -> None:
         """Keep these in the place of those of the same digests.
@@ -77,6 +81,24 @@ class KeptSignatures:
             ResourceExhausted: a full disk could not record even that.
         """
         await self._database.write(_sweep, cleanup=True)
+
+
+def read_signatures(connection: Connection) -> dict[str, tuple[Signature, ...]]:
+    """All that a database keeps, by digest; raises Corrupt."""
+    found: dict[str, tuple[Signature, ...]] = {}
+    query = "SELECT payload, annotations, digest FROM signatures ORDER BY digest, position"
+    for row in connection.execute(query).fetchall():
+        digest = as_text(row[2])
+        found[digest] = (*found.get(digest, ()), _signature(row))
+    return found
+
+
+def _signature(row: Row) -> Signature:
+    try:
+        annotations = msgspec.json.decode(as_text(row[1]), type=dict[str, str])
+    except msgspec.MsgspecError as error:
+        raise Corrupt("database holds no annotations where it must") from error
+    return Signature(payload=as_bytes(row[0]), annotations=annotations)
 
 
 def _sweep(connection: Connection) -> None:

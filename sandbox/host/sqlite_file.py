@@ -65,7 +65,8 @@ def marker_of(path: Path) -> Path:
     return path.with_name(path.name + ".made")
 
 
-def _sidecars(path: Path) -> list[Path]:
+def sidecars(path: Path) -> list[Path]:
+    """What SQLite may have beside the database: logs and their index."""
     return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
 
 
@@ -113,7 +114,7 @@ def quarantine(path: Path, label: str) -> Path:
     """
     target = path.with_name(f"{path.name}.corrupt-{label}")
     with map_os_errors("cannot put database aside", path=str(path)):
-        for old in (path, *_sidecars(path)):
+        for old in (path, *sidecars(path)):
             with suppress(FileNotFoundError):
                 old.rename(target.with_name(target.name + old.name.removeprefix(path.name)))
         # The marker last: until then a crash leaves a database that is still known to be lost.
@@ -141,7 +142,7 @@ def open_connection(
     path: Path, migrations: Sequence[str], application_id: int
 ) -> sqlite3.Connection:
     """A checked, migrated connection, bound to the calling thread; see `Database.open`."""
-    known = _check_file(path, len(migrations), application_id)
+    known = check_file(path, len(migrations), application_id)
     with map_os_errors("cannot make database", path=str(path)):
         # SQLite gives its log the mode of the database, and makes the database by the umask.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
@@ -157,7 +158,7 @@ def open_connection(
     return connection
 
 
-def _check_file(path: Path, newest: int, application_id: int) -> bool:
+def check_file(path: Path, newest: int, application_id: int) -> bool:
     """Whether a database is there; raises for what must not be opened at all."""
     made = marker_of(path).exists()
     with map_os_errors("cannot read database", path=str(path)):
@@ -231,10 +232,11 @@ def _prepare(
     if 0 < version < len(migrations):
         copy_into(connection, path.with_name(f"{path.name}.version-{version}"))
     for number, script in enumerate(migrations[version:], start=version + 1):
-        _migrate(connection, script, number)
+        migrate(connection, script, number)
 
 
-def _migrate(connection: sqlite3.Connection, script: str, number: int) -> None:
+def migrate(connection: sqlite3.Connection, script: str, number: int) -> None:
+    """Run the script that leads to schema version `number`, whole or not at all."""
     # BEGIN is part of the text because executescript first commits whatever is open; the version
     # is set inside the transaction, so a schema and its number cannot disagree.
     try:

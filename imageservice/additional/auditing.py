@@ -1,0 +1,77 @@
+"""Additional stores held against their digests; what is wrong is told and left as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imageservice.content import ContentStore
+from imageservice.digest import Digest
+from imageservice.findings import Checked, Finding
+from sandbox.host.errors import PodwrightError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from imageservice.additional.stores import AdditionalStore
+    from imageservice.catalog import ImageRecord
+    from imageservice.snapshots.ledger import LayerRow
+
+
+async def look_at(
+    rows: Sequence[LayerRow],
+    problem: Callable[[LayerRow], Awaitable[str]],
+    on_progress: Callable[[Checked], None],
+) -> dict[LayerRow, str]:
+    """What is wrong with those layers with which something is; hears every layer's bytes."""
+    total, done = sum(row.facts.size_bytes for row in rows), 0
+    found: dict[LayerRow, str] = {}
+    for number, row in enumerate(rows):
+        on_progress(Checked(number, len(rows), done, total))
+        said = await problem(row)
+        if said:
+            found[row] = said
+        done += row.facts.size_bytes
+    on_progress(Checked(len(rows), len(rows), total, total))
+    return found
+
+
+async def store_findings(
+    stores: Iterable[AdditionalStore], broken: Mapping[LayerRow, str]
+) -> list[Finding]:
+    """What is wrong with the stores, `broken` layers and every document included."""
+    found: list[Finding] = []
+    for store in stores:
+        path = str(store.root)
+        found += [Finding("store", path, problem) for problem in store.problems]
+        if store.contents is None:
+            continue
+        images = store.contents.images
+        found += [
+            Finding("layer", row.diff_id, f"{broken[row]}, in {path}", _having(images, row.diff_id))
+            for row in store.layers
+            if row in broken
+        ]
+        found += await _documents(store.root, images)
+    return found
+
+
+async def _documents(root: Path, images: Iterable[ImageRecord]) -> list[Finding]:
+    content = ContentStore(root)
+    found: list[Finding] = []
+    for image in images:
+        for digest in dict.fromkeys((image.id, image.manifest)):
+            try:
+                await content.get(Digest.parse(digest))
+            except PodwrightError as error:
+                problem = f"{error.message}, in {root}"
+                found.append(Finding("document", digest, problem, (_name(image),)))
+    return found
+
+
+def _having(images: Iterable[ImageRecord], diff_id: str) -> tuple[str, ...]:
+    return tuple(_name(image) for image in images if diff_id in image.chain)
+
+
+def _name(image: ImageRecord) -> str:
+    return (*image.tags, *image.digests, image.id)[0]
