@@ -9,6 +9,10 @@ could describe (the database's last backup then tells what networks have to give
 A file is written before the transaction that says the same is committed, and erased before the one
 that erases the row. So a file without a row means a creation that was just begun, or a row that was
 lost: both are told apart by recovery, which looks at what is there.
+
+A file that could not be written anew (the run root is full) is older than what it describes. It is
+set back, under another name that needs no room, so that it cannot pass for the truth: it counts
+only where there is nothing else. It is written again as soon as that can be.
 """
 
 from __future__ import annotations
@@ -29,6 +33,12 @@ if TYPE_CHECKING:
 
 V = TypeVar("V", PodSandbox, Container)
 
+_CURRENT: Final = ".json"
+#: Of files that are older than the last change of their object.
+_SET_BACK: Final = ".older"
+#: Of the files that tell of an object, as opposed to those put aside.
+RECORD_SUFFIXES: Final = (_CURRENT, _SET_BACK)
+
 #: A document holds a request, which the server bounds at 16 MiB, and little else.
 RECORD_LIMIT_BYTES: Final = 32 * 1024 * 1024
 
@@ -41,6 +51,7 @@ class Records:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._failing = False
+        self._set_back: set[str] = set()
 
     def open(self) -> bool:
         """Make the directories, and tidy what a killed daemon was just writing.
@@ -61,17 +72,31 @@ class Records:
         return self._root / ("pods" if kind is PodSandbox else "containers")
 
     def _file(self, kind: type[PodSandbox] | type[Container], object_id: str) -> Path:
-        return self._place(kind) / f"{object_id}.json"
+        return self._place(kind) / f"{object_id}{_CURRENT}"
+
+    @property
+    def older(self) -> list[str]:
+        """Ids of objects whose copy is older than they are, or missing. For any thread."""
+        return list(self._set_back)
 
     def write(self, value: PodSandbox | Container, document: bytes) -> None:
         """Write or replace one; a copy that cannot be written is no reason to fail."""
+        file = self._file(type(value), value.id)
         try:
-            write_atomic(self._file(type(value), value.id), document, mode=0o600, durable=False)
-            self._failing = False
+            write_atomic(file, document, mode=0o600, durable=False)
         except PodwrightError as error:
             if not self._failing:
                 _log.warning("second copies of records are not written", error=error)
             self._failing = True
+            self._set_back.add(value.id)
+            with suppress(OSError):  # there may be none yet
+                file.rename(file.with_suffix(_SET_BACK))
+            return
+        self._failing = False
+        if value.id in self._set_back:
+            self._set_back.discard(value.id)
+            with suppress(OSError):
+                file.with_suffix(_SET_BACK).unlink(missing_ok=True)
 
     def write_all(self, values: Iterable[PodSandbox | Container]) -> None:
         """Write several."""
@@ -80,13 +105,27 @@ class Records:
 
     def remove(self, kind: type[PodSandbox] | type[Container], object_id: str) -> None:
         """Erase one; unknown is fine."""
+        file = self._file(kind, object_id)
         with suppress(OSError):
-            self._file(kind, object_id).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        if object_id in self._set_back:
+            self._set_back.discard(object_id)
+            with suppress(OSError):
+                file.with_suffix(_SET_BACK).unlink(missing_ok=True)
 
     def load(self, kind: type[V]) -> dict[str, V]:
         """Every one that can be read, by id; others are put aside beside it and logged."""
+        return self._load(kind, _CURRENT)
+
+    def load_set_back(self, kind: type[V]) -> dict[str, V]:
+        """Those that were set back, the same; a current one beside it may be there as well."""
+        found = self._load(kind, _SET_BACK)
+        self._set_back.update(found)
+        return found
+
+    def _load(self, kind: type[V], suffix: str) -> dict[str, V]:
         found: dict[str, V] = {}
-        for path in sorted(self._place(kind).glob("*.json")):
+        for path in sorted(self._place(kind).glob(f"*{suffix}")):
             try:
                 value = msgspec.json.decode(read_limited(path, RECORD_LIMIT_BYTES), type=kind)
                 if value.id != path.stem:

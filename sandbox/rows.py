@@ -31,6 +31,10 @@ _DELETE: Final[Mapping[Table, str]] = {
     "pods": "DELETE FROM pods WHERE id = ?",
     "containers": "DELETE FROM containers WHERE id = ?",
 }
+_EXISTS: Final[Mapping[type, str]] = {
+    PodSandbox: "SELECT 1 FROM pods WHERE id = ?",
+    Container: "SELECT 1 FROM containers WHERE id = ?",
+}
 _UPDATE: Final[Mapping[type, str]] = {
     PodSandbox: "UPDATE pods SET document = ? WHERE id = ?",
     Container: "UPDATE containers SET document = ? WHERE id = ?",
@@ -61,6 +65,11 @@ def load(db: Connection, table: Table, kind: type[V], bad: list[BadRow]) -> dict
         else:
             good[value.id] = value
     return good
+
+
+def exists(db: Connection, value: PodSandbox | Container) -> bool:
+    """Whether there is a row of the object."""
+    return db.execute(_EXISTS[type(value)], (value.id,)).fetchone() is not None
 
 
 def update(db: Connection, value: PodSandbox | Container, document: bytes) -> None:

@@ -8,10 +8,8 @@ exception: what the kernel has already done (an exit, a start) is noted in memor
 (`note_*`), because a full disk must not make the daemon deny that a process ended; such notes are
 written again later.
 
-A row that cannot be read is made again from its second copy (`sandbox.records`). Where that cannot
-be read either, it is moved to `quarantine` and named in the log: one bad record never keeps the
-daemon from starting, and its id lets the sweep find what belonged to it. A whole database that is
-lost is begun anew from its backup and the second copies.
+What was stored is read by `sandbox.stored`, which puts aside what cannot be read; a whole database
+that is lost is begun anew from its backup and the second copies (`sandbox.statefile`).
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ from sandbox import rows
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.merge import merged
 from sandbox.model import Container, PodSandbox, container_name_key, pod_name_key
 from sandbox.statefile import Backups, made_again, open_state
 from sandbox.states import ContainerState, PodState
+from sandbox.stored import read_stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from sandbox.host.database import Connection
     from sandbox.records import Records
     from sandbox.statefile import Opened
+    from sandbox.stored import Stored
 
 #: Removed objects that are remembered for the sweep; more are removed in a minute by nobody.
 DEPARTED_LIMIT: Final = 4096
@@ -57,7 +56,7 @@ class StateStore:
         self._records = records
         self._backups = Backups(opened.database, path, clock or SystemClock())
         self._quarantined = 0
-        self._adopted: dict[str, int] = {}
+        self._adopted: Mapping[str, int] = {}
         self._pods: dict[str, PodSandbox] = {}
         self._containers: dict[str, Container] = {}
         self._pod_names: dict[str, str] = {}
@@ -85,7 +84,10 @@ class StateStore:
         opened = await open_state(path)
         store = cls(opened, path, records, clock)
         try:
-            await store._load(restarted=restarted)
+            rebuilt = bool(opened.lost)
+            store._take(
+                await read_stored(opened.database, records, rebuilt=rebuilt, restarted=restarted)
+            )
             await asyncio.to_thread(made_again, path)
         except BaseException:
             await opened.database.close()
@@ -227,9 +229,18 @@ class StateStore:
         self._unwritten[value.id] = value
         await self.flush()
 
-    async def flush(self) -> None:
-        """Write the notes that have not reached the disk; a failure is logged, they are kept."""
-        waiting = list(self._unwritten.values())
+    async def flush(self, *, copies: bool = False) -> None:
+        """Write the notes that have not reached the disk; a failure is logged, they are kept.
+
+        With `copies`, the second copies that could not be written as well.
+        """
+        wanted: dict[str, PodSandbox | Container] = {}
+        if copies and self._records is not None:
+            for object_id in self._records.older:
+                known = self._pods.get(object_id) or self._containers.get(object_id)
+                if known is not None:
+                    wanted[object_id] = known
+        waiting = list((wanted | self._unwritten).values())
         if not waiting:
             return
         try:
@@ -308,6 +319,10 @@ class StateStore:
 
         def work(db: Connection) -> None:
             for value, document in documents:
+                # Removed since this was asked for: its copy must not come back, because a copy
+                # without a row is taken for an object whose row was lost.
+                if not rows.exists(db, value):
+                    continue
                 if self._records is not None:
                     self._records.write(value, document)
                 rows.update(db, value, document)
@@ -339,40 +354,12 @@ class StateStore:
         if self._records is not None:
             self._records.remove(kind, object_id)
 
-    async def _load(self, *, restarted: bool) -> None:
-        bad: list[rows.BadRow] = []
-        pods, containers = await self._database.read(
-            lambda db: (
-                rows.load(db, "pods", PodSandbox, bad),
-                rows.load(db, "containers", Container, bad),
-            )
-        )
-        records = self._records
-        if records is not None:
-            copies = await asyncio.to_thread(
-                lambda: (records.load(PodSandbox), records.load(Container))
-            )
-            result = merged(
-                (pods, containers),
-                copies,
-                rebuilt=bool(self._opened.lost),
-                restarted=restarted,
-            )
-            pods, containers, self._adopted = result.pods, result.containers, result.adopted
-            if result.write or result.erase:
-                await self._database.write(
-                    lambda db: rows.bring_in(db, result.write, result.erase), cleanup=True
-                )
-                _log.warning("state made whole from second copies", **self._adopted)
-            await asyncio.to_thread(records.write_all, result.copy)
-        lost = [row for row in bad if row.id not in pods and row.id not in containers]
-        if lost:
-            await self._database.write(lambda db: rows.quarantine(db, lost), cleanup=True)
-        self._quarantined = await self._database.read(rows.quarantined)
-        for pod in pods.values():
+    def _take(self, stored: Stored) -> None:
+        self._adopted, self._quarantined = stored.adopted, stored.quarantined
+        for pod in stored.pods.values():
             self._pods[pod.id] = pod
             self._pod_names[pod_name_key(pod.config.metadata)] = pod.id
-        for container in containers.values():
+        for container in stored.containers.values():
             self._containers[container.id] = container
             config = container.config
             key = container_name_key(container.pod_id, config.name, config.attempt)

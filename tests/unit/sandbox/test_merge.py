@@ -34,6 +34,8 @@ READY, MAKING, STOPPED = pod("a"), pod("a", PodState.CREATING), pod("a", PodStat
         (None, READY, False, READY),
         (READY, None, False, READY),
         (READY, STOPPED, True, STOPPED),
+        (STOPPED, READY, True, STOPPED),
+        (READY, MAKING, True, READY),
         (READY, None, True, None),
         (None, READY, True, READY),
     ],
@@ -44,9 +46,26 @@ def test_pairs(row, copy, rebuilt, true):
     result = merged(rows, copies, rebuilt=rebuilt, restarted=False)
     assert result.pods == (of(true)[0] if true else {})
     assert result.write == ([true] if true is not None and true is not row else [])
-    assert result.copy == ([true] if true is not None and copy is None else [])
+    assert result.copy == ([true] if true is not None and copy != true else [])
     gone = row is not None and true is not row
     assert (row is not None and row.id in result.erase) == gone
+
+
+@pytest.mark.parametrize(
+    ("row", "copy", "true"),
+    [(READY, None, READY), (None, None, STOPPED), (None, READY, READY), (READY, READY, READY)],
+)
+def test_a_copy_that_was_set_back_counts_only_where_nothing_else_is(row, copy, true):
+    result = merged(
+        of(row) if row else of(),
+        of(copy) if copy else of(),
+        rebuilt=True,
+        restarted=False,
+        set_back=of(STOPPED),
+    )
+    assert result.pods == {"a": true}
+    assert result.copy == ([] if copy == true else [true])
+    assert result.write == ([] if row == true else [true])
 
 
 def test_after_a_boot_the_backup_is_all_there_is():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 
 import msgspec
 import pytest
 
+from sandbox import records
 from sandbox.host.database import Database
-from sandbox.host.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from sandbox.host.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox
 from sandbox.records import Records
 from sandbox.statefile import APPLICATION_ID, backup_of, migrations, open_state
@@ -277,3 +285,47 @@ async def test_backups_are_made_only_when_something_has_changed(tmp_path):
     assert backup_of(path, 2).stat().st_ino == made
     assert store.report()["backupSecondsAgo"] == 0
     await store.close()
+
+
+async def test_a_note_that_is_written_late_does_not_bring_the_copy_of_a_removed_object_back(
+    tmp_path,
+):
+    """The flush has begun when the removal is on its way to the disk: rows and copies both go."""
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    store = await reopened(path, root)
+    await store.add_pod(pod("a" * 64))
+    store._unwritten["a" * 64] = pod("a" * 64, state=PodState.NOT_READY)
+    await asyncio.gather(store.delete_pod("a" * 64), store.flush())
+    await store.close()
+    assert not list((root / "pods").iterdir())
+    again = await reopened(path, root)
+    assert not again.pods
+    await again.close()
+
+
+async def test_a_copy_that_could_not_be_written_does_not_win_and_is_written_later(
+    tmp_path, monkeypatch
+):
+    path, root = tmp_path / "state.db", tmp_path / "run" / "records"
+    store = await reopened(path, root)
+    await store.add_pod(pod("a" * 64))
+    real = records.write_atomic
+
+    def full(*_: object, **__: object) -> None:
+        raise ResourceExhausted("no space left")
+
+    monkeypatch.setattr(records, "write_atomic", full)
+    changed = msgspec.structs.replace(store.pods["a" * 64], ips=("10.0.0.1",))
+    await store.save(changed)
+    await store.back_up(always=True)
+    await store.close()
+    assert [p.name for p in (root / "pods").iterdir()] == ["a" * 64 + ".older"]
+    damage(path, "garbage")
+    second = await reopened(path, root)
+    assert second.pods == {"a" * 64: changed}, "the backup knows more than the copy"
+    monkeypatch.setattr(records, "write_atomic", real)
+    await second.flush(copies=True)
+    assert [p.name for p in (root / "pods").iterdir()] == ["a" * 64 + ".json"]
+    await second.delete_pod("a" * 64)
+    assert not list((root / "pods").iterdir())
+    await second.close()
