@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cri.attachment import bandwidth, make_attachment
+from cri.host_ports import HostPorts
 from cri.inflight import Inflight
 from cri.resizing import PodResizing
 from sandbox.host.errors import (
@@ -76,6 +77,7 @@ class PodLifecycle:
         self._containers = containers
         self._events = events
         engine.on_stopped(events.pod_stopped)
+        self._ports = HostPorts(store)
         self._resizing = PodResizing(engine=engine, store=store, group=group)
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
         self._ending: Inflight[None] = Inflight(group, "pod teardown")
@@ -113,6 +115,7 @@ class PodLifecycle:
         Raises:
             InvalidArgument: unknown handler, refused sysctl.
             AlreadyExists: a stopped pod still holds the name.
+            FailedPrecondition: another pod has one of its host ports.
             Unavailable: no network configuration yet.
             PluginFailed, RuntimeFailed: in their own words.
         """
@@ -144,12 +147,13 @@ class PodLifecycle:
             await self._take_apart(existing)
         sysctls = pod_sysctls(config)
         bandwidth(config.annotations)  # refused before anything is made
-        pod = await self._engine.reserve(config, handler)
-        try:
-            return await self._build(pod, sysctls)
-        except BaseException as error:
-            await self._undo(pod, error)
-            raise
+        with self._ports.claimed(config):
+            pod = await self._engine.reserve(config, handler)
+            try:
+                return await self._build(pod, sysctls)
+            except BaseException as error:
+                await self._undo(pod, error)
+                raise
 
     async def _build(self, pod: PodSandbox, sysctls: dict[str, str]) -> str:
         own_network = pod.config.security.namespaces.network is not NamespaceMode.NODE
