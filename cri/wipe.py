@@ -5,6 +5,9 @@ For a node that leaves the cluster, or whose state nobody wants any more. Works 
 detached by their plugins, cgroups killed and removed, mounts taken away, files removed last. What
 cannot be done does not stop the rest. Afterwards the machine itself is asked what is left: the
 exit status is that answer, not the sum of what was tried.
+
+A disk that an operator has mounted at one of our directories is his: it is emptied where it holds
+what is ours, and stays mounted (`cri.wipe_mounts`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import msgspec
 
 from cni.network import PodNetwork
 from cri.attachment import make_attachment
+from cri.runtimes import shared_books
 from cri.server import claim_run_root, planned_failure
+from cri.wipe_mounts import Ground
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from sandbox.cgroups import NAME, Cgroups, real_path
@@ -42,7 +47,7 @@ from sandbox.store import StateStore
 from sandbox.sweep import Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Iterator
     from pathlib import Path
 
     from cri.config import Config
@@ -89,6 +94,7 @@ class Wiper:
         self._syscalls = LibcSyscalls()
         self._runner = HostProcessRunner(clock=self._clock)
         self._leavings = Leavings(h.path.name for h in self._sandbox.handlers)
+        self._ground = Ground(self._paths.run_root, self._paths.state_root, self._image_root)
         self._pods: dict[str, PodSandbox] = {}
         self._containers: dict[str, Container] = {}
         #: Real paths of every recorded cgroup; looked for after the wipe as well.
@@ -127,6 +133,7 @@ class Wiper:
             cgroups=self._cgroups,
             leavings=self._leavings,
             syscalls=self._syscalls,
+            shared_books=shared_books(self._sandbox.handlers, paths.run_root),
         )
         self._network = PodNetwork(
             self._config.cni(),
@@ -160,11 +167,10 @@ class Wiper:
         """What is there now, asked of the machine."""
         seen = await self._sweeper.look()
         known = self._pods.keys() | self._containers.keys()
-        traces = seen.names | seen.mounted | seen.held | seen.monitors
         return Remains(
             pods=sorted(self._pods),
             containers=sorted(self._containers),
-            traces=sorted(traces - known),
+            traces=sorted(seen.ids - known),
             processes=await asyncio.to_thread(self._processes),
             mounts=await asyncio.to_thread(lambda: [str(path) for path in self._mounts()]),
             cgroups=await asyncio.to_thread(self._cgroup_directories),
@@ -184,21 +190,35 @@ class Wiper:
         return sorted(map(str, (*found, *self._own_groups())))
 
     def _mounts(self) -> list[Path]:
-        """What is mounted below our directories, in the order in which it was."""
-        roots = (self._paths.run_root, self._paths.state_root, self._image_root)
-        return [
-            mount.target
-            for mount in mounts.list_mounts()
-            if any(mount.target.is_relative_to(root) and mount.target != root for root in roots)
-            and (self._images_too or not mount.target.is_relative_to(self._image_root))
-        ]
+        """What we have mounted and is to go, in the order in which it was."""
+        targets = [mount.target for mount in mounts.list_mounts()]
+        return [target for target in self._ground.own(targets) if not self._spared(target)]
+
+    def _spared(self, path: Path) -> bool:
+        return not self._images_too and path.is_relative_to(self._image_root)
+
+    def _foreign(self) -> list[Path]:
+        """Where others have mounted something below our directories."""
+        return self._ground.foreign(mount.target for mount in mounts.list_mounts())
 
     def _files(self) -> list[Path]:
         found = {p for p in _entries(self._paths.run_root) if p.name != "lock"}
         found |= set(_entries(self._paths.state_root))
         if self._images_too:
             found |= set(_entries(self._image_root))
-        return sorted(path for path in found if not self._kept(path))
+        foreign = self._foreign()
+        whole = {path for top in found for path in self._around(top, foreign)}
+        return sorted(path for path in whole if not self._kept(path))
+
+    def _around(self, path: Path, foreign: Collection[Path]) -> Iterator[Path]:
+        """`path`, or what of it can go where a mount of others is on it or below it."""
+        if path in foreign and not self._ground.holds_ours(path):
+            return
+        if self._kept(path) or not any(place.is_relative_to(path) for place in foreign):
+            yield path
+            return
+        for entry in _entries(path):
+            yield from self._around(entry, foreign)
 
     def _kept(self, path: Path) -> bool:
         keeps_images = not self._images_too and self._image_root.is_relative_to(path)
@@ -222,7 +242,7 @@ class Wiper:
         for pod_id in await self._network.held():
             await step(f"network of {pod_id}", partial(self._network.detach_lost, pod_id))
         seen = await self._sweeper.look()
-        ids = {*self._containers, *seen.names, *seen.mounted, *seen.held, *seen.monitors}
+        ids = seen.ids | self._containers.keys()
         # Containers before the pods whose namespaces they are in.
         for object_id in [*sorted(ids - self._pods.keys()), *self._pods]:
             await step(object_id, partial(self._sweeper.sweep, object_id))
@@ -231,6 +251,11 @@ class Wiper:
         await step("leases of images", self._release_leases)
         await step("files", lambda: asyncio.to_thread(self._remove_files))
         await step(f"cgroup /{NAME}", lambda: asyncio.to_thread(self._remove_own_group))
+        failures += [
+            f"{place}: something is mounted there that is not the daemon's, and was left alone"
+            for place in await asyncio.to_thread(self._foreign)
+            if not self._ground.holds_ours(place)
+        ]
         # The records are gone: what is left is asked of the machine alone.
         self._pods, self._containers = {}, {}
         return failures
