@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from sandbox.host.errors import Internal, PodwrightError
+from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ FIRST_PAUSE_S: Final = 10.0
 LAST_PAUSE_S: Final = 300.0
 #: Tries at once; each may wait for a plugin or the kernel.
 WIDTH: Final = 8
+#: For one try (seconds). Each step of a teardown has its own limit, and none is that long. What
+#: takes longer is stuck in the kernel; it goes on as work of the daemon, and the next try joins it.
+TRY_LIMIT_S: Final = 300.0
 
 _log = get_logger("retries")
 
@@ -54,6 +57,7 @@ class Retries:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._width = asyncio.Semaphore(WIDTH)
 
     def owe(self, kind: str, object_id: str, wish: str, stage: str, again: Again) -> None:
         """Have `again` done soon; what is there already for the object is left as it is."""
@@ -99,21 +103,29 @@ class Retries:
                 _log.info("done at last", kind=kind, id=object_id, wish=entry.wish)
 
     async def run_due(self) -> None:
-        """Try again what is due; returns when every one of those has ended."""
+        """Try again what is due; returns when every one of those has ended.
+
+        May be called while an earlier call has not returned: what that one tries is left to it.
+        """
         now_ns = self._clock.monotonic_ns()
         due = [e for e in self._entries.values() if e.due_ns <= now_ns and not e.running]
-        width = asyncio.Semaphore(WIDTH)
+        for entry in due:
+            entry.running = True  # from here on: it may have to wait for its turn
 
         async def one(entry: _Entry) -> None:
-            async with width:
+            async with self._width:
                 await self._again(entry)
 
         await asyncio.gather(*(one(entry) for entry in due))
 
     async def _again(self, entry: _Entry) -> None:
-        before, entry.running = entry.tries, True
+        before = entry.tries
+        failure: PodwrightError
         try:
-            await entry.again()
+            async with asyncio.timeout(TRY_LIMIT_S):
+                await entry.again()
+        except TimeoutError:
+            failure = DeadlineExceeded(f"not done within {TRY_LIMIT_S:.0f} s, and going on")
         except PodwrightError as error:
             failure = error
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cri import settings_table as table
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cni.network import PodNetwork
+    from cri.config import Config
     from cri.lifecycles import Lifecycles
+    from cri.retries import Retries
     from sandbox.host.clock import Clock
     from sandbox.store import StateStore
 
@@ -22,17 +25,44 @@ UPKEEP_PAUSE_S: Final = 10.0
 _log = get_logger("upkeep")
 
 
-async def upkeep(
-    store: StateStore, lifecycles: Lifecycles, network: PodNetwork, clock: Clock
+def begin_upkeep(
+    group: asyncio.TaskGroup,
+    config: Config,
+    store: StateStore,
+    lifecycles: Lifecycles,
+    network: PodNetwork,
+    clock: Clock,
 ) -> None:
-    """Repeat what could not be done at once: unwritten state, failed teardowns."""
-    collected = False
+    """Begin all of it, each a task of its own: none waits for another."""
+    backup_s, sweep_s = config.get(table.BACKUP_INTERVAL), config.get(table.SWEEP_INTERVAL)
+    work = {
+        "upkeep": upkeep(store, clock),
+        "retrying": retrying(lifecycles.retries, group, clock),
+        "collecting": collecting(network, store, clock),
+        "backup": backing_up(store, backup_s, clock),
+        "sweep": sweeping(lifecycles, sweep_s, clock),
+    }
+    for name, coroutine in work.items():
+        group.create_task(coroutine, name=name)
+
+
+async def upkeep(store: StateStore, clock: Clock) -> None:
+    """Write what could not be written at once. Waits for nothing else: no plugin, no unmount."""
     while True:
-        await store.flush()
-        await lifecycles.retries.run_due()
-        if not collected:
-            # Once in a life, and only when a network is there to be asked.
-            collected = await _collect_networks(network, store)
+        await _guarded("writing of state", lambda: store.flush(copies=True))
+        await clock.sleep(UPKEEP_PAUSE_S)
+
+
+async def retrying(retries: Retries, group: asyncio.TaskGroup, clock: Clock) -> None:
+    """Try again what is due, again and again; what hangs holds up nothing but itself."""
+    while True:
+        group.create_task(_guarded("retries", retries.run_due), name="retries")
+        await clock.sleep(UPKEEP_PAUSE_S)
+
+
+async def collecting(network: PodNetwork, store: StateStore, clock: Clock) -> None:
+    """Have networks give back what nobody has: once in a life, when one is there to be asked."""
+    while not await _collect_networks(network, store):
         await clock.sleep(UPKEEP_PAUSE_S)
 
 
