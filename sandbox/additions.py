@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from sandbox import oci
 from sandbox.cdi.edits import container_edits
 from sandbox.cdi.library import CdiLibrary, conflicts
 from sandbox.cdi.names import wanted_devices
@@ -21,6 +22,7 @@ from sandbox.spec.process import arguments
 from sandbox.spec.rlimits import (
     ALL_CONTAINERS,
     ONE_CONTAINER,
+    UNLIMITED,
     asked_rlimits,
     check_settable,
     merged,
@@ -30,8 +32,8 @@ from sandbox.spec.rlimits import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandbox import oci
     from sandbox.host.clock import Clock
+    from sandbox.host.rlimits import OpenFiles
     from sandbox.model import Container, ContainerConfig, ImageDefaults, PodConfig
     from sandbox.settings import SandboxSettings
     from sandbox.users import ResolvedUser
@@ -64,24 +66,38 @@ class Additions:
         check_settable(self.rlimits, self.ceilings, "runtime.rlimits")
 
     @classmethod
-    def of(cls, settings: SandboxSettings, *, may_raise: bool, clock: Clock) -> Additions:
+    def of(
+        cls,
+        settings: SandboxSettings,
+        *,
+        may_raise: bool,
+        clock: Clock,
+        open_files: OpenFiles | None = None,
+        patterns: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Additions:
         """As the node is configured.
 
         Args:
             settings: the configuration.
             may_raise: the daemon has CAP_SYS_RESOURCE.
             clock: for the directories.
+            open_files: what containers get that ask for nothing, where the daemon has raised its
+                own limit; None: what the daemon has is theirs.
+            patterns: see the attribute; None: those of the settings.
 
         Raises:
             InvalidArgument: configured limits that this daemon cannot set.
         """
+        if patterns is None:
+            patterns = {h.name: h.allowed_annotations for h in settings.handlers}
+        inherited = [] if open_files is None else [_open_files_limit(open_files)]
         return cls(
             cdi=CdiLibrary(settings.cdi_spec_dirs, clock=clock),
             hooks=HookFiles(settings.hooks_dirs, clock=clock),
-            rlimits=tuple(parse_rlimit(text) for text in settings.rlimits),
+            rlimits=merged(inherited, (parse_rlimit(text) for text in settings.rlimits)),
             ceilings=rlimit_ceilings(may_raise=may_raise),
             device_ownership=settings.device_ownership,
-            patterns={h.name: h.allowed_annotations for h in settings.handlers},
+            patterns=patterns,
         )
 
     def report(self) -> None:
@@ -154,3 +170,9 @@ class Additions:
         if not self.device_ownership:
             return None, None
         return config.security.run_as_user, config.security.run_as_group
+
+
+def _open_files_limit(limits: OpenFiles) -> oci.Rlimit:
+    # RLIM_INFINITY is -1 in Python.
+    soft, hard = (UNLIMITED if value < 0 else value for value in (limits.soft, limits.hard))
+    return oci.Rlimit(type="RLIMIT_NOFILE", soft=soft, hard=hard)

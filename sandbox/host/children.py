@@ -8,18 +8,24 @@ from then on the child is reaped as soon as it has ended, whether or not anybody
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal as signals
+import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from sandbox.host.errors import from_os_error
+from sandbox.host.errors import InvalidArgument, from_os_error
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 _READ_BYTES: Final = 64 * 1024
+
+#: The daemon's own 077 is for files of its own. An OCI runtime makes the directories that lead to a
+#: mount inside a container's root, and a user of the container must be able to walk them.
+CHILD_UMASK: Final = 0o022
 
 
 class Child:
@@ -155,3 +161,53 @@ class Collector:
             os.close(fd)
         self.ended = True
         self._changed.set()
+
+
+def start_child(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    pass_fds: Sequence[int],
+    streams: tuple[int | None, int | None, int | None],
+    *,
+    new_session: bool,
+) -> Child:
+    """Start a program; `env` is all of its environment, a stream that is None is /dev/null.
+
+    Raises:
+        NotFound, Denied, InvalidArgument, ResourceExhausted: as `ProcessRunner.run`.
+    """
+    if not argv or not argv[0]:
+        raise InvalidArgument("no program to run")
+    name = argv[0]
+    texts = [*argv, *env, *env.values()]
+    if any("\0" in text for text in texts) or any("=" in key for key in env):
+        raise InvalidArgument(f"argument or variable of {name} is malformed")
+    if any(fd < 3 for fd in pass_fds):
+        raise InvalidArgument(f"descriptors passed to {name} must not be standard streams")
+    stdin, stdout, stderr = (subprocess.DEVNULL if fd is None else fd for fd in streams)
+    # A descriptor kept free for the pidfd: a child that runs unwatched would be worse than none.
+    spare = -1
+    try:
+        spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        process = subprocess.Popen(  # noqa: S603 - arguments are a list, no shell reads them
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=dict(env),
+            cwd=str(cwd),
+            pass_fds=tuple(pass_fds),
+            start_new_session=new_session,
+            umask=CHILD_UMASK,
+        )
+    except OSError as error:
+        missing = error.errno == errno.ENOENT and error.filename == name
+        hint = "install it, or correct the configured path" if missing else ""
+        raise from_os_error(error, f"cannot start {name}", hint=hint) from error
+    except ValueError as error:  # a surrogate in an argument
+        raise InvalidArgument(f"argument of {name} cannot be encoded") from error
+    finally:
+        if spare >= 0:
+            os.close(spare)
+    return Child(process, group=new_session)

@@ -15,21 +15,18 @@ program that does not read it costs nothing.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shlex
 import signal as signals
-import subprocess
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sandbox.host.children import Child, Collector
+from sandbox.host.children import Child, Collector, start_child
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     PodwrightError,
     ResourceExhausted,
     from_os_error,
@@ -38,6 +35,8 @@ from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from sandbox.host.rlimits import OpenFiles
 
 _log = get_logger(__name__)
 
@@ -53,10 +52,6 @@ KILL_WAIT_S: Final = 5.0
 #: Wait, after the program's end, for a grandchild that still holds the pipe.
 DRAIN_S: Final = 1.0
 _TAIL_BYTES: Final = 2048
-
-#: The daemon's own 077 is for files of its own. An OCI runtime makes the directories that lead to a
-#: mount inside a container's root, and a user of the container must be able to walk them.
-CHILD_UMASK: Final = 0o022
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +162,10 @@ class ProcessRunner(Protocol):
 class HostProcessRunner:
     """The machine's programs. See `ProcessRunner`."""
 
-    def __init__(self, *, clock: Clock | None = None) -> None:
+    def __init__(self, *, clock: Clock | None = None, open_files: OpenFiles | None = None) -> None:
+        """`open_files` is every program's limit, where this process has another one."""
         self._clock = clock or SystemClock()
+        self._open_files = open_files
 
     async def run(
         self,
@@ -253,7 +250,7 @@ class HostProcessRunner:
                 theirs.callback(os.close, err_write)
             except OSError as error:
                 raise from_os_error(error, f"cannot start {argv[0] if argv else ''}") from error
-            child = _start_child(
+            child = self._start_child(
                 argv, env, cwd, pass_fds, (source, out_write, err_write), new_session=True
             )
             ours.pop_all()
@@ -314,8 +311,30 @@ class HostProcessRunner:
     ) -> Spawned:
         """See `ProcessRunner`."""
         streams = (stdin_fd, stdout_fd, stderr_fd)
-        child = _start_child(argv, env, cwd, pass_fds, streams, new_session=new_session)
+        child = self._start_child(argv, env, cwd, pass_fds, streams, new_session=new_session)
         child.release()
+        return child
+
+    def _start_child(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: Path | None,
+        pass_fds: Sequence[int],
+        streams: tuple[int | None, int | None, int | None],
+        *,
+        new_session: bool,
+    ) -> Child:
+        child = start_child(
+            argv,
+            {**MINIMAL_ENV, **(env or {})},
+            cwd or Path("/"),
+            pass_fds,
+            streams,
+            new_session=new_session,
+        )
+        if self._open_files is not None:
+            self._open_files.give(child.pid)
         return child
 
 
@@ -341,51 +360,6 @@ def _open_input(content: bytes) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _start_child(
-    argv: Sequence[str],
-    env: Mapping[str, str] | None,
-    cwd: Path | None,
-    pass_fds: Sequence[int],
-    streams: tuple[int | None, int | None, int | None],
-    *,
-    new_session: bool,
-) -> Child:
-    if not argv or not argv[0]:
-        raise InvalidArgument("no program to run")
-    name = argv[0]
-    texts = [*argv, *(env or {}), *(env or {}).values()]
-    if any("\0" in text for text in texts) or any("=" in key for key in env or {}):
-        raise InvalidArgument(f"argument or variable of {name} is malformed")
-    if any(fd < 3 for fd in pass_fds):
-        raise InvalidArgument(f"descriptors passed to {name} must not be standard streams")
-    stdin, stdout, stderr = (subprocess.DEVNULL if fd is None else fd for fd in streams)
-    # A descriptor kept free for the pidfd: a child that runs unwatched would be worse than none.
-    spare = -1
-    try:
-        spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        process = subprocess.Popen(  # noqa: S603 - arguments are a list, no shell reads them
-            list(argv),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env={**MINIMAL_ENV, **(env or {})},
-            cwd=str(cwd or "/"),
-            pass_fds=tuple(pass_fds),
-            start_new_session=new_session,
-            umask=CHILD_UMASK,
-        )
-    except OSError as error:
-        missing = error.errno == errno.ENOENT and error.filename == name
-        hint = "install it, or correct the configured path" if missing else ""
-        raise from_os_error(error, f"cannot start {name}", hint=hint) from error
-    except ValueError as error:  # a surrogate in an argument
-        raise InvalidArgument(f"argument of {name} cannot be encoded") from error
-    finally:
-        if spare >= 0:
-            os.close(spare)
-    return Child(process, group=new_session)
 
 
 async def _ended_within(child: Child, seconds: float) -> None:
