@@ -62,6 +62,10 @@ class PluginChain:
         #: Versions that a plugin's program speaks, while its file is the same.
         self._spoken: dict[tuple[str, int, int, int], frozenset[str]] = {}
 
+    def configure(self, settings: CniSettings) -> None:
+        """Take other settings from the next plugin on."""
+        self._settings = settings
+
     async def add(
         self, network: NetworkConfig, attachment: Attachment
     ) -> tuple[str, tuple[str, ...]]:

@@ -128,9 +128,13 @@ class PluginPrograms:
     ) -> None:
         self._runner = runner
         self._clock = clock
-        self._searched = ":".join(map(str, directories))
+        self.search(directories)
         self._output_limit_bytes = output_limit_bytes
         self._observer = observer
+
+    def search(self, directories: Sequence[Path]) -> None:
+        """Name these directories where a plugin is missing."""
+        self._searched = ":".join(map(str, directories))
 
     async def execute(self, call: PluginCall) -> bytes:
         """See `PluginExec`."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -103,7 +103,7 @@ class PodNetwork:
         """
         self._settings = settings
         self._is_namespace = is_namespace
-        programs = PluginPrograms(
+        self._programs = programs = PluginPrograms(
             runner,
             clock,
             directories=settings.bin_dirs,
@@ -129,6 +129,20 @@ class PodNetwork:
     async def close(self) -> None:
         """Stop following the directory. Attachments stay as they are."""
         await self._readiness.close()
+
+    def configure(self, settings: CniSettings) -> None:
+        """Take other settings while running; where results are saved stays as it is.
+
+        Calls in flight go on as they began. A directory that has changed is read at once and
+        followed from then on; pods that are there are detached with what was saved for them.
+        """
+        settings = replace(settings, cache_dir=self._settings.cache_dir)
+        if settings == self._settings:
+            return
+        self._settings = settings
+        self._programs.search(settings.bin_dirs)
+        self._chain.configure(settings)
+        self._readiness.configure(settings)
 
     def ready(self) -> tuple[bool, str, str]:
         """The NetworkReady condition as (ok, reason, message), from what is known already."""

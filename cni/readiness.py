@@ -127,6 +127,7 @@ class Readiness:
         self._looking = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._group: asyncio.TaskGroup | None = None
 
     @property
     def state(self) -> NetworkState:
@@ -152,11 +153,20 @@ class Readiness:
         """Read the directory once, then follow it until `close`."""
         await self.reload()
         self._look.set()
+        self._group = group
         self._tasks = [
-            group.create_task(self._watch(), name="cni watch"),
             group.create_task(self._tick(), name="cni poll"),
             group.create_task(self._follow(), name="cni readiness"),
+            group.create_task(self._watch(), name="cni watch"),
         ]
+
+    def configure(self, settings: CniSettings) -> None:
+        """Take other settings; a look at the directory follows."""
+        self._settings = settings
+        self._look.set()
+        if self._group is not None and self._tasks:
+            self._tasks.pop().cancel()  # it follows the former directory
+            self._tasks.append(self._group.create_task(self._watch(), name="cni watch"))
 
     async def close(self) -> None:
         """Stop following; the last known state stays."""

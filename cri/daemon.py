@@ -12,6 +12,7 @@ import asyncio
 import functools
 import gc
 import os
+import resource
 import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,31 +20,33 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 from cni.network import PodNetwork
-from cri import settings_images
 from cri import settings_security as security
 from cri import settings_speed as speed
 from cri import settings_table as table
 from cri.check.exposure import warn
 from cri.config import toml_text
-from cri.engines import Parts, build_engines
+from cri.engines import Parts, build_engines, seccomp_default
+from cri.handler_reload import HandlerBook
 from cri.lifecycles import build_lifecycles
 from cri.log_rates import LogRates
-from cri.node import NodeStatus, probe_runtimes
+from cri.node import NodeStatus, spec_facts
 from cri.node_sessions import NodeSessions
 from cri.notify import answers, feed, notify, watchdog_interval_s
-from cri.reload import Reloader, set_log_level
+from cri.reload import Reloader
+from cri.reloadable import appliers
 from cri.rpc.service import build_methods
-from cri.runtimes import build_runtimes
+from cri.runtimes import RuntimeMaker
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
-from cri.upkeep import Countdown, backing_up, reloading, sweeping, upkeep
+from cri.upkeep import Countdown, begin_upkeep, reloading
 from cri.userns import lack_of_user_namespaces
 from imageservice.registry.client import RegistryClient
 from imageservice.service import ImageService
 from metrics.endpoint import MetricsEndpoint
 from metrics.instruments import Instruments
 from sandbox.cgroups import Cgroups
+from sandbox.handlers import Handlers
 from sandbox.host import files, oom
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import Internal
@@ -52,6 +55,7 @@ from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
 from sandbox.host.processes import HostProcessRunner
+from sandbox.host.rlimits import raise_open_files
 from sandbox.host.systemd import Systemd
 from sandbox.host.usernamespaces import UserNamespaces
 from sandbox.host.warmth import AttachWarmth
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
 
     from cri.config import Config
     from sandbox.host.cgroupfs import CgroupLayout
+    from sandbox.host.rlimits import OpenFiles
 
 #: Blocking calls at once; a thread costs some tens of KiB once it has run.
 BLOCKING_CALLS: Final = 32
@@ -101,6 +106,8 @@ class Daemon:
         self._clock = SystemClock()
         self._syscalls = LibcSyscalls()
         self._stopping = asyncio.Event()
+        #: What programs get instead of our own; None: the same.
+        self._open_files: OpenFiles | None = None
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -111,6 +118,7 @@ class Daemon:
         """
         # Every file of ours is private whatever umask we were started with (CVE-2024-25621).
         os.umask(0o077)
+        self._open_files = raise_open_files()
         score = oom.protect_self(OOM_SCORE_ADJ)
         if score > OOM_SCORE_ADJ:
             _log.warning(
@@ -119,6 +127,8 @@ class Daemon:
                 wanted=OOM_SCORE_ADJ,
                 hint="give the service CAP_SYS_RESOURCE, or OOMScoreAdjust in its unit",
             )
+        if self._open_files is not None:
+            _log.info("open files", limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         loop = asyncio.get_running_loop()
         # Threads wait for the kernel here (mounts, syncs, walks of trees), they do not compute; the
         # default of one per core and four would let a few slow syncs hold up every mount.
@@ -146,7 +156,7 @@ class Daemon:
 
         host = HostFacts.detect()
         instruments = Instruments(self._version)
-        runner = HostProcessRunner(clock=clock)
+        runner = HostProcessRunner(clock=clock, open_files=self._open_files)
         cgroups = Cgroups(
             _layout(host),
             sandbox.cgroup_driver,
@@ -154,11 +164,10 @@ class Daemon:
             kill_s=sandbox.timeouts.kill_s,
             systemd=Systemd(runner),
         )
-        runtimes = await build_runtimes(
+        maker = RuntimeMaker(
             config,
-            sandbox,
+            sandbox.timeouts,
             self._paths,
-            stack,
             systemd_cgroup=cgroups.systemd,
             runner=runner,
             syscalls=self._syscalls,
@@ -167,18 +176,19 @@ class Daemon:
         )
         warmth = AttachWarmth(cgroups.layout, enabled=config.get(speed.WARM_CGROUPS))
         stack.callback(warmth.close)
-        infos, missing = await probe_runtimes(runtimes)
+        made = [await maker.make(handler, stack) for handler in sandbox.handlers]
         namespaces = NamespaceWorker(syscalls=self._syscalls, clock=clock)
         stack.callback(namespaces.close)
         lsm = Lsm(config.lsm(), apparmor=host.apparmor, runner=runner)
         await lsm.start()
         await asyncio.to_thread(lsm.label_shared, self._paths.pause_rootfs, syscalls=self._syscalls)
-        leavings = Leavings(h.path.name for h in sandbox.handlers)
+        handlers = Handlers(sandbox.default_handler, config.get(security.COMPILED_SECCOMP))
+        leavings = Leavings()
 
         limits = LayerLimits(
             self._paths.layers,
             most_bytes=config.get(table.WRITABLE_LAYER),
-            patterns={h.name: h.allowed_annotations for h in sandbox.handlers},
+            patterns=handlers.patterns,
         )
         await limits.open()
         records = Records(self._paths.records)
@@ -216,13 +226,23 @@ class Daemon:
         await network.start(group)
         stack.push_async_callback(network.close)
 
+        facts = functools.partial(
+            spec_facts,
+            host,
+            cgroups.layout,
+            seccomp_default=seccomp_default(config),
+            no_user_namespaces=no_user_namespaces,
+        )
+        book = HandlerBook(handlers, maker, facts, store=store, leavings=leavings)
+        for each in made:
+            book.learn(each)
         parts = Parts(
             config=config,
             sandbox=sandbox,
             paths=self._paths,
             store=store,
-            runtimes=runtimes,
-            infos=infos,
+            handlers=handlers,
+            open_files=self._open_files,
             host=host,
             cgroups=cgroups,
             namespaces=namespaces,
@@ -268,25 +288,16 @@ class Daemon:
         reloader = Reloader(
             config,
             self._load,
-            {
-                table.LOG_LEVEL.key: set_log_level,
-                settings_images.REGISTRY_DIRS.key: lambda new: registries.hosts.look_in(
-                    new.get(settings_images.REGISTRY_DIRS)
-                ),
-                settings_images.PINNED_IMAGES.key: lambda new: images.inventory.configure_pinned(
-                    new.get(settings_images.PINNED_IMAGES)
-                ),
-            },
+            appliers(registries, images, network, handlers),
             clock=clock,
             tell=notify,
+            handlers=book,
         )
         node = NodeStatus(
             network=network,
             host=host,
             driver=sandbox.cgroup_driver,
-            default_handler=sandbox.default_handler,
-            runtimes=infos,
-            missing=missing,
+            handlers=handlers,
             config=lambda: {key: toml_text(value) for key, value in reloader.values.items()},
             no_user_namespaces=no_user_namespaces,
             reports={
@@ -352,11 +363,7 @@ class Daemon:
             pods=len(pods.list()),
             containers=len(containers.list()),
         )
-        group.create_task(upkeep(store, lifecycles, network, clock), name="upkeep")
-        backup_s = config.get(table.BACKUP_INTERVAL)
-        group.create_task(backing_up(store, backup_s, clock), name="backup")
-        sweep_s = config.get(table.SWEEP_INTERVAL)
-        group.create_task(sweeping(lifecycles, sweep_s, clock), name="sweep")
+        begin_upkeep(group, config, store, lifecycles, network, clock)
         group.create_task(reloading(reloader.reload, self._reload_asked), name="reload")
         interval_s = watchdog_interval_s(os.environ, os.getpid())
         alive = functools.partial(answers, config.socket)
@@ -376,8 +383,6 @@ class Daemon:
             files.make_private_dir(directory, mode=0o711)
         for directory in (paths.exits, paths.layers):
             files.make_private_dir(directory, mode=0o700)
-        for handler in self._sandbox.handlers:
-            files.make_private_dir(handler.root, mode=0o700)
 
 
 class _Stopped(Exception):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from cri import settings_security as security
 from cri import settings_table as table
-from cri.node import spec_facts
 from sandbox.additions import Additions
 from sandbox.compose import Composer
 from sandbox.containers import ContainerEngine
@@ -17,27 +16,26 @@ from sandbox.lookup import profile_file
 from sandbox.monitor.conmon import Conmon
 from sandbox.monitor.exits import ExitWatch
 from sandbox.pods import PodEngine
-from sandbox.runtime.books import is_gvisor
 from sandbox.security.seccomp import parse_profile
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
 
     from cri.config import Config
     from metrics.instruments import Instruments
     from sandbox.cgroups import Cgroups
+    from sandbox.handlers import Handlers
     from sandbox.host.clock import Clock
     from sandbox.host.host_facts import HostFacts
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.processes import ProcessRunner
+    from sandbox.host.rlimits import OpenFiles
     from sandbox.host.syscalls import Syscalls
     from sandbox.host.usernamespaces import UserNamespaces
     from sandbox.layer_limits import LayerLimits
     from sandbox.leavings import Leavings
     from sandbox.lsm import Lsm
     from sandbox.paths import Paths
-    from sandbox.runtime.driver import OciRuntime, RuntimeInfo
     from sandbox.security.seccomp import Profile
     from sandbox.settings import SandboxSettings
     from sandbox.store import StateStore
@@ -51,8 +49,9 @@ class Parts:
     sandbox: SandboxSettings
     paths: Paths
     store: StateStore
-    runtimes: Mapping[str, OciRuntime]
-    infos: Mapping[str, RuntimeInfo]
+    handlers: Handlers
+    #: What programs are given of open files; None: what the daemon has.
+    open_files: OpenFiles | None
     host: HostFacts
     cgroups: Cgroups
     namespaces: NamespaceWorker
@@ -83,46 +82,28 @@ class Engines:
 
 
 def build_engines(parts: Parts) -> Engines:
-    """Build them; nothing is started yet.
-
-    Raises:
-        InvalidArgument: the seccomp profile of the configuration cannot be used.
-    """
-    seccomp = _seccomp_default(parts.config)
+    """Build them; nothing is started yet."""
+    handlers = parts.handlers
     additions = Additions.of(
         parts.sandbox,
         may_raise="CAP_SYS_RESOURCE" in parts.host.capabilities_effective,
         clock=parts.clock,
+        open_files=parts.open_files,
+        patterns=handlers.patterns,
     )
-    facts = {
-        name: spec_facts(
-            parts.host,
-            parts.cgroups.layout,
-            parts.infos.get(name),
-            seccomp,
-            no_user_namespaces=parts.no_user_namespaces,
-        )
-        for name in parts.runtimes
-    }
     composer = Composer(
         paths=parts.paths,
         store=parts.store,
         namespaces=parts.namespaces,
         syscalls=parts.syscalls,
-        facts=facts,
+        facts=handlers.facts,
         lsm=parts.lsm,
         additions=additions,
         pids_limit=parts.config.get(table.PIDS_LIMIT) or None,
-        annotation_patterns={h.name: h.allowed_annotations for h in parts.sandbox.handlers},
-        own_sandboxes=frozenset(h.name for h in parts.sandbox.handlers if is_gvisor(h)),
-        precompiled=frozenset(
-            name
-            for name, info in parts.infos.items()
-            if info.compiled_seccomp and parts.config.get(security.COMPILED_SECCOMP)
-        ),
-        devices_withheld=frozenset(
-            h.name for h in parts.sandbox.handlers if h.privileged_without_host_devices
-        ),
+        annotation_patterns=handlers.patterns,
+        own_sandboxes=handlers.own_sandboxes,
+        precompiled=handlers.precompiled,
+        devices_withheld=handlers.devices_withheld,
     )
     conmon = Conmon(
         parts.sandbox,
@@ -142,7 +123,7 @@ def build_engines(parts: Parts) -> Engines:
     endings = Endings(
         paths=parts.paths,
         store=parts.store,
-        runtimes=parts.runtimes,
+        runtimes=handlers.runtimes,
         exits=exits,
         cgroups=parts.cgroups,
         leavings=parts.leavings,
@@ -154,7 +135,7 @@ def build_engines(parts: Parts) -> Engines:
     containers = ContainerEngine(
         paths=parts.paths,
         store=parts.store,
-        runtimes=parts.runtimes,
+        runtimes=handlers.runtimes,
         conmon=conmon,
         exits=exits,
         endings=endings,
@@ -167,8 +148,7 @@ def build_engines(parts: Parts) -> Engines:
     pods = PodEngine(
         paths=parts.paths,
         store=parts.store,
-        runtimes=parts.runtimes,
-        default_runtime=parts.sandbox.default_handler,
+        handlers=handlers,
         namespaces=parts.namespaces,
         user_namespaces=parts.user_namespaces,
         cgroups=parts.cgroups,
@@ -177,7 +157,6 @@ def build_engines(parts: Parts) -> Engines:
         clock=parts.clock,
         group=parts.group,
         composer=composer,
-        facts=facts,
         lsm=parts.lsm,
     )
     execs = Execs(
@@ -198,7 +177,12 @@ def build_engines(parts: Parts) -> Engines:
     )
 
 
-def _seccomp_default(config: Config) -> Profile | None:
+def seccomp_default(config: Config) -> Profile | None:
+    """The profile that the configuration has for RuntimeDefault; None for the one of the product.
+
+    Raises:
+        InvalidArgument: it cannot be used.
+    """
     path = config.get(security.SECCOMP_DEFAULT)
     if path is None:
         return None

@@ -62,11 +62,12 @@ def build_lifecycles(
     )
     sweeper = Sweeper(
         paths=parts.paths,
-        runtimes={n: r for n, r in parts.runtimes.items() if n in parts.infos},
+        runtimes=parts.handlers.usable,
         namespaces=parts.namespaces,
         cgroups=parts.cgroups,
         leavings=parts.leavings,
         syscalls=parts.syscalls,
+        shared_books=parts.handlers.shared_books,
     )
     recovery = Recovery(
         store=store,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cri.node_facts import NETWORK_READY, RUNTIME_READY, Condition, Handler, NodeFacts
-from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.runtime.command import version_numbers
 from sandbox.security.seccomp import SeccompHost
@@ -15,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cni.network import PodNetwork
+    from sandbox.handlers import Handlers
     from sandbox.host.cgroupfs import CgroupLayout
     from sandbox.host.host_facts import HostFacts
-    from sandbox.runtime.driver import OciRuntime, RuntimeInfo
+    from sandbox.runtime.driver import RuntimeInfo
     from sandbox.security.seccomp import Profile
     from sandbox.settings import CgroupDriver
 
@@ -28,24 +28,6 @@ RECURSIVE_READ_ONLY_KERNEL = (5, 12)
 USER_NAMESPACES_SINCE = {"crun": (1, 5), "runc": (1, 1)}
 
 _log = get_logger("node")
-
-
-async def probe_runtimes(
-    runtimes: Mapping[str, OciRuntime],
-) -> tuple[dict[str, RuntimeInfo], dict[str, str]]:
-    """Ask every configured runtime what it is; (answers, failures) by handler name.
-
-    A missing program fails only the pods that ask for it, so it is reported, not raised.
-    """
-    found: dict[str, RuntimeInfo] = {}
-    missing: dict[str, str] = {}
-    for name, runtime in runtimes.items():
-        try:
-            found[name] = await runtime.probe()
-        except PodwrightError as error:
-            missing[name] = str(error)
-            _log.warning("runtime handler cannot be used", handler=name, error=str(error))
-    return found, missing
 
 
 def spec_facts(
@@ -123,9 +105,7 @@ class NodeStatus:
         network: PodNetwork,
         host: HostFacts,
         driver: CgroupDriver,
-        default_handler: str,
-        runtimes: Mapping[str, RuntimeInfo],
-        missing: Mapping[str, str],
+        handlers: Handlers,
         config: Callable[[], Mapping[str, object]],
         no_user_namespaces: str = "not tried",
         reports: Mapping[str, Callable[[], object]] | None = None,
@@ -135,9 +115,7 @@ class NodeStatus:
         self._network = network
         self._host = host
         self._driver: CgroupDriver = driver
-        self._default = default_handler
-        self._runtimes = runtimes
-        self._missing = missing
+        self._book = handlers
         self._config = config
         self._no_user_namespaces = no_user_namespaces
 
@@ -160,27 +138,28 @@ class NodeStatus:
                 "config": self._config(),
                 "network": self._network.describe(),
                 "runtimes": {
-                    **{n: f"{i.name} {i.version}" for n, i in self._runtimes.items()},
-                    **self._missing,
+                    **{n: f"{i.name} {i.version}" for n, i in self._book.infos.items()},
+                    **self._book.missing,
                 },
                 **{name: report() for name, report in self._reports.items()},
             },
         )
 
     def _runtime_condition(self) -> Condition:
-        trouble = self._missing.get(self._default)
+        default = self._book.default
+        trouble = self._book.missing.get(default)
         if trouble is None:
             return Condition(RUNTIME_READY, True)
         return Condition(
             RUNTIME_READY,
             False,
             "DefaultRuntimeUnusable",
-            f"runtime handler {self._default}: {trouble}",
+            f"runtime handler {default}: {trouble}",
         )
 
     def _handlers(self) -> tuple[Handler, ...]:
         def handler(label: str, name: str) -> Handler:
-            info = self._runtimes.get(name)
+            info = self._book.infos.get(name)
             return Handler(
                 label,
                 recursive_read_only_mounts=recursive_read_only(self._host, info),
@@ -190,6 +169,6 @@ class NodeStatus:
             )
 
         return (
-            handler("", self._default),
-            *(handler(name, name) for name in sorted({*self._runtimes, *self._missing})),
+            handler("", self._book.default),
+            *(handler(n, n) for n in sorted({*self._book.infos, *self._book.missing})),
         )

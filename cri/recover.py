@@ -77,13 +77,12 @@ class Recovery:
         look = await self.sweeper.look()
         created = [c for c in self.store.containers.values() if c.state is ContainerState.CREATED]
         running = {c.id for c in created if c.id in living and await self._runs(c)}
-        traces = look.names | look.mounted | look.held | look.monitors
         return Observed(
             boot_id=boot,
             living=living,
             running=running,
-            traces=traces | await self.images.leases(),
-            held=look.mounted | look.held,
+            traces=look.ids | await self.images.leases(),
+            held=look.holding,
         )
 
     async def _runs(self, container: Container) -> bool:

@@ -83,7 +83,12 @@ BACKUP_INTERVAL = Setting(
 )
 
 DEFAULT_RUNTIME = Setting(
-    "runtime", "default", text, _SANDBOX.default_handler, "handler of pods that name none"
+    "runtime",
+    "default",
+    text,
+    _SANDBOX.default_handler,
+    "handler of pods that name none",
+    reloadable=True,
 )
 CGROUP_DRIVER: Setting[CgroupDriverChoice] = Setting(
     "runtime",
@@ -154,7 +159,12 @@ KILL_TIMEOUT = Setting(
 )
 
 CNI_CONF_DIR = Setting(
-    "cni", "conf_dir", path, _CNI.conf_dir, "network configurations; the first one is used"
+    "cni",
+    "conf_dir",
+    path,
+    _CNI.conf_dir,
+    "network configurations; the first one is used",
+    reloadable=True,
 )
 CNI_CONF_TEMPLATE = Setting(
     "cni",
@@ -162,38 +172,78 @@ CNI_CONF_TEMPLATE = Setting(
     optional_path,
     _CNI.conf_template,
     "makes a configuration of the pod addresses that the kubelet tells; empty: none",
+    reloadable=True,
 )
-CNI_BIN_DIRS = Setting("cni", "bin_dirs", paths, _CNI.bin_dirs, "plugins, searched in this order")
+CNI_BIN_DIRS = Setting(
+    "cni", "bin_dirs", paths, _CNI.bin_dirs, "plugins, searched in this order", reloadable=True
+)
 CNI_CACHE_DIR = Setting(
     "cni", "cache_dir", optional_path, None, "saved results; empty: cni in state_root"
 )
 CNI_DEFAULT_NETWORK = Setting(
-    "cni", "default_network", text, _CNI.default_network, "name of the network; empty: the first"
+    "cni",
+    "default_network",
+    text,
+    _CNI.default_network,
+    "name of the network; empty: the first",
+    reloadable=True,
 )
 CNI_IP_PREF = Setting(
-    "cni", "ip_pref", choice("ipv4", "ipv6", "cni"), _CNI.ip_pref, "family of a pod's first address"
+    "cni",
+    "ip_pref",
+    choice("ipv4", "ipv6", "cni"),
+    _CNI.ip_pref,
+    "family of a pod's first address",
+    reloadable=True,
 )
-CNI_ADD_TIMEOUT = Setting("cni", "add_timeout_s", seconds, _CNI.add_timeout_s, "ADD of all plugins")
+CNI_ADD_TIMEOUT = Setting(
+    "cni", "add_timeout_s", seconds, _CNI.add_timeout_s, "ADD of all plugins", reloadable=True
+)
 CNI_DELETE_TIMEOUT = Setting(
-    "cni", "delete_timeout_s", seconds, _CNI.delete_timeout_s, "DEL of each plugin"
+    "cni", "delete_timeout_s", seconds, _CNI.delete_timeout_s, "DEL of each plugin", reloadable=True
 )
 CNI_CHECK_TIMEOUT = Setting(
-    "cni", "check_timeout_s", seconds, _CNI.check_timeout_s, "CHECK of each plugin"
+    "cni", "check_timeout_s", seconds, _CNI.check_timeout_s, "CHECK of each plugin", reloadable=True
 )
 CNI_QUERY_TIMEOUT = Setting(
-    "cni", "query_timeout_s", seconds, _CNI.query_timeout_s, "STATUS, VERSION, GC of each plugin"
+    "cni",
+    "query_timeout_s",
+    seconds,
+    _CNI.query_timeout_s,
+    "STATUS, VERSION, GC of each plugin",
+    reloadable=True,
 )
 CNI_POLL = Setting(
-    "cni", "poll_s", seconds, _CNI.poll_s, "how often a ready network is looked at anew"
+    "cni",
+    "poll_s",
+    seconds,
+    _CNI.poll_s,
+    "how often a ready network is looked at anew",
+    reloadable=True,
 )
 CNI_POLL_UNREADY = Setting(
-    "cni", "poll_unready_s", seconds, _CNI.poll_unready_s, "the same while it is not ready"
+    "cni",
+    "poll_unready_s",
+    seconds,
+    _CNI.poll_unready_s,
+    "the same while it is not ready",
+    reloadable=True,
 )
 CNI_STATUS_GRACE = Setting(
-    "cni", "status_grace_s", seconds, _CNI.status_grace_s, "STATUS may fail this long"
+    "cni",
+    "status_grace_s",
+    seconds,
+    _CNI.status_grace_s,
+    "STATUS may fail this long",
+    reloadable=True,
 )
 CNI_ENVIRONMENT = Setting(
-    "cni", "environment", variables, _CNI.environment, "further variables for plugins, NAME=value"
+    "cni",
+    "environment",
+    variables,
+    _CNI.environment,
+    "further variables for plugins, NAME=value",
+    reloadable=True,
 )
 
 METRICS_ADDRESS = Setting(

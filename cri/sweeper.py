@@ -20,6 +20,8 @@ from sandbox.host.pidfd import Process
 from sandbox.states import ContainerState, PodState
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from cni.network import PodNetwork
     from cri.container_lifecycle import ContainerLifecycle
     from cri.pod_lifecycle import PodLifecycle
@@ -67,6 +69,8 @@ class Reconciler:
     observer: RepairObserver
     clock: Clock
     _suspects: set[Drift] = field(default_factory=set)
+    #: Of this round's look: it is read once, however many pods have lost theirs.
+    _pins: Mapping[str, Collection[str]] = field(default_factory=dict)
     _looked: Counter[str] = field(default_factory=Counter)
     _repairs: Counter[str] = field(default_factory=Counter)
     _failures: int = 0
@@ -103,13 +107,14 @@ class Reconciler:
 
     async def _look(self) -> Look:
         traces = await self.sweeper.look()
+        self._pins = traces.pins
         living, monitored = await asyncio.to_thread(self._processes)
         return Look(
             living=living,
             monitored=monitored,
-            holding=traces.mounted | traces.held,
+            holding=traces.holding,
             pins=traces.pins,
-            traces=traces.names | traces.mounted | traces.held | traces.monitors,
+            traces=traces.ids,
             leased=await self.images.leases(),
             addressed=await self.network.held(),
             cgroups=await asyncio.to_thread(self._departed),
@@ -172,8 +177,8 @@ class Reconciler:
         match drift.repair:
             case Repair.POD_DEAD if pod is not None:
                 await self.pods.note_dead(pod)
-            case Repair.PIN_LOST if pod is not None:
-                missing = expected_pins(pod) - (await self.sweeper.look()).pins.get(pod.id, set())
+            case Repair.PIN_LOST if pod is not None and pod.state is PodState.READY:
+                missing = expected_pins(pod).difference(self._pins.get(pod.id, ()))
                 await self.sweeper.pin_again(pod, missing)
             case Repair.POD_UNFINISHED if pod is not None:
                 await self.pods.finish(pod)

@@ -37,7 +37,7 @@ from sandbox.states import ContainerState
 from sandbox.users import resolve_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.syscalls import Syscalls
@@ -77,9 +77,9 @@ class Composer:
         additions: Additions | None = None,
         pids_limit: int | None = None,
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
-        devices_withheld: frozenset[str] = frozenset(),
-        precompiled: frozenset[str] = frozenset(),
-        own_sandboxes: frozenset[str] = frozenset(),
+        devices_withheld: Collection[str] = (),
+        precompiled: Collection[str] = (),
+        own_sandboxes: Collection[str] = (),
     ) -> None:
         """Prepare.
 
@@ -105,7 +105,7 @@ class Composer:
         self._lsm = lsm
         self._additions = additions or Additions()
         self._pids_limit = pids_limit
-        self._patterns = annotation_patterns or {}
+        self._patterns = {} if annotation_patterns is None else annotation_patterns
         self._devices_withheld = devices_withheld
         self._precompiled = precompiled
         self._own_sandboxes = own_sandboxes

@@ -36,6 +36,10 @@ class Leavings:
         # As the kernel has the name of a process: cut to 15 characters.
         self._programs = HELPER_PROGRAMS | {name[:15] for name in programs}
 
+    def know(self, program: str) -> None:
+        """Look for a program of this file name as well."""
+        self._programs |= {program[:15]}
+
     async def kill_helpers(self, object_id: str) -> int:
         """SIGKILL every process that has `object_id` in its command line; the number killed."""
         return await self._kill(lambda argv: any(object_id in word for word in argv))

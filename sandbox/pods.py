@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from sandbox.cgroups import Cgroups
     from sandbox.compose import Composer
+    from sandbox.handlers import Handlers
     from sandbox.host.clock import Clock
     from sandbox.host.namespaces import NamespaceWorker
     from sandbox.host.syscalls import Syscalls
@@ -50,8 +51,7 @@ if TYPE_CHECKING:
     from sandbox.lsm import Lsm
     from sandbox.model import PodConfig
     from sandbox.paths import Paths
-    from sandbox.runtime.driver import OciRuntime
-    from sandbox.spec.inputs import HostFacts, PinKind
+    from sandbox.spec.inputs import PinKind
     from sandbox.steps import Step
     from sandbox.store import StateStore
 
@@ -71,8 +71,7 @@ class PodEngine:
         *,
         paths: Paths,
         store: StateStore,
-        runtimes: Mapping[str, OciRuntime],
-        default_runtime: str,
+        handlers: Handlers,
         namespaces: NamespaceWorker,
         user_namespaces: UserNamespaces,
         cgroups: Cgroups,
@@ -81,13 +80,11 @@ class PodEngine:
         clock: Clock,
         group: asyncio.TaskGroup,
         composer: Composer,
-        facts: Mapping[str, HostFacts],
         lsm: Lsm,
     ) -> None:
         self._paths = paths
         self._store = store
-        self._runtimes = runtimes
-        self._default_runtime = default_runtime
+        self._handlers = handlers
         self._namespaces = namespaces
         self._user_namespaces = user_namespaces
         self._cgroups = cgroups
@@ -96,7 +93,6 @@ class PodEngine:
         self._clock = clock
         self._group = group
         self._composer = composer
-        self._facts = facts
         self._lsm = lsm
         self._on_stopped: Callable[[PodSandbox], None] = lambda _pod: None
         self._watched: set[str] = set()
@@ -104,22 +100,6 @@ class PodEngine:
     def on_stopped(self, call: Callable[[PodSandbox], None]) -> None:
         """Have `call` told of every pod whose pause process ended by itself."""
         self._on_stopped = call
-
-    def runtime(self, handler: str) -> tuple[str, OciRuntime]:
-        """The runtime a handler name stands for; empty is the default.
-
-        Raises:
-            InvalidArgument: no such handler is configured.
-        """
-        name = handler or self._default_runtime
-        try:
-            return name, self._runtimes[name]
-        except KeyError:
-            raise InvalidArgument(
-                f"runtime handler {handler!r} is not configured",
-                hint=f"configured are: {', '.join(sorted(self._runtimes))};"
-                " add a [runtimes.NAME] table or correct the RuntimeClass",
-            ) from None
 
     # Creation, in the order in which the lifecycle calls it.
 
@@ -131,8 +111,8 @@ class PodEngine:
             InvalidArgument: unknown handler, or namespaces that no pod can have.
             Unsupported: a user namespace where this node or the handler has none.
         """
-        runtime_name, _ = self.runtime(handler)
-        check_pod(config, self._facts[runtime_name], runtime_name)
+        runtime_name, _ = self._handlers.wanted(handler)
+        check_pod(config, self._handlers.facts[runtime_name], runtime_name)
         pod_id = secrets.token_hex(32)
         with self._lsm.level(config, self._store.selinux_levels()) as level:
             pod = PodSandbox(
@@ -207,7 +187,7 @@ class PodEngine:
         Raises:
             RuntimeFailed: the OCI runtime refused, with its own words.
         """
-        _, runtime = self.runtime(pod.runtime)
+        runtime = self._handlers.runtimes[pod.runtime]
         bundle = self._paths.pod(pod.id) / "bundle"
 
         spec = await self._composer.pause(pod, pins)
@@ -383,7 +363,7 @@ class PodEngine:
             process.close()
 
     async def _delete_runtime_state(self, pod: PodSandbox) -> None:
-        runtime = self._runtimes.get(pod.runtime)
+        runtime = self._handlers.runtimes.get(pod.runtime)
         if runtime is None:
             _log.warning(
                 "runtime of a pod is no longer configured", pod=pod.id, runtime=pod.runtime

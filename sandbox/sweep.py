@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.host import mounts
 from sandbox.host.trees import remove_tree
+from sandbox.records import RECORD_SUFFIXES
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Traces:
         names: directories, pins, exit files and writable layers.
         mounted: something is mounted in a run directory of theirs.
         held: the books of an OCI runtime.
+        shared: books that others may write as well (see `Sweeper`); of them a name alone says
+            nothing, so nothing is taken for a leftover because of it.
         monitors: a monitor or runtime works on a run directory of theirs.
         pins: kinds of namespaces that are pinned, by pod.
     """
@@ -52,6 +55,17 @@ class Traces:
     held: frozenset[str]
     monitors: frozenset[str]
     pins: Mapping[str, frozenset[str]]
+    shared: frozenset[str] = frozenset()
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Every id that has left something which is certainly ours."""
+        return self.names | self.mounted | self.held | self.monitors
+
+    @property
+    def holding(self) -> frozenset[str]:
+        """Ids that are mounted or in the books of a runtime."""
+        return self.mounted | self.held | self.shared
 
 
 class Sweeper:
@@ -66,9 +80,24 @@ class Sweeper:
         cgroups: Cgroups,
         leavings: Leavings,
         syscalls: Syscalls,
+        shared_books: Collection[str] = (),
     ) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            paths: where everything lies.
+            runtimes: those whose books can be read and whose programs run, by handler name.
+            namespaces: holds pinned namespaces.
+            cgroups: of pods and containers.
+            leavings: finds helper programs.
+            syscalls: unmounts.
+            shared_books: handlers whose root is not below our run root: an operator has set it,
+                perhaps to one that podman or another daemon uses too. Their containers are named
+                by 64 hex digits as well, and are none of our business.
+        """
         self._paths = paths
         self.runtimes = runtimes
+        self._shared = shared_books
         self._namespaces = namespaces
         self._cgroups = cgroups
         self._leavings = leavings
@@ -81,8 +110,9 @@ class Sweeper:
         same parents. They are only looked up for an id that was found elsewhere.
         """
         held: set[str] = set()
-        for runtime in self.runtimes.values():
-            held |= await runtime.containers()
+        shared: set[str] = set()
+        for name, runtime in self.runtimes.items():
+            (shared if name in self._shared else held).update(await runtime.containers())
 
         def work() -> Traces:
             mounted, pins = self._mounts()
@@ -94,6 +124,7 @@ class Sweeper:
                     filter(_ID.fullmatch, self._leavings.monitored(self._paths.containers))
                 ),
                 pins={pod_id: frozenset(kinds) for pod_id, kinds in pins.items()},
+                shared=frozenset(filter(_ID.fullmatch, shared)),
             )
 
         return await asyncio.to_thread(work)
@@ -152,7 +183,10 @@ class Sweeper:
         places = (paths.pods, paths.namespaces, paths.containers, paths.layers, paths.exits)
         found = {name for place in places for name in _names(place)}
         for kind in ("pods", "containers"):
-            found |= {name.removesuffix(".json") for name in _names(paths.records / kind)}
+            for name in _names(paths.records / kind):
+                stem, dot, suffix = name.partition(".")
+                if dot + suffix in RECORD_SUFFIXES:  # not what was put aside for a person
+                    found.add(stem)
         return {name for name in found if _ID.fullmatch(name)}
 
     def _cgroup_traces(self) -> dict[str, list[str]]:
@@ -197,7 +231,8 @@ class Sweeper:
             remove_tree(directory)
         paths.exit_file(object_id).unlink(missing_ok=True)
         for kind in ("pods", "containers"):
-            (paths.records / kind / f"{object_id}.json").unlink(missing_ok=True)
+            for suffix in RECORD_SUFFIXES:
+                (paths.records / kind / f"{object_id}{suffix}").unlink(missing_ok=True)
 
 
 def _names(directory: Path) -> list[str]:

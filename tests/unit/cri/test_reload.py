@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cri import daemon, settings_images
 from cri import settings_table as table
 from cri.config import load
+from cri.handler_reload import HandlerBook
 from cri.reload import Reloader, reloadable
+from cri.reloadable import appliers
+from cri.runtimes import Made
+from sandbox.handlers import Handlers
+from sandbox.host.errors import FailedPrecondition, InvalidArgument
+from sandbox.leavings import Leavings
 from tests.fakes.clock import FakeClock
 
 
@@ -86,11 +91,99 @@ def test_the_settings_say_of_themselves_what_can_be_reloaded():
     assert table.STATE_ROOT.key not in reloadable()
 
 
+class Anything:
+    """Whoever is told a new value; nothing is told here."""
+
+    def __getattr__(self, name: str) -> Anything:
+        return Anything()
+
+
 def test_every_setting_that_says_so_is_taken_by_the_daemon():
     """The daemon's table and the settings' own word must not drift apart."""
-    source = Path(daemon.__file__).read_text()
-    for setting in table.TABLE:
-        name = next(
-            (n for m in (table, settings_images) for n, v in vars(m).items() if v is setting), ""
-        )
-        assert setting.reloadable == (bool(name) and f".{name}.key:" in source), setting.key
+    taken = appliers(Anything(), Anything(), Anything(), Handlers("crun"))
+    assert taken.keys() == reloadable()
+
+
+class Maker:
+    """Makes handlers that run, but for one named `broken`."""
+
+    async def make(self, handler, stack=None):
+        if handler.name == "broken":
+            raise FailedPrecondition("directory belongs to another user")
+        return Made(handler, object(), None, "", False)
+
+
+async def book_of(config, *, runtime: str = ""):
+    """A book with the handlers of `config`, and one pod that has `runtime`."""
+    pods = {"a": SimpleNamespace(runtime=runtime)} if runtime else {}
+    handlers = Handlers("crun")
+    book = HandlerBook(
+        handlers,
+        Maker(),
+        lambda info: object(),
+        store=SimpleNamespace(pods=pods, containers={}),
+        leavings=Leavings(),
+    )
+    for handler in config.handlers:
+        book.learn(await Maker().make(handler))
+    return handlers, book
+
+
+def write_handlers(file, **paths):
+    file.write_text("".join(f"[runtimes.{n}]\n{text}\n" for n, text in paths.items()))
+
+
+async def reload_handlers(file, book):
+    reloader = Reloader(
+        load(file), lambda: load(file), {}, clock=FakeClock(), tell=lambda _: None, handlers=book
+    )
+    await reloader.reload()
+    return reloader.report()
+
+
+async def test_handlers_come_change_and_go(file):
+    write_handlers(file, third='path = "/bin/third"', fourth='path = "/bin/fourth"')
+    handlers, book = await book_of(load(file), runtime="third")
+    old = handlers.runtimes["fourth"]
+    write_handlers(file, fourth='path = "/bin/new"', fifth='path = "/bin/fifth"')
+    report = await reload_handlers(file, book)
+    assert report["changed"] == ["runtimes.fourth", "runtimes.fifth", "runtimes.third"]
+    assert report["outcome"] == "ok"
+    assert handlers.wanted("fifth")[0] == "fifth"
+    assert handlers.wanted("fourth")[1] is not old
+    with pytest.raises(InvalidArgument, match="not configured"):
+        handlers.wanted("third")
+    assert "third" in handlers.runtimes, "those that are there are removed with it"
+    assert (await reload_handlers(file, book))["changed"] == []
+    write_handlers(file, third='path = "/bin/third"')
+    await reload_handlers(file, book)
+    assert handlers.wanted("third")[0] == "third"
+
+
+@pytest.mark.parametrize(("used", "outcome"), [("third", "restart needed"), ("", "ok")])
+async def test_another_root_waits_while_there_are_pods_of_it(file, used, outcome):
+    write_handlers(file, third='path = "/bin/third"\nroot = "/run/one"')
+    handlers, book = await book_of(load(file), runtime=used)
+    before = handlers.runtimes["third"]
+    write_handlers(file, third='path = "/bin/third"\nroot = "/run/two"')
+    report = await reload_handlers(file, book)
+    assert report["outcome"] == outcome
+    assert (handlers.runtimes["third"] is before) == bool(used)
+
+
+async def test_a_handler_that_cannot_be_made_refuses_all_of_it(file):
+    handlers, book = await book_of(load(file))
+    applied: list[str] = []
+    file.write_text('[daemon]\nlog_level = "debug"\n[runtimes.broken]\npath = "/bin/b"\n')
+    reloader = Reloader(
+        load(),
+        lambda: load(file),
+        {table.LOG_LEVEL.key: lambda new: applied.append(new.get(table.LOG_LEVEL))},
+        clock=FakeClock(),
+        tell=lambda _: None,
+        handlers=book,
+    )
+    await reloader.reload()
+    assert reloader.report()["outcome"] == "refused"
+    assert not applied
+    assert "broken" not in handlers.runtimes
