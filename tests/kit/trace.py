@@ -122,7 +122,7 @@ def report(calls: Sequence[Span], parts: Sequence[Span]) -> str:
     """The life of a pod, call by call."""
     lines: list[str] = []
     for call in calls:
-        inside = [p for p in parts if p.end_s > call.begin_s and p.begin_s < call.end_s]
+        inside = [p for p in parts if _concerns(p, call)]
         programs = covered_ms([p for p in inside if p.who], call.begin_s, call.end_s)
         both = covered_ms(inside, call.begin_s, call.end_s)
         lines.append(
@@ -134,6 +134,13 @@ def report(calls: Sequence[Span], parts: Sequence[Span]) -> str:
             name = f"{part.who} {part.what}".strip() if part.who else f"kernel: {part.what}"
             lines.append(f"  {offset_ms:8.1f}  {part.took_ms:7.1f}  {name}")
     return "\n".join(lines)
+
+
+def _concerns(part: Span, call: Span) -> bool:
+    """Whether it was under way within the call; what was there before and stays is nobody's."""
+    if part.who and part.begin_s < call.begin_s and part.end_s > call.end_s:
+        return False
+    return part.end_s > call.begin_s and part.begin_s < call.end_s
 
 
 class _Timed(Target):

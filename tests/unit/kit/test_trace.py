@@ -57,3 +57,11 @@ def test_a_call_is_taken_apart() -> None:
     assert text[0] == ("CreateContainer: 20.0 ms; programs 18.7, kernel besides 0.7, the rest 0.6")
     assert text[1].split() == ["0.0", "0.5", "kernel:", "fdatasync"]
     assert text[-1].split() == ["9.5", "10.5", "sleep", "1"]
+
+
+def test_a_worker_that_was_there_before_and_stays_is_no_part_of_a_call() -> None:
+    call = Span("", "StopContainer 0", 101.0, 101.010)
+    parts = [Span("python", "worker", 90.0, 120.0), Span("crun", "kill", 101.002, 101.004)]
+    text = report([call], parts).splitlines()
+    assert text[0] == "StopContainer 0: 10.0 ms; programs 2.0, kernel besides 0.0, the rest 8.0"
+    assert len(text) == 2
