@@ -182,7 +182,7 @@ class PluginPrograms:
         except Busy:
             raise
         except DeadlineExceeded as error:
-            text = f"killed after {call.timeout_s:.0f} s"
+            text = f"killed after {call.timeout_s:g} s"
             raise _failed(PluginTimedOut, call, text) from error
         except ResourceExhausted as error:
             raise _failed(PluginExhausted, call, error.message) from error
