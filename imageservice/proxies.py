@@ -9,8 +9,9 @@ same values mean the same:
   proxy alone. SOCKS is not spoken here.
 * An entry of NO_PROXY is an address (`10.0.0.1`), a network (`10.0.0.0/8`), a domain with all below
   it (`example.com`), only what is below it (`.example.com`, `*.example.com`), any of them but a
-  network with a port (`example.com:5000`), or `*` for everything. Names are compared as written:
-  no name is resolved to see in which network it lies. What is none of these is ignored.
+  network with a port (`example.com:5000`), or `*` for everything. Names are compared as DNS has
+  them (`bücher.example` is `xn--bcher-kva.example`), addresses as numbers whatever their spelling
+  and zone; no name is resolved to see in which network it lies. What is none of these is ignored.
 * This machine itself is never asked through a proxy.
 
 Pure. A text form never shows user or password.
@@ -98,7 +99,7 @@ class Proxies:
         chosen = self.https if scheme == "https" else self.http
         if chosen is None:
             return None
-        name = host.rstrip(".").lower()
+        name = _as_in_dns(host.rstrip(".").lower())
         address = _address(name)
         if name == "localhost" or name.endswith(".localhost"):
             return None
@@ -143,6 +144,7 @@ def _server(split: SplitResult) -> ProxyServer:
     host, port = split.hostname or "", split.port
     if not host or split.path.strip("/") or split.query or split.fragment:
         raise ValueError
+    host = _as_resolved(host)
     user, password = unquote(split.username or ""), unquote(split.password or "")
     if ":" in user or not (user + password).isprintable():
         raise ValueError
@@ -167,7 +169,7 @@ def _excepts(
         return True
     if "/" in text:
         try:
-            network = ipaddress.ip_network(text, strict=False)
+            network = _network(text)
         except ValueError:
             return False
         return address is not None and address.version == network.version and address in network
@@ -179,7 +181,7 @@ def _excepts(
         return address == literal
     if address is not None:
         return False  # the end of a number is no domain
-    wanted = (wanted[1:] if wanted.startswith("*.") else wanted).rstrip(".")
+    wanted = _as_in_dns((wanted[1:] if wanted.startswith("*.") else wanted).rstrip("."))
     if wanted.startswith("."):
         return len(wanted) > 1 and name.endswith(wanted)
     return name == wanted or name.endswith(f".{wanted}")
@@ -194,6 +196,34 @@ def _split_port(text: str) -> tuple[str, str]:
         host, _, port = text.partition(":")
         return host, port
     return text, ""
+
+
+def _as_in_dns(name: str) -> str:
+    """A name in lower case as DNS has it; one that DNS cannot have stays, and matches itself."""
+    if name.isascii():
+        return name
+    bare = name.lstrip(".")
+    try:
+        return name[: len(name) - len(bare)] + bare.encode("idna").decode("ascii")
+    except UnicodeError:
+        return name
+
+
+def _as_resolved(host: str) -> str:
+    """An IPv6 address in its one spelling, the `%` before its zone plain; a name as it is."""
+    number, percent, zone = host.partition("%")
+    if ":" not in number:
+        return host
+    return f"{ipaddress.IPv6Address(number)}{percent}{zone.removeprefix('25')}"
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    network = ipaddress.ip_network(text, strict=False)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped  # addresses are compared without it as well
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -41,7 +41,8 @@ class ProxyConnector(aiohttp.TCPConnector):
         self._proxy_context = ssl.create_default_context() if self._proxies else None
 
     def _get_ssl_context(self, req: aiohttp.ClientRequest) -> ssl.SSLContext | None:
-        is_proxy = req.proxy is None and (req.url.host, req.url.port) in self._proxies
+        # As it stands in the address; `host` would be the name as people write it.
+        is_proxy = req.proxy is None and (req.url.raw_host, req.url.port) in self._proxies
         return self._proxy_context if is_proxy else super()._get_ssl_context(req)
 
 

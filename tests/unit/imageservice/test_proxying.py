@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -210,6 +211,30 @@ async def test_an_https_proxy_is_not_trusted_by_the_laxness_of_a_registry(tmp_pa
     ):
         configure(tmp_path, registry, f'skip_verify = true\nca = "{certificate.certificate}"\n')
         with pytest.raises(RegistryUntrusted, match="certificate of proxy https://127"):
+            await client.resolve(parse_reference(registry.reference("a:1")), None)
+        assert proxy.requests == []
+
+
+async def test_a_proxy_with_a_name_beyond_ascii_is_not_trusted_by_a_registrys_laxness(
+    tmp_path, monkeypatch
+):
+    """aiohttp knows it by two names: as it stands in its address, and as people write it."""
+    name = "xn--bcher-kva.test"
+
+    def to_loopback(_host, port, *_, **__):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", to_loopback)
+    certificate = make_certificate(tmp_path, subject_names=f"DNS:{HOST},DNS:{name}")
+    async with (
+        FakeRegistry(host=HOST, tls=certificate.server_context()) as registry,
+        FakeProxy(registry.port, tls=certificate.server_context()) as proxy,
+        open_client(
+            tmp_path, through(proxy.url.replace("127.0.0.1", name), user="bob:p")
+        ) as client,
+    ):
+        configure(tmp_path, registry, f'skip_verify = true\nca = "{certificate.certificate}"\n')
+        with pytest.raises(RegistryUntrusted, match="certificate of proxy https://"):
             await client.resolve(parse_reference(registry.reference("a:1")), None)
         assert proxy.requests == []
 
