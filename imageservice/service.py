@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from imageservice.catalog import open_database
 from imageservice.content import ContentStore
-from imageservice.errors import ImageNotFound, RegistryThrottled
+from imageservice.errors import ImageNotFound
 from imageservice.flights import Flights
 from imageservice.images import Image
 from imageservice.keyrings import NodeKeyrings
@@ -31,7 +31,7 @@ from imageservice.progress import Progress, PullObserver, SilentObserver, Stage,
 from imageservice.reference import parse_reference
 from imageservice.unpack.pool import UnpackPool
 from imageservice.usage import FsInfo
-from sandbox.host.errors import ResourceExhausted
+from sandbox.host.errors import DiskFull
 from sandbox.host.files import make_private_dir
 
 if TYPE_CHECKING:
@@ -230,8 +230,9 @@ class ImageService:
                 await self._gate.keep(signatures)
                 return image
         except BaseException as error:
-            if isinstance(error, ResourceExhausted) and not isinstance(error, RegistryThrottled):
-                # What was fetched and unpacked for nothing is in the way of everybody else.
+            if isinstance(error, DiskFull):
+                # What was fetched and unpacked for nothing is in the way of everybody else. Only
+                # then: an image beyond a limit takes nobody's room.
                 await self._sweeper.partials(older_than_s=0.0)
                 await self._sweep_layers(rests_too=True)
             else:

@@ -95,6 +95,10 @@ class ResourceExhausted(PodwrightError):
     """Disk, memory, descriptors, processes or a stated limit ran out."""
 
 
+class DiskFull(ResourceExhausted):
+    """A file system or a quota of one is full: what is not needed on the disk may be in the way."""
+
+
 class Corrupt(PodwrightError):
     """Stored or received bytes are not what they must be (DATA_LOSS)."""
 
@@ -124,8 +128,8 @@ ERRNO_CLASS: Mapping[int, type[PodwrightError]] = {
     errno.ENOTDIR: InvalidArgument,
     errno.E2BIG: InvalidArgument,
     errno.ERANGE: InvalidArgument,
-    errno.ENOSPC: ResourceExhausted,
-    errno.EDQUOT: ResourceExhausted,
+    errno.ENOSPC: DiskFull,
+    errno.EDQUOT: DiskFull,
     errno.EMFILE: ResourceExhausted,
     errno.ENFILE: ResourceExhausted,
     errno.ENOMEM: ResourceExhausted,

@@ -16,6 +16,7 @@ from sandbox.host.errors import (
     Busy,
     Corrupt,
     Denied,
+    DiskFull,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -41,7 +42,7 @@ DEFAULT_RESERVE_BYTES: Final = 1024 * 1024
 _CLASSES: Final[Mapping[int, type[PodwrightError]]] = {
     sqlite3.SQLITE_BUSY: Busy,
     sqlite3.SQLITE_LOCKED: Busy,
-    sqlite3.SQLITE_FULL: ResourceExhausted,
+    sqlite3.SQLITE_FULL: DiskFull,
     sqlite3.SQLITE_NOMEM: ResourceExhausted,
     sqlite3.SQLITE_CORRUPT: Corrupt,
     sqlite3.SQLITE_NOTADB: Corrupt,
@@ -134,7 +135,7 @@ def mapped(error: sqlite3.Error, what: str, path: Path) -> PodwrightError:
     if code in _UNIQUE:
         return AlreadyExists(text, path=str(path))
     if code == sqlite3.SQLITE_IOERR_SHMSIZE:
-        return ResourceExhausted(text, path=str(path))
+        return DiskFull(text, path=str(path))
     return _CLASSES.get(code & 0xFF, Internal)(text, path=str(path))
 
 
