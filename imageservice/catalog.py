@@ -97,6 +97,26 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE images ADD COLUMN borrows INTEGER NOT NULL DEFAULT 0;
     """,
+    # Where a signature was found was not recorded: in any repository that the image is known by.
+    """
+    CREATE TABLE kept_signatures (
+        repository TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        annotations TEXT NOT NULL,
+        PRIMARY KEY (repository, digest, position)
+    ) STRICT;
+    INSERT OR IGNORE INTO kept_signatures (repository, digest, position, payload, annotations)
+        SELECT substr(names.name, 1, instr(names.name, '@') - 1), signatures.digest,
+            signatures.position, signatures.payload, signatures.annotations
+        FROM signatures
+        JOIN images ON TRUE
+        JOIN names ON names.image_id = images.id AND instr(names.name, '@') > 0
+        WHERE signatures.digest = images.manifest
+            OR signatures.digest = substr(names.name, instr(names.name, '@') + 1);
+    DROP TABLE signatures;
+    """,
 )
 #: Fewest characters of an id that are looked up: three are too likely to be somebody's image name.
 MIN_PREFIX_CHARS: Final = 4

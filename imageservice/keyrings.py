@@ -100,6 +100,18 @@ class NodeKeyrings:
             if found.is_for_one_pull:
                 await asyncio.to_thread(_remove, found)
 
+    async def of_node(self, reference: Reference, namespace: str) -> Keyring | None:
+        """What the node itself may use for a repository now, outside of any pull; None: nothing.
+
+        A file that is for one pull counts while it lies there and is left to that pull, which has
+        brought it or is about to begin.
+
+        Raises:
+            AuthFileInvalid: the file that counts cannot be used.
+        """
+        found = await asyncio.to_thread(find_file, self._settings, reference, namespace)
+        return None if found is None else FileKeyring(found, self._helpers)
+
 
 class FileKeyring:
     """What one file has; see `Keyring`. A helper is asked once for each host."""

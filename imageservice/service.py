@@ -227,7 +227,7 @@ class ImageService:
                 )
                 image = await self._name(reference, named, pulled)
                 self._sweeper.named(pulled.chain)
-                await self._gate.keep(signatures)
+                await self._gate.keep(reference, signatures)
                 return image
         except BaseException as error:
             if isinstance(error, DiskFull):

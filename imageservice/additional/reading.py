@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from imageservice.catalog import ImageRecord
     from imageservice.snapshots.ledger import LayerRow
+    from imageservice.trust.kept import Place
     from imageservice.trust.model import Signature
     from sandbox.host.database import Connection
 
@@ -42,14 +43,14 @@ class StoredImages:
         root: the store.
         images: with their names there.
         layers: those whose files are there.
-        signatures: by the digest that they are of.
+        signatures: by where they were found and the digest that they are of.
         missing: how many layers are recorded and not on its disk.
     """
 
     root: Path
     images: tuple[ImageRecord, ...]
     layers: tuple[LayerRow, ...]
-    signatures: Mapping[str, tuple[Signature, ...]]
+    signatures: Mapping[Place, tuple[Signature, ...]]
     missing: int = 0
 
 
@@ -88,7 +89,7 @@ def read_store(root: Path) -> StoredImages:
 
 def _read(
     connection: Connection,
-) -> tuple[bool, tuple[ImageRecord, ...], list[LayerRow], dict[str, tuple[Signature, ...]]]:
+) -> tuple[bool, tuple[ImageRecord, ...], list[LayerRow], dict[Place, tuple[Signature, ...]]]:
     images, _names = read_images(connection)
     oldest_first = sorted(images.values(), key=lambda image: (image.created_ns, image.id))
     closed = was_closed(connection)

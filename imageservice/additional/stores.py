@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from imageservice.additional.reading import StoredImages
     from imageservice.snapshots.ledger import LayerRow
+    from imageservice.trust.kept import Place
     from imageservice.trust.model import Signature
     from sandbox.host.syscalls import Syscalls
 
@@ -93,13 +94,13 @@ class AdditionalStores:
         return [row for store in self._stores for row in store.layers]
 
     @property
-    def signatures(self) -> dict[str, tuple[Signature, ...]]:
-        """Of all stores, by the digest that they are of."""
-        found: dict[str, tuple[Signature, ...]] = {}
+    def signatures(self) -> dict[Place, tuple[Signature, ...]]:
+        """Of all stores; see `StoredImages`."""
+        found: dict[Place, tuple[Signature, ...]] = {}
         for store in self._stores:
             if store.contents is not None:
-                for digest, signatures in store.contents.signatures.items():
-                    found[digest] = (*found.get(digest, ()), *signatures)
+                for place, signatures in store.contents.signatures.items():
+                    found[place] = (*found.get(place, ()), *signatures)
         return found
 
     def report(self) -> list[dict[str, object]]:

@@ -5,7 +5,7 @@
       │    └─ policy, identity, scopes ── the file's grammar as values, read strictly
       ├─ attachments ── signatures as cosign keeps them in a registry
       ├─ kept ── the same on this node, so that a container's start asks no registry
-      └─ worker ── a process that judges: judge, payload, keys, certificates, rekor
+      └─ judges, worker ── a process that judges: judge, payload, keys, certificates, rekor
 
 Rules kept everywhere here:
 

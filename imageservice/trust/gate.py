@@ -21,35 +21,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sys
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-import imageservice
 from imageservice.digest import Digest
 from imageservice.errors import (
     PolicyInvalid,
     ReferenceInvalid,
     RegistryBlocked,
+    RegistryDenied,
+    RegistryUnauthenticated,
     SignatureValidationFailed,
 )
 from imageservice.reference import Reference, parse_reference
 from imageservice.trust.attachments import fetch_signatures
-from imageservice.trust.model import Answer, Demand, Question, Signature, answer_decoder, encode
+from imageservice.trust.judges import Judges
+from imageservice.trust.model import Answer, Demand, Question, Signature, encode
 from imageservice.trust.policy import Accept, Reject, Unsupported
 from imageservice.trust.policy_files import PolicyFiles, demands
 from imageservice.trust.scopes import identity_of, scopes_of
-from imageservice.trust.worker import CPU_S
-from sandbox.host.errors import PodwrightError
+from sandbox.host.errors import DeadlineExceeded, PodwrightError
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from imageservice.credentials import Keyring
     from imageservice.keyrings import NodeKeyrings
@@ -61,8 +59,6 @@ if TYPE_CHECKING:
 
 #: Verdicts remembered; each has 300 bytes.
 MAX_VERDICTS: Final = 1024
-#: Judging processes at once: each has 30 MiB while it lives.
-_JUDGES: Final = 2
 #: For an image whose signatures are not here, before a container's start gives up.
 _LATE_FETCH_S: Final = 10.0
 _NS: Final = 1_000_000_000
@@ -70,6 +66,10 @@ _NS: Final = 1_000_000_000
 Found = dict[str, tuple[Signature, ...]]
 _OTHER_PLACE: Final = "cosign 3 puts them where they are found with --new-bundle-format=false"
 _NOT_KEPT: Final = "pull it again, so that its signatures are fetched"
+_NOT_ALLOWED: Final = (
+    "the credentials of a pull are not kept for later: pull it again with them, or give the node"
+    " some (image.auth_file, image.namespaced_auth_dir)"
+)
 
 _log = get_logger("imageservice.trust")
 
@@ -89,12 +89,17 @@ class _Case:
     def name(self) -> str:
         return "the image (it has no name)" if self.reference is None else str(self.reference)
 
-    def refused(self, reason: str, *, hint: str = "") -> SignatureValidationFailed:
+    def refused(
+        self, reason: str, *, hint: str = "", not_fetched: PodwrightError | None = None
+    ) -> SignatureValidationFailed:
+        if isinstance(not_fetched, RegistryDenied | RegistryUnauthenticated):
+            hint = _NOT_ALLOWED
         return SignatureValidationFailed(
             f"{self.name} is refused by policy: {reason}",
             hint=hint,
             policy=str(self.path),
             scope=self.scope,
+            not_fetched=None if not_fetched is None else not_fetched.message,
         )
 
 
@@ -116,9 +121,8 @@ class TrustGate:
         self._source = source
         self._kept = kept
         self._keyrings = keyrings
-        self._runner = runner
         self._clock = clock
-        self._judges = asyncio.Semaphore(_JUDGES)
+        self._judges = Judges(runner)
         self._verdicts: OrderedDict[tuple[str, ...], int | None] = OrderedDict()
 
     def party(self, namespace: str) -> str:
@@ -173,7 +177,7 @@ class TrustGate:
         if case is None or not case.demands:
             return await self._fetch_for_others(reference, digests, credential)
         texts = tuple(map(str, digests))
-        if self._is_settled(case, texts) and await self._kept.of(texts):
+        if self._is_settled(case, texts) and await self._kept.of(reference.repository, texts):
             return {}
         found: Found = {}
         answer = Answer(accepted=False)
@@ -185,9 +189,14 @@ class TrustGate:
                 return found
         raise case.refused(answer.reason, hint="" if _all(found) else _OTHER_PLACE)
 
-    async def keep(self, found: Found) -> None:
-        """Keep the signatures of an image that is on the node now; raises ResourceExhausted."""
-        await self._kept.put(found)
+    async def keep(self, reference: Reference, found: Found) -> None:
+        """Keep the signatures of an image that is on the node now; raises ResourceExhausted.
+
+        Args:
+            reference: as asked for; its repository is where they are from.
+            found: what `admit_pull` has returned.
+        """
+        await self._kept.put(reference.repository, found)
 
     async def sweep(self) -> None:
         """Forget signatures of images that are gone."""
@@ -230,16 +239,19 @@ class TrustGate:
             raise case.refused(case.refusal)
         if not case.demands or self._is_settled(case, digests):
             return
-        found = await self._kept.of(digests)
+        assert case.reference is not None  # signatures demanded of no name are a refusal
+        found = await self._kept.of(case.reference.repository, digests)
         answer = await self._judged(case, digests, found)
-        if not answer.accepted and case.reference is not None:
+        failure: PodwrightError | None = None
+        if not answer.accepted:
             # None were kept, or the image was signed again since, as after a change of keys.
-            late = await self._fetch_late(case.reference, digests, namespace)
+            late, failure = await self._fetch_late(case.reference, digests, namespace)
             if late and late != found:
                 found = late
                 answer = await self._judged(case, digests, found)
         if not answer.accepted:
-            raise case.refused(answer.reason, hint="" if found else _NOT_KEPT)
+            hint = "" if found else _NOT_KEPT
+            raise case.refused(answer.reason, hint=hint, not_fetched=failure)
 
     def _case(self, reference: Reference | None, namespace: str) -> _Case | None:
         """What the policy says; None where there is none. Blocks for a few reads of files."""
@@ -270,7 +282,7 @@ class TrustGate:
             signatures=tuple(found),
             now_s=self._clock.wall_ns() // _NS,
         )
-        answer = await self._ask(question)
+        answer = await self._judges.ask(question)
         if answer.is_policy_fault:
             raise PolicyInvalid(
                 f"policy {case.path}: {answer.reason}", image=case.name, scope=case.scope
@@ -281,28 +293,6 @@ class TrustGate:
                 self._verdicts.popitem(last=False)
             _log.info("image is signed", image=case.name, policy=str(case.path), scope=case.scope)
         return answer
-
-    async def _ask(self, question: Question) -> Answer:
-        if not question.signatures:
-            label = question.demands[0].label
-            return Answer(accepted=False, reason=f"{label}: the image has no signature")
-        argv = [sys.executable, "-P", "-s", "-m", "imageservice.trust.worker"]
-        # The package may be on the path by the daemon's environment only, which is not passed on.
-        env = {"PYTHONPATH": str(Path(imageservice.__path__[0]).parent)}
-        async with self._judges:
-            try:
-                finished = await self._runner.run(
-                    argv, env=env, stdin=encode(question), timeout_s=3 * CPU_S
-                )
-                if finished.exit_status == 0:
-                    return answer_decoder.decode(finished.stdout)
-                last = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-                reason = f"exit status {finished.exit_status}: {ascii(last)[:300]}"
-            except (PodwrightError, msgspec.MsgspecError) as error:
-                reason = str(error)
-        raise SignatureValidationFailed(
-            f"{question.reference}: its signatures cannot be verified", reason=reason
-        )
 
     def _is_settled(self, case: _Case, digests: tuple[str, ...]) -> bool:
         key = _key(case, digests)
@@ -334,24 +324,30 @@ class TrustGate:
 
     async def _fetch_late(
         self, reference: Reference, digests: Sequence[str], namespace: str
-    ) -> tuple[Signature, ...]:
-        """For an image that came before the policy or by hand: ask now, as the node itself."""
+    ) -> tuple[tuple[Signature, ...], PodwrightError | None]:
+        """For an image that came before the policy or by hand: ask now, as the node itself.
+
+        What there is, and why there may be more.
+        """
         found: Found = {}
+        failure: PodwrightError | None = None
         try:
-            async with (
-                asyncio.timeout(_LATE_FETCH_S),
-                self._keyrings.of_pull(reference, namespace, None) as keyring,
-            ):
+            async with asyncio.timeout(_LATE_FETCH_S):
+                keyring = await self._keyrings.of_node(reference, namespace)
                 for text in digests:
                     found[text] = await fetch_signatures(
                         self._source, reference, Digest.parse(text), keyring
                     )
-        except (PodwrightError, TimeoutError) as error:
-            _log.warning("signatures cannot be fetched", image=str(reference), error=error)
+        except PodwrightError as error:
+            failure = error
+        except TimeoutError:
+            failure = DeadlineExceeded(f"no answer in {_LATE_FETCH_S:g} s")
+        if failure is not None:
+            _log.warning("signatures cannot be fetched", image=str(reference), error=failure)
         if _all(found):
             with suppress(PodwrightError):
-                await self._kept.put(found)
-        return _all(found)
+                await self._kept.put(reference.repository, found)
+        return _all(found), failure
 
 
 def _names_for(asked: str, references: Sequence[Reference]) -> list[Reference | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from imageservice.settings import ImageSettings, RetryPolicy
 from imageservice.trust.gate import TrustGate
 from imageservice.trust.kept import KeptSignatures
 from imageservice.trust.model import Signature
-from sandbox.host.database import Database
+from sandbox.host.database import Connection, Database
 from sandbox.host.errors import InvalidArgument
 from sandbox.host.processes import Finished, HostProcessRunner
 from tests.fakes.clock import FakeClock
@@ -115,8 +116,12 @@ class Site:
             wanted, Digest.parse(named or manifest), Digest.parse(manifest), None, namespace
         )
         if keep:
-            await self.gate.keep(found)
+            await self.gate.keep(wanted, found)
         return found
+
+    async def kept_of(self, digest: str, reference: Reference | None = None) -> int:
+        """How many signatures are kept."""
+        return len(await self.kept.of((reference or self.reference).repository, [digest]))
 
     async def use(self, manifest: str, *, asked: str = "", namespace: str = "") -> None:
         names = [str(self.reference), str(self.reference.with_digest(Digest.parse(manifest)))]
@@ -401,7 +406,7 @@ async def test_attachments_that_are_too_many_or_too_large_are_refused(tmp_path: 
         # As many as are allowed are judged, the good one last.
         node.attach(DIGEST, *[signed(new_key(), one.payload) for _ in range(499)], one)
         await node.pull(DIGEST)
-        assert len(await node.kept.of([DIGEST])) == 500
+        assert await node.kept_of(DIGEST) == 500
 
 
 @pytest.mark.parametrize(
@@ -442,7 +447,7 @@ async def test_other_attachments_beside_signatures_are_let_be(tmp_path: Path) ->
         body = json.dumps(document).encode()
         node.registry.add_manifest(REPOSITORY, body, tag=signature_tag(DIGEST))
         await node.pull(DIGEST)
-        assert len(await node.kept.of([DIGEST])) == 1
+        assert await node.kept_of(DIGEST) == 1
 
 
 async def test_namespaces_have_policies_and_verdicts_of_their_own(tmp_path: Path) -> None:
@@ -473,7 +478,59 @@ async def test_an_image_that_came_before_the_policy_is_asked_for_late(tmp_path: 
             await node.use(DIGEST)
         node.attach(DIGEST, node.signature(DIGEST))
         await node.use(DIGEST)
-        assert await node.kept.of([DIGEST])
+        assert await node.kept_of(DIGEST) == 1
+
+
+async def test_why_signatures_were_not_fetched_late_is_said(tmp_path: Path) -> None:
+    """Without it nobody could tell this from an image that was never signed."""
+    async with site(tmp_path) as node:
+        node.policy(node.by_key())
+        node.attach(DIGEST, node.signature(DIGEST))
+        node.registry.on(".sig", Status(status=401), Status(status=503))
+        with refused(
+            "no signature", "names no way to authorize", "image.auth_file", "pull it again"
+        ):
+            await node.use(DIGEST)
+        with refused("no signature", "the registry fails (503)", "pull it again"):
+            await node.use(DIGEST)
+        await node.use(DIGEST)
+
+
+async def test_a_late_fetch_leaves_the_file_of_one_pull_to_that_pull(tmp_path: Path) -> None:
+    auth = tmp_path / "auth"
+    auth.mkdir(mode=0o700)
+    async with site(tmp_path, namespaced_auth_dir=auth) as node:
+        node.policy(node.by_key())
+        node.attach(DIGEST, node.signature(DIGEST))
+        node.registry.challenge, node.registry.users = "Basic", {"u": "p"}
+        name = hashlib.sha256(node.reference.repository.encode()).hexdigest()
+        path = auth / f"shop-{name}.json"
+        entry = {"username": "u", "password": "p"}
+        path.write_text(json.dumps({"auths": {node.registry.domain: entry}}))
+        path.chmod(0o600)
+        await node.use(DIGEST, namespace="shop")
+        assert path.exists()
+
+
+async def test_signatures_of_one_digest_in_two_repositories_are_both_kept(tmp_path: Path) -> None:
+    """Each names its own: the image is pulled from both, and both are judged without a registry."""
+    async with site(tmp_path) as node:
+        node.policy(node.by_key())
+        twin = parse_reference(node.registry.reference("team/twin:1"))
+        node.attach(DIGEST, node.signature(DIGEST))
+        twins = attachment([node.signature(DIGEST, str(twin))])
+        node.registry.blobs.update(twins.blobs)
+        ((media_type, body),) = twins.manifests.values()
+        tag = signature_tag(DIGEST)
+        node.registry.add_manifest("team/twin", body, tag=tag, media_type=media_type)
+        await node.pull(DIGEST)
+        await node.pull(DIGEST, reference=twin)
+        asked = len(node.registry.requests)
+        again = replace(node, gate=_anew(node))
+        names = [str(one) for one in (node.reference, twin)]
+        for name in names:
+            await again.gate.admit_use(name, names, DIGEST, "")
+        assert len(node.registry.requests) == asked
 
 
 async def test_a_container_is_judged_by_what_its_author_wrote(tmp_path: Path) -> None:
@@ -531,16 +588,53 @@ async def test_a_judge_that_fails_is_a_refusal(tmp_path: Path) -> None:
         await node.pull(DIGEST)
 
 
-async def test_signatures_go_with_their_image(tmp_path: Path) -> None:
+async def test_signatures_go_with_their_image_or_its_last_name_there(tmp_path: Path) -> None:
     async with site(tmp_path) as node:
-        await node.kept.put({DIGEST: (node.signature(DIGEST),), INDEX: (node.signature(INDEX),)})
-        await node.kept._database.write(
-            lambda db: db.execute(
-                "INSERT INTO names (name, image_id) VALUES (?, ?)", (f"a/b@{INDEX}", "sha256:1")
-            )
-        )
+        signature = (node.signature(DIGEST),)
+        image, other = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+        for repository in ("a/b", "a/tagged", "a/gone"):
+            await node.kept.put(repository, {DIGEST: signature, INDEX: signature})
+
+        def name_them(db: Connection) -> None:
+            add = "INSERT INTO images (id, manifest, size_bytes, created_ns) VALUES (?, ?, 1, 1)"
+            db.executemany(add, [(image, DIGEST), (other, "sha256:" + "3" * 64)])
+            named = [(f"a/b@{INDEX}", image), ("a/tagged:1", image), ("a/gone:1", other)]
+            db.executemany("INSERT INTO names (name, image_id) VALUES (?, ?)", named)
+
+        await node.kept._database.write(name_them)
         await node.gate.sweep()
-        assert await node.kept.of([DIGEST]) == ()
-        assert len(await node.kept.of([INDEX])) == 1
-        await node.kept.put({INDEX: ()})
-        assert await node.kept.of([INDEX]) == ()
+        left = {
+            repository: [len(await node.kept.of(repository, [one])) for one in (DIGEST, INDEX)]
+            for repository in ("a/b", "a/tagged", "a/gone")
+        }
+        assert left == {"a/b": [1, 1], "a/tagged": [1, 0], "a/gone": [0, 0]}
+        await node.kept.put("a/b", {INDEX: ()})
+        assert await node.kept.of("a/b", [INDEX]) == ()
+        assert len(await node.kept.of("a/b", [DIGEST])) == 1
+
+
+async def test_signatures_of_an_older_catalog_are_kept_by_every_name_of_their_image(
+    tmp_path: Path,
+) -> None:
+    path, image = tmp_path / "old.db", "sha256:" + "1" * 64
+    before = next(n for n, sql in enumerate(MIGRATIONS) if "kept_signatures" in sql)
+    old = await Database.open(path, migrations=MIGRATIONS[:before], application_id=APPLICATION_ID)
+
+    def fill(db: Connection) -> None:
+        add = "INSERT INTO images (id, manifest, size_bytes, created_ns) VALUES (?, ?, 1, 1)"
+        db.execute(add, (image, DIGEST))
+        named = [(f"h/a@{INDEX}", image), (f"h/b@{DIGEST}", image), ("h/c:1", image)]
+        db.executemany("INSERT INTO names (name, image_id) VALUES (?, ?)", named)
+        add = "INSERT INTO signatures (digest, position, payload, annotations) VALUES (?, 0, ?, ?)"
+        db.executemany(add, [(one, one.encode(), "{}") for one in (DIGEST, INDEX)])
+
+    await old.write(fill)
+    await old.close()
+    new = await Database.open(path, migrations=MIGRATIONS, application_id=APPLICATION_ID)
+    kept = KeptSignatures(new)
+    found = {
+        repository: [one.payload.decode() for one in await kept.of(repository, [DIGEST, INDEX])]
+        for repository in ("h/a", "h/b", "h/c")
+    }
+    await new.close()
+    assert found == {"h/a": [DIGEST, INDEX], "h/b": [DIGEST], "h/c": []}
