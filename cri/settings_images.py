@@ -108,6 +108,13 @@ MAX_DOWNLOADS = Setting(
     _IMAGES.max_concurrent_downloads,
     "layers of one pull fetched at once",
 )
+MAX_NODE_DOWNLOADS = Setting(
+    "image",
+    "max_node_downloads",
+    integer(1, 4096),
+    _IMAGES.max_node_downloads,
+    "layers fetched at once on the whole node; further ones wait, and their waiting is no stall",
+)
 PULL_PROGRESS_TIMEOUT = Setting(
     "image",
     "pull_progress_timeout_s",
@@ -152,6 +159,13 @@ RANGE_BYTES = Setting(
     integer(256 * 1024, 256 * 1024 * 1024),
     _IMAGES.range_bytes,
     "what each of these asks for at a time; as much of each is held in memory",
+)
+RANGE_MEMORY = Setting(
+    "image",
+    "range_memory_bytes",
+    integer(0),
+    _IMAGES.range_memory_bytes,
+    "for that on the whole node; a layer for which three of them have no room has one connection",
 )
 PINNED_IMAGES = Setting(
     "image",

@@ -71,7 +71,9 @@ class LayerPuller:
         settings: ImageSettings,
         observer: PullObserver,
         clock: Clock,
+        places: asyncio.Semaphore,
     ) -> None:
+        """`places` are for the downloads of all pulls; see `PullMeans`."""
         self._source = source
         self._content = content
         self._snapshots = snapshots
@@ -79,6 +81,7 @@ class LayerPuller:
         self._settings = settings
         self._observer = observer
         self._clock = clock
+        self._places = places
         self._flights: Flights[None, Progress] = Flights(group, "layer pull")
 
     async def pull(
@@ -112,6 +115,10 @@ class LayerPuller:
             retry_joined=True,
         )
 
+    async def settle(self) -> None:
+        """Wait until layers that were called off have put everything in order."""
+        await self._flights.settle()
+
     async def _pull(
         self,
         reference: Reference,
@@ -134,8 +141,10 @@ class LayerPuller:
         await self._pool.warm()
         with ExitStack() as slot:
             with measured(self._observer, "wait", self._clock):
-                await slots.acquire()
-            slot.callback(slots.release)
+                # Its pull's first: who waits for that keeps no other pull from fetching.
+                for places in (slots, self._places):
+                    await places.acquire()
+                    slot.callback(places.release)
             work = _Work(reference, credential, layer, diff_id, slot.close, report)
             try:
                 await self._make(work, origin_only=False)

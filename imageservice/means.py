@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PullMeans:
-    """See the module's text; `group` is where the work runs."""
+    """See the module's text.
+
+    Attributes:
+        group: where the work runs.
+        places: one for each layer that is fetched at a time, for all pulls together.
+    """
 
     snapshots: Snapshotter
     pool: UnpackPool
@@ -32,10 +37,11 @@ class PullMeans:
     observer: PullObserver
     platform: Platform
     clock: Clock
+    places: asyncio.Semaphore
 
-    def heard_by(self, observer: PullObserver) -> PullMeans:
-        """The same with another listener."""
-        return replace(self, observer=observer)
+    def apart(self, observer: PullObserver, places: asyncio.Semaphore) -> PullMeans:
+        """The same with another listener and other places, for what comes from no registry."""
+        return replace(self, observer=observer, places=places)
 
     def puller(self, source: ImageSource, content: ContentStore) -> Puller:
         """Who pulls from that source; downloads go through that store."""
@@ -48,6 +54,7 @@ class PullMeans:
             settings=self.settings,
             observer=self.observer,
             clock=self.clock,
+            places=self.places,
         )
         return Puller(
             source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ from imageservice.usage import UsageMeter
 from imageservice.verify import Mender, StoreVerifier
 
 if TYPE_CHECKING:
-    import asyncio
     from pathlib import Path
 
     from imageservice.content import ContentStore
@@ -112,6 +112,7 @@ async def open_parts(database: Database, group: asyncio.TaskGroup, given: Given)
         observer=given.observer,
         platform=given.platform,
         clock=clock,
+        places=asyncio.Semaphore(settings.max_node_downloads),
     )
     puller = means.puller(given.source, content)
     loader = Loader(inventory, means, given.runner)

@@ -54,6 +54,9 @@ class ImageSettings:
         proxies: through which HTTP proxy registries are asked; helpers are told as well.
         layer_form: how layers are kept; see `LayerChoice`. Those that are there stay as they are.
         max_concurrent_downloads: layers of one pull fetched at once.
+        max_node_downloads: layers fetched at once on the whole node, whatever pulls they are of.
+            Those of archives are not counted. A registry that is silent keeps its places until
+            `pull_progress_timeout_s`, so this is far above what one pull has.
         pull_progress_timeout_s: a transfer that moves fewer than `min_progress_bytes` in this time
             is given up; there is no limit for a whole pull.
         min_progress_bytes: see above. containerd's rule of "no byte at all" lets a drip of one byte
@@ -66,6 +69,9 @@ class ImageSettings:
         max_connections_per_layer: connections for one large layer, where one alone is slow; see
             `registry.pieces`. 1: never more.
         range_bytes: what each of these asks for; as much of each is held in memory.
+        range_memory_bytes: for all of them on the whole node. A layer for which there is not room
+            for three ranges goes over one connection; the default has room for three layers of
+            four connections, all that one pull fetches at once.
         pinned_images: references or ids that garbage collection of the kubelet must leave alone;
             `*` stands for any characters.
         unpack_workers: layers unpacked at once on the whole node; 0 means one for each processor,
@@ -95,6 +101,7 @@ class ImageSettings:
     proxies: Proxies = field(default_factory=Proxies)
     layer_form: LayerChoice = "auto"
     max_concurrent_downloads: int = 3
+    max_node_downloads: int = 64
     pull_progress_timeout_s: float = 300.0
     min_progress_bytes: int = 256 * 1024
     connect_timeout_s: float = 30.0
@@ -104,6 +111,7 @@ class ImageSettings:
     max_connections_per_host: int = 32
     max_connections_per_layer: int = 4
     range_bytes: int = 4 * 1024 * 1024
+    range_memory_bytes: int = 64 * 1024 * 1024
     pinned_images: tuple[str, ...] = ()
     unpack_workers: int = 0
     unpack_idle_s: float = 60.0

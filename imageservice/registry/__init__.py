@@ -3,7 +3,8 @@
     client.py      the flow of a pull: what is asked, which answers are believed
       order.py     which hosts are asked, in which order, how often
       transfer.py  one blob on its way to its sink: sizes, stalls, going on after a break
-        pieces.py    the same over several connections at once
+        pieces.py    the same over several connections at once, in the memory of room.py
+        patience.py  what counts as a host's time
       exchange.py  one request to one host: authorization, redirects, answers by status
         auth.py      challenge -> Authorization header; tokens kept until they expire
         challenge.py   WWW-Authenticate grammar (pure)

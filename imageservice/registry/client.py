@@ -26,6 +26,7 @@ from imageservice.registry.auth import Authorizer
 from imageservice.registry.exchange import Exchanger, Question
 from imageservice.registry.hosts import HostsDirectory
 from imageservice.registry.order import HostOrder
+from imageservice.registry.room import Room
 from imageservice.registry.source import ImageSource, Resolved
 from imageservice.registry.transfer import MemorySink, SinkFailed, Transfer
 from imageservice.registry.transport import AiohttpTransport
@@ -62,6 +63,7 @@ class RegistryClient(ImageSource):
         self._transport = transport or AiohttpTransport(
             max_connections_per_host=settings.max_connections_per_host, proxies=settings.proxies
         )
+        self._room = Room(settings.range_memory_bytes)
         self._observer: TransferObserver = observer or SilentObserver()
         self.hosts = HostsDirectory(settings.registry_config_dirs)
         authorizer = Authorizer(self._transport, self.hosts, settings=settings, clock=self._clock)
@@ -180,6 +182,7 @@ class RegistryClient(ImageSource):
             observer=self._observer,
             connections=self._settings.max_connections_per_layer,
             piece_bytes=self._settings.range_bytes,
+            room=self._room,
         )
         if transfer.is_complete:
             return

@@ -8,7 +8,7 @@ hop comes back (GHSA-vh4v-2xq2-g5cg, CVE-2026-50151).
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ import msgspec
 from imageservice.errors import RegistryProtocolError, TooLarge
 from imageservice.registry.origins import origin_of, redirect_target
 from imageservice.registry.retry import failure_for_status, parse_retry_after
-from imageservice.registry.transport import Request, Response
+from imageservice.registry.transport import Request, Response, Waiting
 from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Question:
         connect_timeout_s: see `Request`.
         response_timeout_s: see `Request`.
         accepted: statuses that are answers.
+        waiting: see `Request`; a token is waited for in it as well, whose server has its own time.
     """
 
     repository: str
@@ -61,6 +62,7 @@ class Question:
     connect_timeout_s: float = 30.0
     response_timeout_s: float = 60.0
     accepted: frozenset[int] = frozenset({200})
+    waiting: Waiting = nullcontext
 
 
 class _ErrorEntry(msgspec.Struct, frozen=True):
@@ -105,9 +107,10 @@ class Exchanger:
                 challenges = response.headers("WWW-Authenticate")
                 await _drain(response)
                 await answer.aclose()
-                authorization = await self._authorizer.answer(
-                    *who, challenges=challenges, rejected=authorization
-                )
+                with question.waiting():
+                    authorization = await self._authorizer.answer(
+                        *who, challenges=challenges, rejected=authorization
+                    )
                 response, left = await self._follow(answer, endpoint, question, url, authorization)
             if response.status not in question.accepted:
                 raise await self._failure(response, question)
@@ -138,6 +141,7 @@ class Exchanger:
                 tls=self._hosts.tls_towards(target, endpoint),
                 connect_timeout_s=question.connect_timeout_s,
                 response_timeout_s=question.response_timeout_s,
+                waiting=question.waiting,
             )
             response = await answer.enter_async_context(self._transport.open(request))
             location = response.header("Location")

@@ -28,6 +28,7 @@ from imageservice.errors import (
     SizeMismatch,
     TooLarge,
 )
+from imageservice.registry.patience import Queued
 from imageservice.registry.retry import NS_PER_S, delay_s, retry_reason
 from sandbox.host.journal import get_logger
 
@@ -147,6 +148,8 @@ class HostOrder:
     ) -> _T:
         """Ask one host by the retry policy; a transfer that moved on starts counting anew."""
         tries, spent_ns, before_bytes = 0, 0, progress_bytes()
+        queued = Queued(self._clock)
+        question = replace(question, waiting=queued.waiting)
         while True:
             started_ns = self._clock.monotonic_ns()
             try:
@@ -157,8 +160,10 @@ class HostOrder:
                     raise
                 if moved_on:
                     tries, spent_ns, before_bytes = 0, 0, progress_bytes()
+                    queued.take_ns()
                 else:
-                    spent_ns += self._clock.monotonic_ns() - started_ns
+                    lasted_ns = self._clock.monotonic_ns() - started_ns
+                    spent_ns += max(0, lasted_ns - queued.take_ns())
                 tries += 1
                 wait_s = delay_s(
                     error,

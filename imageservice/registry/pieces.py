@@ -8,7 +8,8 @@ clearly faster; a line that is full gains nothing by more of them, nor does a no
 which is never slow enough to begin. Measured with 32 MiB from a server that gives each connection
 4 MiB/s: 9.0 s in one request, 5.8 s with at most two, 4.5 s with at most four, looking included.
 
-What is ahead of its turn waits in memory and not in the file: at most a piece for each connection.
+What is ahead of its turn waits in memory and not in the file: at most a piece for each connection,
+and all transfers of the node together in one `room`; a transfer that finds none there is not split.
 The file of a download is then always a prefix of the blob, so what a crash leaves needs no record
 of what is in it, and the worker that follows the file gets its bytes in order, early.
 
@@ -26,6 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from imageservice.errors import PullStalled, RegistryProtocolError, RegistryUnavailable
+from imageservice.registry.patience import Patience
 from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
@@ -33,11 +35,14 @@ if TYPE_CHECKING:
 
     from imageservice.registry.exchange import Exchanger, Question
     from imageservice.registry.hosts import Endpoint
+    from imageservice.registry.room import Share
 
 #: A transfer is looked at for so long before it is split, and again before it gets connections.
 LOOK_S: Final = 1.0
 #: One connection that brings so much each second is not what limits a pull.
 FAST_BYTES_PER_S: Final = 64 * 1024 * 1024
+#: Two connections and the piece that is on its way to the disk; with less room it is not begun.
+LEAST_PIECES: Final = 3
 #: More connections must bring so many times as much to be worth doubling them again.
 WORTH_IT: Final = 1.25
 #: A piece that brings less than the least progress for so long is asked for anew.
@@ -87,6 +92,7 @@ class Pieces:
         *,
         rate: float,
         most: int,
+        share: Share,
         hand: Callable[[bytes], Awaitable[None]],
     ) -> None:
         """Hand over everything from `start` to the end, in order.
@@ -95,6 +101,7 @@ class Pieces:
             start: where to begin.
             rate: bytes a second that one connection brought.
             most: connections at once.
+            share: room for `LEAST_PIECES`; more is taken as there is some.
             hand: takes the next bytes.
 
         Raises:
@@ -108,7 +115,11 @@ class Pieces:
         failure: Exception | None = None
         async with asyncio.TaskGroup() as group:
             while failure is None and (window or next_start < self._size_bytes):
-                while len(window) < connections and next_start < self._size_bytes:
+                while (
+                    len(window) < connections
+                    and next_start < self._size_bytes
+                    and share.reach(len(window) + 2)
+                ):
                     end = min(next_start + self._piece_bytes, self._size_bytes)
                     window.append(group.create_task(self._outcome(next_start, end), name="piece"))
                     next_start = end
@@ -159,18 +170,16 @@ class Pieces:
         first, what = start + len(data), self._question.what
         if first == end:
             return
+        patience = Patience(patience_s)
         question = replace(
             self._question,
             headers=(*self._question.headers, ("Range", f"bytes={first}-{end - 1}")),
             accepted=frozenset({200, 206, 416}),
             response_timeout_s=2 * patience_s,
+            waiting=patience.with_(self._question.waiting),
         )
-        loop = asyncio.get_running_loop()
         try:
-            async with (
-                asyncio.timeout(patience_s) as limit,
-                self._exchanger.ask(self._endpoint, question) as response,
-            ):
+            async with patience, self._exchanger.ask(self._endpoint, question) as response:
                 span, answer = f"bytes {first}-{end - 1}/", response.header("Content-Range")
                 if response.status != 206 or answer not in (
                     f"{span}{self._size_bytes}",
@@ -185,7 +194,7 @@ class Pieces:
                     window_bytes += len(chunk)
                     if window_bytes >= self._min_progress_bytes:
                         window_bytes = 0
-                        limit.reschedule(loop.time() + patience_s)
+                        patience.renew()
         except TimeoutError as error:
             raise PullStalled(
                 f"{what}: fewer than {self._min_progress_bytes} bytes in {patience_s:g} s",

@@ -19,7 +19,9 @@ from imageservice.errors import (
     SizeMismatch,
 )
 from imageservice.registry import pieces
+from imageservice.registry.patience import Patience
 from imageservice.registry.pieces import Pieces, RangesRefused
+from imageservice.registry.room import Room, Share
 from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Transfer:
         observer: TransferObserver,
         connections: int = 1,
         piece_bytes: int = 4 * 1024 * 1024,
+        room: Room,
     ) -> None:
         self.size_bytes = descriptor.size_bytes
         self.received_bytes = offset_bytes
@@ -70,6 +73,7 @@ class Transfer:
         self._observer = observer
         self._connections = connections
         self._piece_bytes = piece_bytes
+        self._share = Share(room, piece_bytes)
         self._rate = 0.0
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -87,9 +91,12 @@ class Transfer:
             SinkFailed: the sink raised.
             PodwrightError: see `ImageSource.fetch_blob`; what came before it was written.
         """
-        await self._stream(exchanger, endpoint, question)
-        if not self.is_complete:  # it was left because more connections may bring more
-            await self._in_pieces(exchanger, endpoint, question)
+        try:
+            await self._stream(exchanger, endpoint, question)
+            if not self.is_complete:  # it was left because more connections may bring more
+                await self._in_pieces(exchanger, endpoint, question)
+        finally:
+            self._share.close()
 
     async def _in_pieces(
         self, exchanger: Exchanger, endpoint: Endpoint, question: Question
@@ -105,10 +112,15 @@ class Transfer:
         )
         try:
             await rest.fetch(
-                self.received_bytes, rate=self._rate, most=self._connections, hand=self._hand
+                self.received_bytes,
+                rate=self._rate,
+                most=self._connections,
+                share=self._share,
+                hand=self._hand,
             )
         except RangesRefused:
             self._connections = 1
+            self._share.close()
             await self._stream(exchanger, endpoint, question)
         except PodwrightError as error:
             self._connections //= 2
@@ -123,20 +135,18 @@ class Transfer:
             self._observer.transfer_resumed(held_bytes=self.received_bytes)
             headers = (*headers, ("Range", f"bytes={self.received_bytes}-"))
         # The stall rule below is the shorter one; the transport's own limit is a second line.
-        patience_s = 2 * self._stall_timeout_s
+        patience = Patience(self._stall_timeout_s)
         question = replace(
             question,
             headers=headers,
             accepted=frozenset({200, 206}),
-            response_timeout_s=patience_s,
+            response_timeout_s=2 * self._stall_timeout_s,
+            waiting=patience.with_(question.waiting),
         )
         try:
-            async with (
-                asyncio.timeout(self._stall_timeout_s) as limit,
-                exchanger.ask(endpoint, question) as response,
-            ):
+            async with patience, exchanger.ask(endpoint, question) as response:
                 skip_bytes = self._check_head(response, question)
-                await self._receive(response, question, limit, skip_bytes)
+                await self._receive(response, question, patience, skip_bytes)
         except TimeoutError as error:
             self._observer.transfer_stalled()
             raise PullStalled(
@@ -167,11 +177,11 @@ class Transfer:
         return self.size_bytes - missing
 
     async def _receive(
-        self, response: Response, question: Question, limit: asyncio.Timeout, skip_bytes: int
+        self, response: Response, question: Question, patience: Patience, skip_bytes: int
     ) -> None:
         loop = asyncio.get_running_loop()
         began_s, began_bytes = loop.time(), self.received_bytes
-        limit.reschedule(began_s + self._stall_timeout_s)
+        patience.renew()
         window_bytes = 0
         ranges = response.status == 206 or response.header("Accept-Ranges").lower() == "bytes"
         try:
@@ -179,7 +189,7 @@ class Transfer:
                 window_bytes += len(chunk)
                 if window_bytes >= self._min_progress_bytes:
                     window_bytes = 0
-                    limit.reschedule(loop.time() + self._stall_timeout_s)
+                    patience.renew()
                 if skip_bytes:
                     skipped = min(skip_bytes, len(chunk))
                     skip_bytes -= skipped
@@ -190,14 +200,18 @@ class Transfer:
                 self._pending.append(chunk)
                 self._pending_bytes += len(chunk)
                 if self._pending_bytes >= CHUNK_BYTES:
-                    await self._flush(limit)
-                if ranges and self._is_worth_splitting(loop.time() - began_s, began_bytes):
-                    await self._flush(limit)
+                    await self._flush(patience)
+                if (
+                    ranges
+                    and self._is_worth_splitting(loop.time() - began_s, began_bytes)
+                    and self._share.reach(pieces.LEAST_PIECES)
+                ):
+                    await self._flush(patience)
                     return
         except RegistryUnavailable:
-            await self._flush(limit)
+            await self._flush(patience)
             raise
-        await self._flush(limit)
+        await self._flush(patience)
         if not self.is_complete:
             raise RegistryUnavailable(f"{question.what}: the answer ended too early")
 
@@ -213,20 +227,15 @@ class Transfer:
             2 * self._piece_bytes, 2 * pieces.LOOK_S * self._rate
         )
 
-    async def _flush(self, limit: asyncio.Timeout) -> None:
+    async def _flush(self, patience: Patience) -> None:
         """Hand what has come to the sink, whose time does not count as the registry's."""
         if not self._pending_bytes:
             return
         chunk = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
-        loop = asyncio.get_running_loop()
-        deadline = limit.when()
-        left_s = None if deadline is None else max(0.0, deadline - loop.time())
-        limit.reschedule(None)
         self._pending.clear()
         self._pending_bytes = 0
-        await self._hand(chunk)
-        if left_s is not None:
-            limit.reschedule(loop.time() + left_s)
+        with patience.paused():
+            await self._hand(chunk)
 
     async def _hand(self, chunk: bytes) -> None:
         try:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakValueDictionary
@@ -47,6 +48,10 @@ MAX_TLS_CONTEXTS: Final = 64
 USER_AGENT: Final = "podwright"
 
 
+#: Makes a block in which something else than the host is waited for.
+Waiting = Callable[[], AbstractContextManager[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
     """How to speak TLS with one host.
@@ -80,6 +85,7 @@ class Request:
         tls: see `Tls`.
         connect_timeout_s: name resolution, TCP and TLS together.
         response_timeout_s: until the headers of the answer are complete.
+        waiting: entered while the request waits for a free place, which is not its host's fault.
     """
 
     method: str
@@ -89,6 +95,7 @@ class Request:
     tls: Tls = field(default_factory=Tls)
     connect_timeout_s: float = 30.0
     response_timeout_s: float = 60.0
+    waiting: Waiting = field(default=nullcontext, repr=False)
 
     @property
     def origin(self) -> Origin:
@@ -214,7 +221,9 @@ class AiohttpTransport:
         if gate is None:
             gate = self._gates[origin] = asyncio.Semaphore(self._max_per_host)
         proxy = self._proxies.towards(origin.scheme, origin.host, origin.port)
-        async with gate:
+        with request.waiting():
+            await gate.acquire()
+        try:
             raw = await self._send(request, context, proxy)
             try:
                 if proxy is not None and raw.status == 407:  # plain http: the proxy's own answer
@@ -223,6 +232,8 @@ class AiohttpTransport:
             finally:
                 # Gives the connection back when the body was read to its end, else closes it.
                 raw.release()
+        finally:
+            gate.release()
 
     async def close(self) -> None:
         """See `HttpTransport`."""

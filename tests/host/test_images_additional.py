@@ -511,6 +511,7 @@ async def test_signatures_are_lent_as_well(tmp_path: Path, registry: FakeRegistr
         await service.pull(registry.reference("app:1"), None)
         digest = service.inventory.list()[0].repo_digests[0].partition("@")[2]
         signature = Signature(payload=b"p", annotations={"a": "b"})
-        await service._gate._kept.put({digest: (signature,)})
+        repository = registry.reference("app")
+        await service._gate._kept.put(repository, {digest: (signature,)})
     async with node(tmp_path, tmp_path / "baked/images") as service:
-        assert await service._gate._kept.of([digest]) == (signature,)
+        assert await service._gate._kept.of(repository, [digest]) == (signature,)

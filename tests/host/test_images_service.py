@@ -20,9 +20,11 @@ from imageservice.errors import (
     ImageNotFound,
     ImageUnsupported,
     PlatformNotFound,
+    RegistryDenied,
     RegistryThrottled,
     RegistryUnavailable,
     SignatureValidationFailed,
+    TooLarge,
 )
 from imageservice.manifest import Platform
 from imageservice.service import Image, ImageService, Progress, Stage
@@ -38,6 +40,7 @@ from tests.fakes.registry import (
     Blob,
     Cut,
     FakeRegistry,
+    Hold,
     Stall,
     Status,
 )
@@ -238,6 +241,60 @@ async def test_a_registry_that_is_tired_does_not_cost_what_it_sent(tmp_path: Pat
             await pulled(service, registry, "app:1")
         await pulled(service, registry, "app:1")
         assert int((registry.seen(target)[-1].header("Range") or "")[6:-1]) >= 1_000_000
+
+
+async def test_an_image_beyond_a_limit_costs_no_others_what_they_have_fetched(
+    tmp_path: Path,
+) -> None:
+    """Its own download goes; only a full disk makes the others' go as well."""
+    async with (
+        FakeRegistry() as registry,
+        image_node(tmp_path, max_layer_bytes=10 << 20) as service,
+    ):
+        made = registry.add_image("app", "1", layers=[layer("big", NOISE)])
+        target = f"/blobs/{made.layers[0].digest}"
+        registry.on(target, Cut(after_bytes=1_500_000), Status(status=403))
+        with pytest.raises(RegistryDenied):
+            await pulled(service, registry, "app:1")
+        [kept] = leftovers(tmp_path)
+        registry.add_image("bomb", "1", layers=[layer("zeros", bytes(20 << 20))])
+        registry.add_manifest("huge", b"{" + b" " * (5 << 20) + b"}", tag="1")
+        for name, kind in (("huge:1", TooLarge), ("bomb:1", ResourceExhausted)):
+            with pytest.raises(kind):
+                await pulled(service, registry, name)
+            assert leftovers(tmp_path) == [kept]
+        await pulled(service, registry, "app:1")
+        assert int((registry.seen(target)[-1].header("Range") or "")[6:-1]) >= 1_000_000
+
+
+async def test_layers_of_all_pulls_together_are_fetched_so_many_at_once(tmp_path: Path) -> None:
+    most = 0
+    async with (
+        FakeRegistry() as registry,
+        image_node(tmp_path, max_node_downloads=2) as service,
+    ):
+        names = [f"app{number}:1" for number in range(4)]
+        for number, name in enumerate(names):
+            layers = [layer(f"{number}-{part}", NOISE[: 1 << 18]) for part in range(3)]
+            made = registry.add_image(name.partition(":")[0], "1", layers=layers)
+            for blob in made.layers:
+                registry.on(f"/blobs/{blob.digest}", Hold(after_bytes=1000))
+        # One pull has the places; the others wait for theirs, and it is not called a stall.
+        group = asyncio.gather(*(pulled(service, registry, name) for name in names))
+        await until(lambda: registry.held == 2, "two layers are being fetched")
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+            most = max(most, registry.held)
+
+        def goes_on() -> bool:
+            nonlocal most
+            most = max(most, registry.held)
+            registry.release()
+            return group.done()
+
+        await until(goes_on, "all are here")
+        await group
+    assert most == 2
 
 
 async def test_a_millisecond_is_not_enough_and_leaves_nothing_running(tmp_path: Path) -> None:
@@ -794,8 +851,9 @@ async def test_signatures_come_and_go_with_their_image(tmp_path: Path) -> None:
         image = await service.pull(name, None)
         await service.admit(image.id, name, "")
         kept = service._gate._kept
-        assert len(await kept.of([digest])) == 1
+        repository = registry.reference("team/app")
+        assert len(await kept.of(repository, [digest])) == 1
         await service.remove(name)
-        assert await kept.of([digest]) == ()
+        assert await kept.of(repository, [digest]) == ()
         with pytest.raises(ImageNotFound):
             await service.admit(image.id, name, "")

@@ -39,8 +39,10 @@ from tests.fakes.registry import (
     Cut,
     Drip,
     FakeRegistry,
+    Hold,
     Pass,
     Raw,
+    Slow,
     Stall,
     Status,
 )
@@ -79,6 +81,15 @@ async def open_client(clock: FakeClock | None = None, certs: Path | None = None,
         yield client
     finally:
         await client.close()
+
+
+async def until(condition) -> None:
+    """Wait for something another task does; the test run's own limit ends it."""
+    for _ in range(20_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("never happened")
 
 
 def described(blob: Blob, **changes) -> Descriptor:
@@ -477,6 +488,50 @@ async def test_a_lasting_failure_ends_after_the_policys_tries(status, kind):
         with pytest.raises(kind):
             await client.resolve(parse_reference(registry.reference("a:1")), None)
         assert len(registry.requests) == 4
+
+
+async def test_waiting_for_a_place_among_the_connections_is_no_stall():
+    """One connection for all: the second blob waits much longer than a stall takes."""
+    async with (
+        FakeRegistry() as registry,
+        open_client(
+            max_connections_per_host=1,
+            pull_progress_timeout_s=0.3,
+            min_progress_bytes=1,
+            retry=RetryPolicy(attempts=1),
+        ) as client,
+    ):
+        first, second = registry.add_blob(BIG), registry.add_blob(NOISE)
+        reference = parse_reference(registry.reference("a:1"))
+        registry.on(f"/blobs/{first.digest}", Slow(bytes_per_s=len(BIG)))
+        sinks = Sink(), Sink()
+        async with asyncio.TaskGroup() as group:
+            for blob, sink in zip((first, second), sinks, strict=True):
+                group.create_task(client.fetch_blob(reference, described(blob), None, sink))
+        assert [sink.data for sink in sinks] == [BIG, NOISE]
+
+
+async def test_time_spent_waiting_for_a_place_uses_up_no_patience():
+    """The next try comes although the first waited longer than all tries together may take."""
+    clock = FakeClock()
+    async with (
+        FakeRegistry() as registry,
+        open_client(clock, max_connections_per_host=1, retry=RetryPolicy(attempts=2)) as client,
+    ):
+        registry.add_image("a", "1")
+        held = registry.add_blob(BIG)
+        registry.on(f"/blobs/{held.digest}", Hold())
+        registry.on("/manifests/", Status(status=503))
+        reference = parse_reference(registry.reference("a:1"))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.fetch_blob(reference, described(held), None, Sink()))
+            await until(lambda: registry.held)
+            resolving = group.create_task(client.resolve(reference, None))
+            gate = next(iter(client._transport._gates.values()))
+            await until(lambda: gate._waiters)
+            clock.advance(3600.0)
+            registry.release()
+        assert resolving.result().descriptor.size_bytes > 0
 
 
 async def test_retry_after_is_honoured_up_to_the_cap():

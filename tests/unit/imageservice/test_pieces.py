@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 from contextlib import asynccontextmanager
@@ -13,6 +14,8 @@ from imageservice.manifest import Descriptor
 from imageservice.reference import parse_reference
 from imageservice.registry import pieces
 from imageservice.registry.client import RegistryClient
+from imageservice.registry.exchange import Question
+from imageservice.registry.room import Room, Share
 from imageservice.registry.transfer import MemorySink
 from imageservice.settings import ImageSettings, RetryPolicy
 from sandbox.host.errors import PodwrightError
@@ -172,6 +175,96 @@ async def test_what_came_before_a_failure_is_a_prefix():
             )
         assert 0 < len(one.sink.data) < len(BLOB)
         assert BLOB.startswith(bytes(one.sink.data))
+
+
+async def test_all_layers_together_hold_no_more_than_the_node_allows():
+    """Twenty at once, each of which alone would take four connections."""
+    async with download(range_memory_bytes=8 * PIECE) as one:
+        room = one.client._room
+        least = room.free_bytes
+        take = room.take
+
+        def noted(size_bytes: int) -> bool:
+            nonlocal least
+            taken = take(size_bytes)
+            least = min(least, room.free_bytes)
+            return taken
+
+        room.take = noted  # type: ignore[method-assign]
+        one.registry.on(f"/blobs/{one.blob.digest}", SLOW)
+        layer = Descriptor(
+            media_type=one.blob.media_type, digest=one.blob.digest, size_bytes=one.blob.size
+        )
+        reference = parse_reference(one.registry.reference("a:1"))
+        sinks = [MemorySink() for _ in range(20)]
+        async with asyncio.TaskGroup() as group:
+            for sink in sinks:
+                group.create_task(one.client.fetch_blob(reference, layer, None, sink))
+        assert all(bytes(sink.data) == BLOB for sink in sinks)
+        assert any(text for text in one.ranges), "some went on in pieces"
+        assert 0 <= least < 8 * PIECE
+        assert room.free_bytes == 8 * PIECE, "all was given back"
+
+
+async def test_a_piece_that_waits_for_a_place_does_not_stall():
+    """Each waits three times as long as a stall takes, and is asked for once."""
+
+    class Answer:
+        status = 206
+
+        def __init__(self, span: str) -> None:
+            first, last = map(int, span.removeprefix("bytes=").split("-"))
+            self.rest = [BLOB[first : last + 1], b""]
+            self.range = f"bytes {first}-{last}/{len(BLOB)}"
+
+        def header(self, _name: str) -> str:
+            return self.range
+
+        async def read_chunk(self) -> bytes:
+            return self.rest.pop(0)
+
+    class Busy:
+        asked = 0
+
+        @asynccontextmanager
+        async def ask(self, _endpoint, question):
+            self.asked += 1
+            with question.waiting():
+                await asyncio.sleep(0.15)
+            yield Answer(dict(question.headers)["Range"])
+
+    sink, busy = MemorySink(), Busy()
+    rest = pieces.Pieces(
+        busy,
+        None,
+        Question("a", "blobs/x", "blob x"),
+        size_bytes=len(BLOB),
+        piece_bytes=len(BLOB) // 4,
+        stall_timeout_s=0.05,
+        min_progress_bytes=1,
+    )
+    share = Share(Room(1 << 40), len(BLOB))
+    await rest.fetch(0, rate=1.0, most=4, share=share, hand=sink.write)
+    assert bytes(sink.data) == BLOB
+    assert busy.asked == 4
+
+
+async def test_without_room_a_layer_has_one_connection():
+    async with download(range_memory_bytes=pieces.LEAST_PIECES * PIECE - 1) as one:
+        await one.run(SLOW)
+        assert bytes(one.sink.data) == BLOB
+        assert one.ranges == [""]
+
+
+async def test_room_is_given_back_by_a_transfer_that_fails():
+    async with download(retry=RetryPolicy(attempts=1)) as one:
+        free_bytes = one.client._room.free_bytes
+        with pytest.raises(RegistryThrottled):
+            await one.run(
+                Slow(bytes_per_s=4096 * KIB),
+                Status(status=429, times=FOREVER),
+            )
+        assert one.client._room.free_bytes == free_bytes
 
 
 async def test_a_piece_that_is_too_long_is_refused():
