@@ -86,6 +86,11 @@ class Flights(Generic[T, E]):
                 raise
         return await self.join(key, work, listener)
 
+    async def settle(self) -> None:
+        """Wait until what was called off has put everything in order."""
+        while self._ending:
+            await asyncio.wait(set(self._ending.values()))
+
     def _begin(
         self, key: Hashable, work: Callable[[Callable[[E], None]], Coroutine[None, None, T]]
     ) -> Flight[T, E]:

@@ -2,6 +2,7 @@
 
     loads/<n>/archive        the bytes as they came, where they came over a socket
     loads/<n>/plain          the same decompressed, where they were compressed
+    loads/<n>/table          what is in it, sorted to be looked up
     loads/<n>/ingest/        blobs on their way to the workers
 
 Everything of one load is below one directory, which goes when the load ends and, after a kill, when
@@ -18,7 +19,8 @@ import asyncio
 import itertools
 import os
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -28,10 +30,11 @@ import imageservice
 from imageservice import errors as image_errors
 from imageservice.archives.formats import read_images, renamed
 from imageservice.archives.source import ArchiveSource
-from imageservice.archives.table import ArchiveTable, Failure, Scan
+from imageservice.archives.table import ArchiveTable, Failure, Scan, SharedFile
 from imageservice.content import ContentStore
 from imageservice.progress import SilentObserver
 from imageservice.reference import Reference
+from imageservice.threads import to_its_end
 from imageservice.unpack.compression import expansion_limit
 from sandbox.host import errors as host_errors
 from sandbox.host.errors import (
@@ -57,10 +60,10 @@ if TYPE_CHECKING:
 _MAX_LOADS: Final = 2
 #: Looking through an archive reads it once; slower than this, the disk or the archive is ill.
 _SCAN_TIMEOUT_S: Final = 3600.0
-_SCAN_ANSWER_BYTES: Final = 192 * 1024 * 1024
+#: What it says of the archive; what is in that stays on the disk.
+_SCAN_ANSWER_BYTES: Final = 64 * 1024
 _BATCH_BYTES: Final = 1 << 20
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC
 
 
 class Loader:
@@ -70,7 +73,9 @@ class Loader:
         self._settings = means.settings
         self._directory = means.settings.root / "loads"
         self._inventory = inventory
-        self._means = means.heard_by(_LoadObserver(means.observer))
+        # No registry is asked, so one that is silent must not keep an archive waiting.
+        places = asyncio.Semaphore(_MAX_LOADS * means.settings.max_concurrent_downloads)
+        self._means = means.apart(_LoadObserver(means.observer), places)
         self._runner = runner
         self._slots = asyncio.Semaphore(_MAX_LOADS)
         self._serial = itertools.count(1)
@@ -130,35 +135,30 @@ class Loader:
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[Path]:
         place = self._directory / str(next(self._serial))
-        await asyncio.to_thread(make_private_dir, place)
         try:
+            await to_its_end(lambda: make_private_dir(place))
             yield place
         finally:
-            await asyncio.to_thread(remove_tree, place)
+            await to_its_end(lambda: remove_tree(place))
 
     async def _spool(self, chunks: AsyncIterator[bytes], path: Path) -> None:
         limit_bytes = self._settings.max_layer_bytes
-        with map_os_errors("cannot keep archive", path=str(path)):
-            fd = await asyncio.to_thread(os.open, path, _NEW_FILE, 0o600)
-            with os.fdopen(fd, "wb", buffering=0) as file:
-
-                def write(batch: list[bytes]) -> None:
-                    for chunk in batch:
-                        view = memoryview(chunk)
-                        while view:
-                            view = view[file.write(view) :]
-
-                batch: list[bytes] = []
-                waiting = total = 0
-                async for chunk in chunks:
-                    batch.append(chunk)
-                    waiting, total = waiting + len(chunk), total + len(chunk)
-                    if total > limit_bytes:
-                        raise ResourceExhausted("archive is too large", limit_bytes=limit_bytes)
-                    if waiting >= _BATCH_BYTES:
-                        await asyncio.to_thread(write, batch)
-                        batch, waiting = [], 0
-                await asyncio.to_thread(write, batch)
+        spool = _Spool(path)
+        try:
+            await to_its_end(spool.open)
+            batch: list[bytes] = []
+            waiting = total = 0
+            async for chunk in chunks:
+                batch.append(chunk)
+                waiting, total = waiting + len(chunk), total + len(chunk)
+                if total > limit_bytes:
+                    raise ResourceExhausted("archive is too large", limit_bytes=limit_bytes)
+                if waiting >= _BATCH_BYTES:
+                    full, batch, waiting = batch, [], 0
+                    await to_its_end(partial(spool.write, full))
+            await to_its_end(lambda: spool.write(batch))
+        finally:
+            spool.close()
 
     async def _load(
         self,
@@ -168,13 +168,18 @@ class Loader:
         pinned: bool,
         on_progress: Callable[[Progress], None] | None,
     ) -> list[Image]:
-        scan = await self._scan(archive, place / "plain")
-        path = place / "plain" if scan.is_plain else archive
-        with map_os_errors("cannot read archive", path=str(path)):
-            fd = await asyncio.to_thread(os.open, path, _READ)
-        try:
-            table = ArchiveTable(fd, scan.members)
-            images = await asyncio.to_thread(read_images, table, self._means.platform)
+        scan = await self._scan(archive, place)
+        with ExitStack() as files:
+
+            def read() -> tuple[ArchiveTable, list[ArchivedImage]]:
+                plain = SharedFile(place / "plain" if scan.is_plain else archive)
+                files.callback(plain.close)
+                rows = SharedFile(place / "table")
+                files.callback(rows.close)
+                table = ArchiveTable(plain, rows)
+                return table, read_images(table, self._means.platform)
+
+            table, images = await to_its_end(read)
             if name:
                 images = renamed(images, name)
             content = ContentStore(place)
@@ -182,10 +187,8 @@ class Loader:
             return [
                 await self._take(image, table, content, pinned, on_progress) for image in images
             ]
-        finally:
-            os.close(fd)
 
-    async def _scan(self, archive: Path, plain: Path) -> Scan:
+    async def _scan(self, archive: Path, place: Path) -> Scan:
         status = await asyncio.to_thread(archive.stat)
         limit_bytes = str(
             expansion_limit(
@@ -197,14 +200,14 @@ class Loader:
         finished = await self._runner.run(
             [
                 *(sys.executable, "-P", "-s", "-m", "imageservice.archives.scan"),
-                *(str(archive), str(plain), limit_bytes),
+                *(str(archive), str(place / "plain"), str(place / "table"), limit_bytes),
             ],
             env={"PYTHONPATH": str(Path(imageservice.__path__[0]).parent)},
             timeout_s=_SCAN_TIMEOUT_S,
             output_limit_bytes=_SCAN_ANSWER_BYTES,
             check=Internal,
         )
-        answer = await asyncio.to_thread(_ANSWER.decode, finished.stdout)
+        answer = _ANSWER.decode(finished.stdout)
         if isinstance(answer, Failure):
             raise _error(answer)
         return answer
@@ -239,7 +242,33 @@ class Loader:
                     pinned=pinned,
                 )
         finally:
+            # Called off, it still puts its downloads in order, which are in a place about to go.
+            await puller.settle()
             self._pullers.discard(puller)
+
+
+class _Spool:
+    """The file that an archive's bytes go to. Blocks; nothing of it runs while it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def open(self) -> None:
+        with map_os_errors("cannot keep archive", path=str(self._path)):
+            self._fd = os.open(self._path, _NEW_FILE, 0o600)
+
+    def write(self, batch: list[bytes]) -> None:
+        with map_os_errors("cannot keep archive", path=str(self._path)):
+            for chunk in batch:
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class _LoadObserver(SilentObserver):

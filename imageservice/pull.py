@@ -97,6 +97,11 @@ class Puller:
         """Layers that pulls in flight rely on."""
         return {diff_id for chain in self._chains.values() for diff_id in chain}
 
+    async def settle(self) -> None:
+        """Wait until pulls that were called off have put their downloads and stagings in order."""
+        await self._manifests.settle()
+        await self._layers.settle()
+
     @contextmanager
     def holding(self, manifest: Digest) -> Iterator[None]:
         """Keep the layers of this manifest, once its pull knows them, from being swept.

@@ -46,7 +46,7 @@ from sandbox.host.errors import Corrupt, NotFound
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from imageservice.archives.table import ArchiveTable
+    from imageservice.archives.table import ArchiveTable, Extent
     from imageservice.manifest import Platform
     from imageservice.reference import Reference
 
@@ -231,13 +231,13 @@ def _of_docker(table: ArchiveTable) -> list[ArchivedImage]:
         raise ManifestInvalid(f"manifest.json is malformed: {reason(error)}") from error
     if len(saved) > MAX_IMAGES:
         raise ManifestInvalid(f"archive has more than {MAX_IMAGES} images")
-    # Images of one archive share layers: each is looked at once.
-    known: dict[tuple[str, str], Descriptor] = {}
-    return [_docker_image(table, one, known) for one in saved]
+    # Images of one archive share layers, under one name or by links: each is hashed once.
+    hashed: dict[Extent, Digest] = {}
+    return [_docker_image(table, one, hashed) for one in saved]
 
 
 def _docker_image(
-    table: ArchiveTable, saved: _Saved, known: dict[tuple[str, str], Descriptor]
+    table: ArchiveTable, saved: _Saved, hashed: dict[Extent, Digest]
 ) -> ArchivedImage:
     document = _member(table, saved.config)
     config = parse_config(document)
@@ -249,9 +249,7 @@ def _docker_image(
     layers: list[Descriptor] = []
     members: dict[str, str] = {}
     for name, diff_id in zip(saved.layers, diff_ids, strict=True):
-        if (name, diff_id) not in known:
-            known[name, diff_id] = _docker_layer(table, name, diff_id)
-        layers.append(known[name, diff_id])
+        layers.append(_docker_layer(table, name, diff_id, hashed))
         members[layers[-1].digest] = name
     own = Descriptor(
         media_type=DOCKER_CONFIG, digest=str(Digest.of(document)), size_bytes=len(document)
@@ -278,7 +276,9 @@ def _member(table: ArchiveTable, name: str) -> bytes:
         raise Corrupt("archive lacks an image config", member=ascii(name)[:200]) from error
 
 
-def _docker_layer(table: ArchiveTable, name: str, diff_id: str) -> Descriptor:
+def _docker_layer(
+    table: ArchiveTable, name: str, diff_id: str, hashed: dict[Extent, Digest]
+) -> Descriptor:
     """A plain layer has its diffID for a digest; a compressed one is hashed to have one at all."""
     try:
         extent = table.find(name)
@@ -287,14 +287,20 @@ def _docker_layer(table: ArchiveTable, name: str, diff_id: str) -> Descriptor:
     kind = sniff(table.read_at(extent, 0, 16))
     digest = Digest.parse(diff_id)
     if kind is not Compression.NONE:
-        hasher, position = hashlib.sha256(), 0
-        while data := table.read_at(extent, position, _HASH_BYTES):
-            hasher.update(data)
-            position += len(data)
-        digest = Digest("sha256", hasher.hexdigest())
+        if extent not in hashed:
+            hashed[extent] = _hash(table, extent)
+        digest = hashed[extent]
     return Descriptor(
         media_type=_LAYER_TYPES[kind], digest=str(digest), size_bytes=extent.size_bytes
     )
+
+
+def _hash(table: ArchiveTable, extent: Extent) -> Digest:
+    hasher, position = hashlib.sha256(), 0
+    while data := table.read_at(extent, position, _HASH_BYTES):
+        hasher.update(data)
+        position += len(data)
+    return Digest("sha256", hasher.hexdigest())
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -1,9 +1,10 @@
-"""The program that looks through an archive: `python -m imageservice.archives.scan FILE PLAIN`.
+"""Looks through an archive: `python -m imageservice.archives.scan FILE PLAIN TABLE LIMIT`.
 
 It runs in a process of its own, like the workers that unpack layers and for the same reason:
-whoever made the archive decides what it does to the program that reads it. It answers with one JSON
-document on standard output: the file's members and where their bytes lie. A compressed archive is
-decompressed to PLAIN, because an archive is read in the order of its documents, not of its bytes.
+whoever made the archive decides what it does to the program that reads it. The file's members and
+where their bytes lie go to TABLE; a JSON document of a few bytes on standard output says how it
+went. A compressed archive is decompressed to PLAIN, of at most LIMIT bytes, because an archive is
+read in the order of its documents, not of its bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from imageservice.archives.table import Failure, Kind, Row, Scan
+from imageservice.archives.table import Failure, Kind, Row, Scan, normal, write_table
 from imageservice.unpack.archive import DIRECTORY, HARDLINK, REGULAR, SYMLINK, read_members
 from imageservice.unpack.compression import OUTPUT_BYTES, Compression, plain_chunks, sniff
 from imageservice.unpack.stream import ChunkStream
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 #: Members of one archive: 500 layers of a thousand images.
 MAX_MEMBERS: Final = 500_000
-#: All names together; with the members' numbers, what one answer may take.
+#: All names together.
 MAX_NAME_BYTES: Final = 32 * 1024 * 1024
 _MEMORY_BYTES: Final = 2 << 30
 _KINDS: Final[dict[bytes, Kind]] = {REGULAR: "file", HARDLINK: "link", SYMLINK: "symlink"}
@@ -41,10 +42,10 @@ def main() -> int:
     oom.expose_self()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    archive, plain, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    archive, plain, table = map(Path, sys.argv[1:4])
     answer: Scan | Failure
     try:
-        answer = scan(archive, plain, limit_bytes=limit)
+        answer = scan(archive, plain, table, limit_bytes=int(sys.argv[4]))
     except PodwrightError as error:
         answer = Failure(kind=type(error).__name__, message=error.message, hint=error.hint)
     except MemoryError:
@@ -53,23 +54,26 @@ def main() -> int:
     return 0
 
 
-def scan(archive: Path, plain: Path, *, limit_bytes: int) -> Scan:
-    """What is in the archive; blocking.
+def scan(archive: Path, plain: Path, table: Path, *, limit_bytes: int) -> Scan:
+    """Write down what is in the archive; blocking.
 
     Args:
         archive: a tar, or one that gzip or zstd have compressed.
         plain: where a compressed one is decompressed to; must not exist.
+        table: where the table is written to; must not exist either.
         limit_bytes: of the plain archive.
 
     Raises:
-        Corrupt: it is no archive, or breaks off.
+        Corrupt: it is no archive, breaks off, or has a name twice: two readers might see two.
         Unsupported: a compression or kind of archive that is not read.
         ResourceExhausted: more members or bytes than allowed, disk full.
     """
     with map_os_errors("cannot read archive", path=str(archive)), archive.open("rb") as file:
         kind = sniff(os.pread(file.fileno(), 16, 0))
         if kind is Compression.NONE:
-            return Scan(members=_members(lambda: file.read(OUTPUT_BYTES)), is_plain=False)
+            rows = _members(lambda: file.read(OUTPUT_BYTES))
+            write_table(rows, table)
+            return Scan(members=len(rows), is_plain=False)
         chunks = plain_chunks(file, kind, limit_bytes=limit_bytes)
         fd = os.open(plain, _NEW_FILE, 0o600)
         with os.fdopen(fd, "wb", buffering=0) as target:
@@ -81,12 +85,14 @@ def scan(archive: Path, plain: Path, *, limit_bytes: int) -> Scan:
                     view = view[target.write(view) :]
                 return chunk
 
-            return Scan(members=_members(copied), is_plain=True)
+            rows = _members(copied)
+        write_table(rows, table)
+        return Scan(members=len(rows), is_plain=True)
 
 
-def _members(next_chunk: Callable[[], bytes]) -> list[Row]:
+def _members(next_chunk: Callable[[], bytes]) -> dict[bytes, Row]:
     stream = ChunkStream(next_chunk)
-    rows: list[Row] = []
+    rows: dict[bytes, Row] = {}
     names_bytes = 0
     for member in read_members(stream):
         names_bytes += len(member.name) + len(member.link_name)
@@ -97,15 +103,11 @@ def _members(next_chunk: Callable[[], bytes]) -> list[Row]:
         kind = _KINDS.get(member.type)
         if kind is None or member.sparse is not None:
             raise Corrupt("archive of images has a member that is no plain file")
-        rows.append(
-            Row(
-                member.name.decode("latin-1"),
-                kind,
-                stream.position,
-                member.size_bytes if kind == "file" else 0,
-                member.link_name.decode("latin-1"),
-            )
-        )
+        name = normal(member.name)
+        if name in rows:
+            raise Corrupt(f"archive has {name[:200].decode('latin-1')!a} twice")
+        size_bytes = member.size_bytes if kind == "file" else 0
+        rows[name] = Row(kind, stream.position, size_bytes, member.link_name)
     stream.drain()
     return rows
 

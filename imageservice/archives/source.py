@@ -54,7 +54,7 @@ class ArchiveSource(ImageSource):
         """See `ImageSource`."""
         if descriptor.size_bytes > limit_bytes:
             raise TooLarge(f"blob {descriptor.digest} is larger than {limit_bytes} bytes")
-        extent = self._extent(descriptor)
+        extent = await asyncio.to_thread(self._extent, descriptor)
         body = await asyncio.to_thread(self._table.read_at, extent, 0, descriptor.size_bytes)
         if len(body) != descriptor.size_bytes or not descriptor.parsed_digest.matches(body):
             raise DigestMismatch("blob in the archive is not its digest", blob=descriptor.digest)
@@ -72,7 +72,7 @@ class ArchiveSource(ImageSource):
         origin_only: bool = False,
     ) -> None:
         """See `ImageSource`."""
-        extent = self._extent(descriptor)
+        extent = await asyncio.to_thread(self._extent, descriptor)
         if extent.size_bytes != descriptor.size_bytes:
             raise SizeMismatch(
                 "blob in the archive is not as long as its descriptor says",

@@ -8,12 +8,15 @@ import hashlib
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 import zstandard
 
+from imageservice import loading as loading_module
+from imageservice.archives.table import ArchiveTable, Extent
 from imageservice.errors import (
     DigestMismatch,
     ImageNotFound,
@@ -25,6 +28,7 @@ from imageservice.errors import (
 from imageservice.saving import ArchiveForm
 from imageservice.service import Image, ImageService, Progress, Stage
 from sandbox.host.errors import Corrupt, FailedPrecondition, PodwrightError, ResourceExhausted
+from sandbox.host.processes import Finished
 from tests import probes
 from tests.host.image_node import image_node, layer_directories, leftovers, rootfs
 from tests.kit import archives, oci
@@ -393,6 +397,83 @@ async def test_an_upload_that_is_called_off_leaves_nothing(tmp_path: Path) -> No
         await asyncio.wait({loading})
         assert loading.cancelled()
         nothing_is_left(tmp_path)
+
+
+async def test_the_daemon_hears_of_an_archives_members_only_how_many_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a million may be in it: as objects of the daemon they would keep everybody waiting."""
+    image = made("one")
+    more = {f"blobs/sha256/{number:064x}": b"" for number in range(20_000)}
+    data = archives.layout([(image, None)], extra=more)
+    async with image_node(tmp_path) as service:
+        runner, heard = service.loader._runner, []
+        run = runner.run
+
+        async def spy(*arguments: object, **options: object) -> Finished:
+            finished = await run(*arguments, **options)  # type: ignore[arg-type]
+            heard.append(len(finished.stdout))
+            return finished
+
+        monkeypatch.setattr(runner, "run", spy)
+        [loaded] = await load(service, data)
+        assert loaded.id == image_id(image)
+        assert len(heard) == 1
+        assert heard[0] < 100
+        nothing_is_left(tmp_path)
+
+
+async def test_a_spool_is_not_closed_under_the_thread_that_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, fds = threading.Event(), threading.Event(), []
+    write = loading_module._Spool.write
+
+    def slow(self: loading_module._Spool, batch: list[bytes]) -> None:
+        begun.set()
+        go_on.wait()
+        fds.append(self._fd)
+        write(self, batch)
+
+    monkeypatch.setattr(loading_module._Spool, "write", slow)
+    async with image_node(tmp_path) as service:
+        task = asyncio.ensure_future(load(service, bytes(4 << 20)))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.05)
+        go_on.set()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert len(fds) == 1
+        assert fds[0] >= 0
+        nothing_is_left(tmp_path)
+
+
+async def test_a_load_that_is_called_off_amid_a_layer_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = oci.make_layer([oci.Entry("noise", content=NOISE * 2)])
+    image = oci.make_image([noise], oci.ImageConfig())
+    begun, go_on, read_at = threading.Event(), threading.Event(), ArchiveTable.read_at
+    main = threading.current_thread()
+
+    def slow(self: ArchiveTable, extent: Extent, position: int, size_bytes: int) -> bytes:
+        if position:
+            assert threading.current_thread() is not main
+            begun.set()
+            go_on.wait()
+        return read_at(self, extent, position, size_bytes)
+
+    monkeypatch.setattr(ArchiveTable, "read_at", slow)
+    async with image_node(tmp_path) as service:
+        task = asyncio.ensure_future(load(service, archives.layout([(image, None)])))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        nothing_is_left(tmp_path)
+        go_on.set()
+    assert service.list() == []
 
 
 async def test_what_a_killed_daemon_was_loading_is_gone_after_the_next_start(
