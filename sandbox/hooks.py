@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sandbox.host.clock import Clock
-    from sandbox.host.dropins import Looked
 
 SUFFIXES: Final = (".json",)
 VERSION: Final = "1.0.0"
@@ -150,22 +149,13 @@ def _pattern(text: str) -> re.Pattern[str]:
         raise InvalidArgument(f"not a regular expression: {text[:64]!a}: {error}") from error
 
 
-class HookFiles:
-    """The hooks of the configured directories. May be used from several threads."""
+class HookFiles(DropIns[NodeHook]):
+    """The hooks of the configured directories."""
 
     def __init__(self, directories: Iterable[Path], *, clock: Clock | None = None) -> None:
-        self._files = DropIns(
+        super().__init__(
             directories, suffixes=SUFFIXES, parse=parse, limit_bytes=FILE_LIMIT_BYTES, clock=clock
         )
-
-    @property
-    def directories(self) -> tuple[Path, ...]:
-        """Where it looks, the strongest last."""
-        return self._files.directories
-
-    def look(self) -> Looked[NodeHook]:
-        """Every file as it is now. Blocking."""
-        return self._files.look()
 
     def hooks_for(self, facts: ContainerFacts) -> dict[str, list[oci.Hook]]:
         """The hooks of a container by stage, in the order of their files' names. Blocking.

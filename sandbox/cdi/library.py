@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sandbox.cdi.document import FILE_LIMIT_BYTES, SUFFIXES, parse
+from sandbox.cdi.document import FILE_LIMIT_BYTES, SUFFIXES, Specification, parse
 from sandbox.cdi.names import DeviceName
 from sandbox.host.dropins import DropIns, Problem
 from sandbox.host.errors import FailedPrecondition
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from sandbox.cdi.document import ContainerEdits, Specification
+    from sandbox.cdi.document import ContainerEdits
     from sandbox.host.clock import Clock
     from sandbox.host.dropins import DropIn, Looked
 
@@ -35,22 +35,13 @@ class Part:
     origin: str
 
 
-class CdiLibrary:
-    """See the module text. May be used from several threads."""
+class CdiLibrary(DropIns[Specification]):
+    """The CDI files of some directories; see the module text."""
 
     def __init__(self, directories: Iterable[Path], *, clock: Clock | None = None) -> None:
-        self._files = DropIns(
+        super().__init__(
             directories, suffixes=SUFFIXES, parse=parse, limit_bytes=FILE_LIMIT_BYTES, clock=clock
         )
-
-    @property
-    def directories(self) -> tuple[Path, ...]:
-        """Where it looks, the strongest last."""
-        return self._files.directories
-
-    def look(self) -> Looked[Specification]:
-        """Every file as it is now. Blocking."""
-        return self._files.look()
 
     def find(self, names: Iterable[DeviceName]) -> tuple[Part, ...]:
         """The edits for devices, in order: a file's own edits once, before its first device's.
