@@ -83,6 +83,7 @@ class Config:
             conmon_path=self.get(table.CONMON_PATH),
             monitor_cgroup=self.get(table.MONITOR_CGROUP),
             exec_output_bytes=self.get(table.EXEC_OUTPUT),
+            exec_outputs_bytes=self.get(table.EXEC_OUTPUTS),
             rlimits=self.get(devices.RLIMITS),
             cdi_spec_dirs=self.get(devices.CDI_SPEC_DIRS),
             hooks_dirs=self.get(devices.HOOKS_DIRS),

@@ -129,6 +129,13 @@ EXEC_OUTPUT = Setting(
     _SANDBOX.exec_output_bytes,
     "most that ExecSync returns, both outputs together",
 )
+EXEC_OUTPUTS = Setting(
+    "runtime",
+    "exec_outputs_bytes",
+    integer(0),
+    _SANDBOX.exec_outputs_bytes,
+    "most that all ExecSyncs keep at once; beyond it each keeps its first 64 KiB",
+)
 CREATE_TIMEOUT = Setting(
     "runtime", "create_timeout_s", seconds, _TIMES.create_s, "one create by the runtime, hooks too"
 )

@@ -5,7 +5,8 @@ less is one less to lose. `exec` of crun and runc waits for the command and ends
 (128 plus the signal's number where one ended it), so a normal end needs nothing else. The rest of
 this module is about the ends that are not normal:
 
-- Too much output: what is beyond the limit is read and dropped; a writer is never blocked.
+- Too much output: what is beyond the limit is read and dropped; a writer is never blocked. All
+  commands have a limit together as well, or a hundred of them would be a hundred limits of memory.
 - Out of time, or the client has gone: the command and everything it started is killed: all of its
   session, and all descendants (`sandbox.runtime.proctree`). Killing the runtime alone would leave
   them.
@@ -40,7 +41,7 @@ from sandbox.running import (
 )
 from sandbox.runtime import proctree
 from sandbox.runtime.crun import read_pid_file
-from sandbox.runtime.pipes import Budget, Captured, drain, make_pipe
+from sandbox.runtime.pipes import Budget, Captured, Pool, drain, make_pipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +118,7 @@ class Execs:
         self._cgroups = cgroups
         self._clock = clock
         self._observer = observer
+        self._pool = Pool(settings.exec_outputs_bytes)
 
     async def exec_sync(self, request: ExecRequest) -> ExecResult:
         """Run the command to its end.
@@ -152,9 +154,9 @@ class Execs:
             pid_file=directory / "pid",
             log_file=directory / "log",
         )
-        budget = Budget(self._settings.exec_output_bytes)
-        stdout, stderr = Captured(budget), Captured(budget)
         with ExitStack() as ours:
+            budget = ours.enter_context(Budget(self._settings.exec_output_bytes, self._pool))
+            stdout, stderr = Captured(budget), Captured(budget)
             with ExitStack() as theirs:
                 out, out_writer = make_pipe()
                 ours.callback(out.close)

@@ -119,6 +119,7 @@ class SandboxSettings:
             a workload out of memory must not take its monitor along.
         exec_output_bytes: most that ExecSync returns, stdout and stderr together. The kubelet's
             client refuses messages over 16 MiB, so the answer stays below with its envelope.
+        exec_outputs_bytes: most that all running ExecSyncs hold at once, beyond 64 KiB of each.
         rlimits: of every container, as `sandbox.spec.rlimits` writes them.
         cdi_spec_dirs: directories of CDI files, the strongest last.
         hooks_dirs: directories of OCI hooks, the strongest last.
@@ -133,6 +134,7 @@ class SandboxSettings:
     conmon_path: Path = Path("/usr/bin/conmon")
     monitor_cgroup: str = ""
     exec_output_bytes: int = 16 * MIB - 64 * KIB
+    exec_outputs_bytes: int = 128 * MIB
     rlimits: tuple[str, ...] = ()
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
     hooks_dirs: tuple[Path, ...] = ()

@@ -11,7 +11,7 @@ import asyncio
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from sandbox.host.errors import map_os_errors
 from sandbox.host.files import Fd
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: A pipe's default capacity (pipe(7)): one read takes all there can be.
 READ_BYTES: Final = 64 * 1024
+#: What each command may keep however much others keep; a probe's last words are far shorter.
+SHARE_BYTES: Final = 64 * 1024
 #: Of a pipe that is a standard stream: see `make_pipe`.
 STREAM_MODE: Final = 0o666
 
@@ -107,12 +109,51 @@ async def read_line(pipe: Fd, *, limit_bytes: int) -> bytes:
     return bytes(buffer)
 
 
-class Budget:
-    """Bytes that several streams may take together; `exceeded` tells that there was more."""
+class Pool:
+    """Bytes that the streams of all commands may hold at once, beyond a share that each has."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.left_bytes = limit_bytes
+
+
+class Budget:
+    """Bytes that several streams may take together; `exceeded` tells that there was more.
+
+    As a context manager it gives back to the pool what it took from there.
+    """
+
+    def __init__(self, limit_bytes: int, pool: Pool | None = None) -> None:
+        """A budget of `limit_bytes`; beyond SHARE_BYTES only as long as the pool has some."""
+        self._pool = pool
+        self._share_bytes = SHARE_BYTES if pool else limit_bytes
+        self._taken_bytes = 0
+        self.left_bytes = limit_bytes
         self.exceeded = False
+
+    def __enter__(self) -> Self:
+        """The budget."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Give back; nothing can be taken any more."""
+        self.left_bytes = self._share_bytes = 0
+        if self._pool is not None:
+            self._pool.left_bytes += self._taken_bytes
+            self._taken_bytes = 0
+
+    def grant(self, wanted_bytes: int) -> int:
+        """How many of these may be kept; they count as taken."""
+        granted = min(wanted_bytes, self.left_bytes)
+        from_share = min(granted, self._share_bytes)
+        from_pool = granted - from_share
+        if self._pool is not None:
+            from_pool = min(from_pool, self._pool.left_bytes)
+            self._pool.left_bytes -= from_pool
+            self._taken_bytes += from_pool
+        self._share_bytes -= from_share
+        self.left_bytes -= from_share + from_pool
+        self.exceeded |= from_share + from_pool < wanted_bytes
+        return from_share + from_pool
 
 
 class Captured:
@@ -120,13 +161,13 @@ class Captured:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
+        self._ended = False
         self.data = bytearray()
 
     def take(self, chunk: bytes) -> bool:
         """Keep what there is room for; always wants more, so that the writer never blocks."""
-        kept = chunk[: self._budget.left_bytes]
-        self.data += kept
-        self._budget.left_bytes -= len(kept)
-        if len(kept) < len(chunk):
-            self._budget.exceeded = True
+        kept = 0 if self._ended else self._budget.grant(len(chunk))
+        # What comes when there is room again would follow a gap that nobody could see.
+        self._ended |= kept < len(chunk)
+        self.data += chunk[:kept]
         return True

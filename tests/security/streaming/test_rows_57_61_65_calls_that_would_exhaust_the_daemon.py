@@ -4,9 +4,10 @@ Row 57, CVE-2022-1708, CVE-2022-31030: the output of ExecSync was kept without a
 Row 61, CVE-2023-44487: streams of HTTP/2 opened and reset in a flood.
 Row 65, CVE-2025-4565, CVE-2026-0994: nesting without a limit in protobuf's parser.
 
-Tried: commands that write for ever, many at once; a flood of resets, of settings and of garbage on
-the socket and on the streaming port, with others being served meanwhile; deep nesting; and for each
-of the contract's RPCs messages that no client should send, after which nothing may be left.
+Tried: a hundred commands that write for a minute, at once; a flood of resets, of settings and of
+garbage on the socket and on the streaming port, with others being served meanwhile; deep nesting;
+and for each of the contract's RPCs messages that no client should send, after which nothing may be
+left.
 """
 
 from __future__ import annotations
@@ -29,12 +30,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from protos import api_pb2 as api
+from sandbox.settings import SandboxSettings
+from tests.kit.calls import until
 from tests.kit.node import PATIENCE_S, Node
 from tests.unit.cri.messages import TEXTS, messages
 
 MIB = 1 << 20
-#: An answer has at most 16 MiB; what several at once hold together, and fragments.
+#: What a flood of frames may cost, and fragments.
 GROWTH_LIMIT_BYTES = 400 * MIB
+#: Commands at once that write for ever, and for how long (seconds).
+ENDLESS = 100
+ENDLESS_S = 60
+#: Beside what commands may keep together: the share of each of them, buffers, fragments.
+SLACK_BYTES = 96 * MIB
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 RESETS = 20_000
 #: Nothing that a client sends may be told as a fault of the node.
@@ -76,26 +84,55 @@ def disk_bytes(node: Node) -> int:
 
 
 @pytest.mark.cell("ES3")
-def test_endless_output_costs_an_answers_worth(node: Node, handler: str) -> None:
+def test_endless_output_of_a_hundred_commands_costs_one_pool(node: Node, handler: str) -> None:
+    """A minute of it: memory is what all may keep together, and what is dropped is kept nowhere."""
     container = node.run(node.run_pod(handler=handler), "main", ["sleep", "1000"])
     Path(f"/proc/{node.pid}/clear_refs").write_text("5")
     before, on_disk = memory(node.pid, "VmRSS"), disk_bytes(node)
 
     def endless(_: int) -> grpc.StatusCode:
-        request = api.ExecSyncRequest(container_id=container, cmd=["yes", "y" * 1000], timeout=3)
+        request = api.ExecSyncRequest(
+            container_id=container, cmd=["yes", "y" * 1000], timeout=ENDLESS_S
+        )
         try:
-            node.runtime.ExecSync(request, timeout=PATIENCE_S)
+            node.runtime.ExecSync(request, timeout=PATIENCE_S + ENDLESS_S)
         except grpc.RpcError as error:
             return error.code()  # type: ignore[attr-defined]
         return grpc.StatusCode.OK
 
-    with ThreadPoolExecutor(8) as clients:
-        codes = set(clients.map(endless, range(8)))
+    with ThreadPoolExecutor(ENDLESS) as clients:
+        calls = [clients.submit(endless, number) for number in range(ENDLESS)]
+        until(
+            lambda: len(node.processes_doing("yes yyy")) >= ENDLESS or calls[0].done(),
+            "all of them write at once",
+        )
+        assert not any(call.done() for call in calls)
         answers(node)
+        # A probe beside them has its answer.
+        assert node.exec(container, "echo", "alive") == (0, "alive\n", "")
+        assert disk_bytes(node) - on_disk < 16 * MIB, "output is kept on disk"
+        codes = {call.result() for call in calls}
     assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert memory(node.pid, "VmHWM") - before < GROWTH_LIMIT_BYTES
+    assert memory(node.pid, "VmHWM") - before < SandboxSettings().exec_outputs_bytes + SLACK_BYTES
     assert not node.processes_doing("yes yyy")
-    assert disk_bytes(node) - on_disk < 16 * MIB, "output is kept on disk"
+    assert disk_bytes(node) - on_disk < 16 * MIB, "output is left on disk"
+
+
+@pytest.mark.cell("ES3")
+def test_an_answer_has_at_most_its_limit(node: Node, handler: str) -> None:
+    """Several of them in turn: each ends well, is cut, and is gone from memory with its answer."""
+    container = node.run(node.run_pod(handler=handler), "main", ["sleep", "1000"])
+    request = api.ExecSyncRequest(
+        container_id=container, cmd=["sh", "-c", "yes | head -c 60000000; exit 3"], timeout=0
+    )
+    for _ in range(3):
+        answer = node.runtime.ExecSync(request, timeout=PATIENCE_S)
+        assert answer.exit_code == 3
+        assert len(answer.stdout) == SandboxSettings().exec_output_bytes
+        # All of the same letter and its newline: cut at the end, and nowhere else.
+        assert answer.stdout == b"y\n" * (len(answer.stdout) // 2)
+    # What all may hold is whole again: an hundredth command has as much as the first.
+    assert memory(node.pid, "VmRSS") < GROWTH_LIMIT_BYTES
 
 
 # Row 61.
