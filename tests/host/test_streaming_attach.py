@@ -168,12 +168,12 @@ async def test_many_come_and_go(node: StreamingNode) -> None:
             await session.until(STDOUT, b"tick")
         await (session.die() if number % 2 else session.client.close())
 
-    before = descriptors()
+    before, tasks = descriptors(), len(asyncio.all_tasks())
     for start in range(0, 200, 20):
         await asyncio.gather(*(one(number) for number in range(start, start + 20)))
     await until_idle(node)
     # conmon is left by the last one a moment later.
-    await until(lambda: descriptors() <= before)
+    await until(lambda: descriptors() <= before and len(asyncio.all_tasks()) <= tasks)
     assert alive(created.init)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
@@ -142,6 +143,28 @@ async def test_a_missing_program(node: StreamingNode, sleeper: str) -> None:
 
 
 # Terminals.
+
+
+async def test_a_terminal_for_a_missing_program_leaves_no_task(
+    node: StreamingNode, sleeper: str
+) -> None:
+    async def one(number: int) -> None:
+        how = PROTOCOLS[number % 2]
+        session = await node.exec(how, sleeper, "/no/such", tty=True, stdin=True)
+        with contextlib.suppress(OSError):
+            session.resize(80, 24)
+        if number % 4 < 2:
+            await session.die()
+            return
+        await session.end()
+        assert b"/no/such" in session.got(ERROR)
+
+    await one(2)  # the pool's threads and what waits for them are made now
+    before, tasks = descriptors(), len(asyncio.all_tasks())
+    for start in range(0, 60, 6):
+        await asyncio.gather(*(one(number) for number in range(start, start + 6)))
+    await until_clean(node, sleeper)
+    await until(lambda: descriptors() <= before and len(asyncio.all_tasks()) <= tasks)
 
 
 @pytest.mark.parametrize("how", PROTOCOLS)

@@ -7,11 +7,8 @@ programs can't be told when to die.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import random
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -19,6 +16,7 @@ import pytest
 from protos import api_pb2 as api
 from tests.fakes.streaming_clients import SpdyClient, TunnelClient, WebSocketClient
 from tests.kit.calls import until
+from tests.kit.held import held, let_it_sample, resident_bytes
 from tests.kit.node import PATIENCE_S, Node
 
 pytestmark = pytest.mark.slow
@@ -147,33 +145,6 @@ class Sessions:
         await client.close()
 
 
-def _resident_bytes(pid: int) -> int:
-    pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _descriptors(pid: int) -> list[Path]:
-    return list(Path(f"/proc/{pid}/fd").iterdir())
-
-
-def _held(pid: int) -> tuple[int, int]:
-    """(descriptors, children) of the daemon."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    return len(_descriptors(pid)), sum(len(c.read_text().split()) for c in children)
-
-
-def _sampled(pid: int) -> bool:
-    """Whether the daemon has open what it keeps: of two containers and a pod, and two logs.
-
-    Files of the three control groups for the statistics, and the logs that are counted.
-    """
-    names = []
-    for entry in _descriptors(pid):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            names.append(entry.readlink().name)
-    return names.count("memory.stat") == 3 and sum(name.endswith("_0.log") for name in names) == 2
-
-
 def _run_server(node: Node, name: str) -> tuple[str, str, str]:
     """A pod with a container that ticks and one that serves: their three ids."""
     pod = node.run_pod(name)
@@ -205,17 +176,8 @@ def test_two_thousand_sessions_leave_nothing(
         return not node.processes_doing("echo begun") and not node.processes_doing("head -c")
 
     until(quiet, "no command of the warm-up is left")
-    # The sampler keeps the statistics' files open once it has been asked or has come round.
-    sampled = len(node.containers())
-    until(
-        lambda: (
-            len(node.runtime.ListContainerStats(api.ListContainerStatsRequest()).stats) == sampled
-            and node.runtime.ListPodSandboxStats(api.ListPodSandboxStatsRequest()).stats
-            and _sampled(node.pid)
-        ),
-        "the sampler has opened its files",
-    )
-    before, memory_before = _held(node.pid), _resident_bytes(node.pid)
+    let_it_sample(node, groups=3, logs=2)
+    before, memory_before = held(node.pid), resident_bytes(node.pid)
 
     sessions.killed = sessions.finished = 0
     asyncio.run(sessions.run(SESSIONS))
@@ -224,14 +186,14 @@ def test_two_thousand_sessions_leave_nothing(
 
     until(quiet, "no command is left in the container")
     until(
-        lambda: all(now <= then for now, then in zip(_held(node.pid), before, strict=True)),
-        f"descriptors and children are {before} again",
+        lambda: all(now <= then for now, then in zip(held(node.pid), before, strict=True)),
+        f"descriptors, threads and children are {before} again",
     )
-    memory_after = _resident_bytes(node.pid)
+    memory_after = resident_bytes(node.pid)
     with capsys.disabled():
         print(
-            f"\n{SESSIONS} sessions, {sessions.killed} killed: descriptors and children"
-            f" {before} -> {_held(node.pid)},"
+            f"\n{SESSIONS} sessions, {sessions.killed} killed: descriptors, threads, children"
+            f" {before} -> {held(node.pid)},"
             f" memory {memory_before >> 20} -> {memory_after >> 20} MiB"
         )
     assert memory_after - memory_before < GROWTH_BYTES

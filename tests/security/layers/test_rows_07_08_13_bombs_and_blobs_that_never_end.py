@@ -10,7 +10,6 @@ same worker takes the next layer, its peak of memory is read from the kernel, an
 from __future__ import annotations
 
 import gzip
-import io
 import lzma
 import tarfile
 from collections.abc import AsyncIterator
@@ -19,6 +18,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from imageservice.settings import ImageSettings
+from imageservice.unpack.compression import expansion_limit
 from imageservice.unpack.pool import UnpackPool
 from imageservice.unpack.protocol import Job
 from sandbox.host.errors import PodwrightError
@@ -27,7 +28,7 @@ from tests.kit.tars import Tar, diff_id, pax_member
 
 pytestmark = pytest.mark.root
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 #: What a worker may take at most for any of these: its interpreter and a few chunks.
 PEAK_BYTES = 120 * MIB
 SMALL = Tar().file("a", b"contents" * 1000).done()
@@ -162,23 +163,35 @@ async def test_what_headers_claim_is_not_believed(worker: Worker) -> None:
     assert worker.peak_bytes() < PEAK_BYTES
 
 
-def zeros_gzipped(size: int) -> bytes:
-    out = io.BytesIO()
-    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1, mtime=0) as file:
-        for _ in range(size // MIB):
-            file.write(bytes(MIB))
-    return out.getvalue()
+def zeros_gzipped(size_bytes: int) -> bytes:
+    """A thousandth of the size: members of 64 MiB each, as pigz writes them."""
+    return gzip.compress(bytes(64 * MIB), 9, mtime=0) * (size_bytes // (64 * MIB))
 
 
 async def test_bombs_stop_at_their_budget(worker: Worker) -> None:
-    """256 MiB of padding behind an archive, one file of zeros, and both against a small limit."""
-    bomb = zeros_gzipped(256 * MIB)
-    header = Tar().add("big", size=256 * MIB).done()[:512]
+    """A GiB of padding behind an archive, one file of zeros, and both against a small limit."""
+    bomb = zeros_gzipped(GIB)
+    assert len(bomb) * 1000 < GIB
+    header = Tar().add("big", size=GIB).done()[:512]
     for blob in (bomb, gzip.compress(SMALL) + bomb, gzip.compress(header) + bomb):
         with pytest.raises(PodwrightError, match="limit"):
             await worker.unpack(blob, max_plain_bytes=64 * MIB)
         with pytest.raises(PodwrightError):  # within the limit: the diffID is wrong
-            await worker.unpack(blob, max_plain_bytes=512 * MIB)
+            await worker.unpack(blob, max_plain_bytes=2 * GIB)
+    assert worker.peak_bytes() < PEAK_BYTES
+
+
+async def test_a_bomb_stops_at_the_budget_that_a_pull_gives_it(worker: Worker) -> None:
+    """4 MiB that would be 4 GiB: the first is free, and beyond it the ratio counts."""
+    bomb, defaults = zeros_gzipped(4 * GIB), ImageSettings()
+    limit = expansion_limit(
+        len(bomb),
+        max_layer_bytes=defaults.max_layer_bytes,
+        max_ratio=defaults.max_expansion_ratio,
+    )
+    assert limit == GIB
+    with pytest.raises(PodwrightError, match="limit"):
+        await worker.unpack(gzip.compress(SMALL) + bomb, max_plain_bytes=limit)
     assert worker.peak_bytes() < PEAK_BYTES
 
 
@@ -190,7 +203,18 @@ async def test_entries_without_number_stop_at_their_budget(worker: Worker) -> No
         with pytest.raises(PodwrightError, match="too many entries"):
             await worker.unpack(blob, max_entries=5_000)
     defaults = Tar().add("g", kind=tarfile.XGLTYPE, content=b"6 a=b\n").done()[:1024]
-    headers = gzip.compress(defaults * 1000, 1) * 50
+    headers = gzip.compress(defaults * 10_000, 1) * 100
     with pytest.raises(PodwrightError):  # passed over, and the diffID is wrong
         await worker.unpack(headers)
+    assert worker.peak_bytes() < PEAK_BYTES
+
+
+@pytest.mark.slow
+async def test_a_million_entries_within_the_budget_cost_no_memory(worker: Worker) -> None:
+    """The budget of a pull is larger. (Of different names: test_images_shapes.py, with a flag.)"""
+    part = Tar().file("f", b"").done()[:512]
+    with pytest.raises(PodwrightError, match="diff"):  # all were taken, and the diffID is wrong
+        await worker.unpack(
+            gzip.compress(part * 10_000, 1) * 100, max_entries=ImageSettings().max_layer_entries
+        )
     assert worker.peak_bytes() < PEAK_BYTES

@@ -9,6 +9,11 @@ Tried with the real bridge and portmap plugins, in a network that they take for 
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
 import grpc
 import pytest
 
@@ -78,6 +83,163 @@ def test_a_host_port_catches_what_is_for_the_host_and_nothing_else(
     entries = [rule for rule in rules if "HOSTPORT-DNAT" in rule and rule.startswith(first)]
     assert entries
     assert all("--dst-type LOCAL" in rule for rule in entries)
+
+
+SERVER = """
+import socket, sys
+name, port = sys.argv[1].encode(), int(sys.argv[2])
+tcp, udp = (socket.socket(type=kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+for each in tcp, udp:
+    each.bind(("0.0.0.0", port))
+tcp.listen()
+print("listening", flush=True)
+import selectors
+both = selectors.DefaultSelector()
+both.register(tcp, 1), both.register(udp, 1)
+while True:
+    for key, _ in both.select():
+        if key.fileobj is udp:
+            udp.sendto(name, udp.recvfrom(100)[1])
+        else:
+            with tcp.accept()[0] as link:
+                link.sendall(name)
+"""
+CLIENT = """
+import socket, sys
+kind = socket.SOCK_DGRAM if sys.argv[1] == "udp" else socket.SOCK_STREAM
+with socket.socket(type=kind) as link:
+    link.settimeout(float(sys.argv[4]))
+    try:
+        link.connect((sys.argv[2], int(sys.argv[3])))
+        link.send(b"who")
+        print(link.recv(100).decode())
+    except OSError:
+        pass
+"""
+#: An address of the node beside that of its bridge, one of nobody, and the containers' port.
+SECOND, BEYOND, INNER = "198.51.100.7", "203.0.113.7", 7000
+#: How long silence is listened to (seconds).
+SILENCE_S = "2"
+
+
+@contextlib.contextmanager
+def serving(node: Node, **pods: str) -> Iterator[None]:
+    """Have each pod answer with its name on INNER, over TCP and UDP (busybox has no UDP)."""
+    with contextlib.ExitStack() as stack:
+        for name, pod in pods.items():
+            enter = ("nsenter", f"--target={node.pod_pid(pod)}", "--net")
+            argv = [*enter, sys.executable, "-IS", "-c", SERVER, name, str(INNER)]
+            server = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
+            stack.callback(server.kill)
+            assert server.stdout is not None
+            assert server.stdout.readline() == "listening\n"
+        yield
+
+
+def ask(node: Node, pod: str, protocol: str, address: str, port: int) -> str:
+    """Who answers somebody in the network of `pod`, or of the host if it is none."""
+    network = f"--net=/proc/{node.pod_pid(pod)}/ns/net" if pod else f"--net={node.network}"
+    argv = ["nsenter", network, sys.executable, "-IS", "-c", CLIENT, protocol, address, str(port)]
+    done = subprocess.run([*argv, SILENCE_S], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def published(port: int, host_ip: str = "", *protocols: str) -> list[api.PortMapping]:
+    return [
+        api.PortMapping(
+            protocol=api.Protocol.Value(protocol.upper()),
+            container_port=INNER,
+            host_port=port,
+            host_ip=host_ip,
+        )
+        for protocol in protocols or ("tcp", "udp")
+    ]
+
+
+@pytest.fixture
+def gateway(node: Node) -> Iterator[str]:
+    """The bridge's address; the "host" has SECOND as well meanwhile."""
+    pod = node.run_pod("first-of-all")
+    address = node.pod_status(pod).network.ip.rpartition(".")[0] + ".1"
+    node.host("ip", "addr", "add", f"{SECOND}/32", "dev", "lo")
+    yield address
+    node.host("ip", "addr", "del", f"{SECOND}/32", "dev", "lo")
+
+
+def test_a_host_port_is_on_its_address_and_of_its_protocol(
+    node: Node, handler: str, gateway: str
+) -> None:
+    port, anywhere = 18087, 18088
+    pods = {
+        "one": node.run_pod("one", handler=handler, ports=published(port, gateway)),
+        "other": node.run_pod("other", handler=handler, ports=published(port, SECOND, "tcp")),
+        "wild": node.run_pod("wild", handler=handler, ports=published(anywhere, "0.0.0.0")),
+    }
+    client = node.run_pod("client", handler=handler)
+    with serving(node, **pods):
+        for asker in (client, ""):
+            answers = {
+                (protocol, address, number): ask(node, asker, protocol, address, number)
+                for protocol in ("tcp", "udp")
+                for address in (gateway, SECOND)
+                for number in (port, anywhere)
+            }
+            assert answers == {
+                ("tcp", gateway, port): "one",
+                ("udp", gateway, port): "one",
+                ("tcp", SECOND, port): "other",
+                ("udp", SECOND, port): "",
+                ("tcp", gateway, anywhere): "wild",
+                ("udp", gateway, anywhere): "wild",
+                ("tcp", SECOND, anywhere): "wild",
+                ("udp", SECOND, anywhere): "wild",
+            }
+        # What only passes through is somebody else's, whatever its port.
+        own = node.pod_status(client).network.ip
+        for protocol in ("tcp", "udp"):
+            for address in (BEYOND, own):
+                assert ask(node, client, protocol, address, anywhere) == ""
+
+
+def test_a_host_port_that_is_taken_stays_with_its_first_pod(
+    node: Node, handler: str, gateway: str
+) -> None:
+    port = 18089
+    first = node.run_pod("first", handler=handler, ports=published(port))
+    client = node.run_pod("client", handler=handler)
+    for protocol in ("tcp", "udp"):
+        for host_ip in ("", gateway):
+            wanted = published(port, host_ip, protocol)
+            code = refused_code(node, handler=handler, ports=wanted)
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+    with serving(node, first=first):
+        for protocol in ("tcp", "udp"):
+            assert ask(node, client, protocol, gateway, port) == "first"
+    node.stop_pod(first)
+    second = node.run_pod("second", handler=handler, ports=published(port))
+    with serving(node, second=second):
+        for protocol in ("tcp", "udp"):
+            assert ask(node, client, protocol, gateway, port) == "second"
+    node.stop_pod(second)
+    assert not any(str(port) in rule for rule in node.census()["packet rules"])
+
+
+def test_rules_of_host_ports_come_after_those_that_were_there(
+    node: Node, handler: str, gateway: str
+) -> None:
+    """An address that a proxy of services gives a meaning is not the host port's."""
+    port = 18090
+    chain = ("PREROUTING", "-p", "tcp", "-d", SECOND, "--dport", str(port), "-j", "RETURN")
+    node.host("iptables", "-t", "nat", "-F", "PREROUTING")
+    node.host("iptables", "-t", "nat", "-A", *chain)
+    try:
+        pod = node.run_pod("pod", handler=handler, ports=published(port))
+        client = node.run_pod("client", handler=handler)
+        with serving(node, pod=pod):
+            assert ask(node, client, "tcp", gateway, port) == "pod"
+            assert ask(node, client, "tcp", SECOND, port) == ""
+    finally:
+        node.host("iptables", "-t", "nat", "-D", *chain)
 
 
 @pytest.mark.parametrize(
