@@ -1,7 +1,8 @@
 """The commands for images: pull, images, rmi, load, save, pin, unpin, verify.
 
 They are calls of the daemon's: it alone writes to the store. Where no daemon runs, because the node
-is only being prepared, `load --root` brings an archive into a store by itself.
+or a disk for image.additional_stores is only being prepared, `load`, `pull` and `verify` work on a
+store by themselves when they are given its `--root`, and leave it closed in order.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = 1 << 20
 _SOCKET = click.option("--socket", metavar="FILE", help="Socket of the daemon.")
+_ROOT = click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Work on this store by ourselves, and leave it closed in order; no daemon may use it.",
+)
 
 
 def add_image_commands(main: click.Group) -> None:
@@ -34,6 +41,7 @@ def add_image_commands(main: click.Group) -> None:
 @_SOCKET
 @click.option("--username", default="", help="User name to show the registry.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@_ROOT
 @click.argument("image")
 def pull(
     config: Path | None,
@@ -41,6 +49,7 @@ def pull(
     socket: str | None,
     username: str,
     password_stdin: bool,
+    root: Path | None,
     image: str,
 ) -> None:
     """Have the daemon pull IMAGE, with a bar for each layer; prints the image's id."""
@@ -48,7 +57,18 @@ def pull(
         raise InvalidArgument("--username and --password-stdin belong together")
     password = sys.stdin.readline().rstrip("\n") if password_stdin else ""
     chosen = load_config(config, values, socket=socket)
-    from cri.render_images import show_pull
+    from cri.render_images import Layers, show_pull
+
+    if root is not None:
+        import asyncio
+
+        from cri.offline import pull_offline
+
+        with Layers(None) as lines:
+            done = pull_offline(chosen, root.absolute(), image, username, password, lines.note)
+            image_id = asyncio.run(done)
+        click.echo(image_id)
+        return
     from cri.rpc.client import DaemonClient
 
     with DaemonClient(chosen.socket) as daemon:
@@ -109,11 +129,7 @@ def rmi(
 @click.option("-i", "--input", "source", default="-", metavar="FILE", help="Archive; - is stdin.")
 @click.option("--name", default="", help="Call the archive's one image so.")
 @click.option("--pin", "pinned", is_flag=True, help="Keep it from the kubelet's collection.")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Write into this store by ourselves; no daemon may use it.",
-)
+@_ROOT
 def load(
     config: Path | None,
     values: tuple[str, ...],
@@ -127,6 +143,9 @@ def load(
 
     FILE is an OCI image layout (a tar, or the directory itself) or what docker save writes, also
     compressed with gzip or zstd.
+
+    What --root has made may be put on a read-only disk, whole, with owners and attributes (cp -a,
+    mksquashfs, mkfs.ext4 -d), and named in image.additional_stores of any number of nodes.
     """
     chosen = load_config(config, values, socket=socket)
     from cri.render_images import show_load
@@ -212,19 +231,38 @@ def unpin(config: Path | None, values: tuple[str, ...], socket: str | None, imag
 @_SOCKET
 @click.option("--repair", is_flag=True, help="Drop what is bad and fetch it again.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+@_ROOT
 def verify(
-    config: Path | None, values: tuple[str, ...], socket: str | None, repair: bool, as_json: bool
+    config: Path | None,
+    values: tuple[str, ...],
+    socket: str | None,
+    repair: bool,
+    as_json: bool,
+    root: Path | None,
 ) -> None:
     """Hold every image of this node against its digests, and the records against the disk.
+
+    A store that --root names is only read, unless it is to be repaired or was not closed in order:
+    then it is put in order first, as the start of a daemon on it would do.
 
     Exit status: 0 when nothing is wrong, 1 when something is, or was until --repair mended it.
     """
     chosen = load_config(config, values, socket=socket)
-    from cri.render_images import findings_text, show_verify
-    from cri.rpc.client import DaemonClient
+    from cri.render_images import VerifyBar, findings_text, found_bad, show_verify
 
-    with DaemonClient(chosen.socket) as daemon:
-        findings = show_verify(daemon.verify(repair))
+    if root is not None:
+        import asyncio
+
+        from cri.offline import verify_offline
+
+        with VerifyBar() as bar:
+            work = verify_offline(chosen, root.absolute(), repair=repair, on_progress=bar.show)
+            findings = found_bad(asyncio.run(work))
+    else:
+        from cri.rpc.client import DaemonClient
+
+        with DaemonClient(chosen.socket) as daemon:
+            findings = show_verify(daemon.verify(repair))
     for line in findings_text(findings, as_json=as_json):
         click.echo(line)
     sys.exit(bool(findings))

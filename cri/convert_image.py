@@ -24,6 +24,9 @@ _NUMBER: Final = re.compile(r"[0-9]+")
 _DIGITS_LIMIT: Final = 10
 #: Tokens of cloud registries have a few kilobytes.
 _SECRET_LIMIT: Final = 64 * 1024
+#: On an image that additional stores have: which, by their paths. The kubelet hands annotations of
+#: images back in later requests and does nothing else with them.
+STORES_ANNOTATION: Final = "podwright.io/additional-stores"
 
 
 def image_reference(message: pb.ImageSpec, field: str = "image") -> str:
@@ -54,6 +57,10 @@ def credential(message: pb.AuthConfig, field: str = "auth") -> Credential | None
 def image_message(image: Image) -> pb.Image:
     """An image as lists and statuses show it."""
     uid, username = image_user(image.user)
+    spec = None
+    if image.stores:
+        annotations = {STORES_ANNOTATION: ", ".join(image.stores)}
+        spec = pb.ImageSpec(image=image.id, annotations=annotations)
     return pb.Image(
         id=image.id,
         repo_tags=image.repo_tags,
@@ -62,6 +69,7 @@ def image_message(image: Image) -> pb.Image:
         uid=None if uid is None else pb.Int64Value(value=uid),
         username=username,
         pinned=image.pinned,
+        spec=spec,
     )
 
 

@@ -304,6 +304,7 @@ class Daemon:
                 "upkeep": lifecycles.reconciler.report,
                 "state": store.report,
                 "reload": reloader.report,
+                "stores": images.stores.report,
             },
         )
         streaming = StreamingServer(

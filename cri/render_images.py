@@ -23,7 +23,10 @@ from rich.progress import (
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from cri.convert_image import STORES_ANNOTATION
 from cri.rpc.archives import SaveHead
+from cri.rpc.progress import updated
+from cri.rpc.verify import FoundBad
 from sandbox.host.errors import Internal
 
 if TYPE_CHECKING:
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
     from cri.rpc.archives import LoadedImage, LoadUpdate
     from cri.rpc.client import ImageList
     from cri.rpc.progress import LayerUpdate, PullUpdate
-    from cri.rpc.verify import FoundBad, VerifyUpdate
+    from cri.rpc.verify import VerifyUpdate
+    from imageservice.findings import Checked, Finding
+    from imageservice.progress import Progress as LayerProgress
 
 #: A digest as people recognise it.
 _SHORT: Final = 12
@@ -50,13 +55,14 @@ class _UnpackBar(ProgressColumn):
         return ProgressBar(total=task.total or 1.0, completed=done, width=_BAR_WIDTH)
 
 
-class _Layers:
-    """Lines of layers; a context manager."""
+class Layers:
+    """Lines of layers on standard error; a context manager."""
 
     def __init__(self, console: Console | None) -> None:
         self._console = console or Console(stderr=True)
         self._bars: dict[str, TaskID] = {}
         self._stages: dict[str, str] = {}
+        self._known: dict[str, LayerUpdate] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             TextColumn("{task.fields[stage]:<9}"),
@@ -68,12 +74,17 @@ class _Layers:
             disable=not self._console.is_terminal,
         )
 
-    def __enter__(self) -> _Layers:
+    def __enter__(self) -> Layers:
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def note(self, progress: LayerProgress) -> None:
+        """What a pull without a daemon reports itself."""
+        layer = self._known[progress.layer] = updated(self._known.get(progress.layer), progress)
+        self.show([layer])
 
     def show(self, layers: Iterable[LayerUpdate]) -> None:
         """Bring the lines up to date."""
@@ -107,7 +118,7 @@ class _Layers:
 def show_pull(updates: Iterable[PullUpdate], console: Console | None = None) -> str:
     """Show layers on standard error until the pull has ended; the image's id."""
     image = ""
-    with _Layers(console) as lines:
+    with Layers(console) as lines:
         # To the end of the stream: who leaves before has called it off, as the daemon sees it.
         for update in updates:
             lines.show(update.layers)
@@ -120,7 +131,7 @@ def show_pull(updates: Iterable[PullUpdate], console: Console | None = None) -> 
 def show_load(updates: Iterable[LoadUpdate], console: Console | None = None) -> list[str]:
     """Show layers on standard error until the load has ended; a line for each image."""
     images: list[LoadedImage] = []
-    with _Layers(console) as lines:
+    with Layers(console) as lines:
         for update in updates:
             lines.show(update.layers)
             images += update.images
@@ -151,32 +162,55 @@ def show_save(messages: Iterator[bytes], console: Console | None = None) -> Iter
         raise Internal("the daemon sent another number of bytes than it said", received_bytes=done)
 
 
+class VerifyBar:
+    """A bar on standard error, where that is a terminal; a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("layers", total=None)
+
+    def __enter__(self) -> VerifyBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, done: Checked | VerifyUpdate) -> None:
+        """Bring it up to date."""
+        self._progress.update(
+            self._bar,
+            description=f"layers {done.layers}/{done.of_layers}",
+            completed=done.done_bytes,
+            total=done.total_bytes,
+        )
+
+
 def show_verify(updates: Iterable[VerifyUpdate], console: Console | None = None) -> list[FoundBad]:
-    """A bar on standard error, where that is a terminal; what was found."""
-    console = console or Console(stderr=True)
+    """A bar while the daemon looks; what was found."""
     findings: list[FoundBad] | None = None
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        bar = progress.add_task("layers", total=None)
+    with VerifyBar(console) as bar:
         for update in updates:
             if update.findings is not None:
                 findings = update.findings
-                continue
-            progress.update(
-                bar,
-                description=f"layers {update.layers}/{update.of_layers}",
-                completed=update.done_bytes,
-                total=update.total_bytes,
-            )
+            else:
+                bar.show(update)
     if findings is None:
         raise Internal("the daemon ended the check without a result", hint="see the daemon's log")
     return findings
+
+
+def found_bad(findings: Iterable[Finding]) -> list[FoundBad]:
+    """What was found without a daemon, as if it had said it."""
+    return [FoundBad(f.kind, f.what, f.problem, list(f.images), f.outcome) for f in findings]
 
 
 def findings_text(findings: Sequence[FoundBad], *, as_json: bool = False) -> list[str]:
@@ -201,6 +235,7 @@ def images_json(images: ImageList) -> str:
             "digests": list(image.repo_digests),
             "size_bytes": image.size,
             "pinned": image.pinned,
+            "additional_stores": image.spec.annotations.get(STORES_ANNOTATION, ""),
         }
         for image in images.images
     ]
@@ -213,13 +248,17 @@ def show_images(
     """The list as a table: a line for each name."""
     console = console or Console()
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("IMAGE", *(("DIGEST",) if digests else ()), "ID", "SIZE", ""):
+    stores = {i.id: i.spec.annotations.get(STORES_ANNOTATION, "") for i in images.images}
+    columns = ["IMAGE", *(("DIGEST",) if digests else ()), "ID", "SIZE", ""]
+    columns += ["ADDITIONAL STORE"] if any(stores.values()) else []
+    for name in columns:
         grid.add_column(name, no_wrap=True)
     for image in images.images:
         short = image.id.partition(":")[2][:_SHORT]
-        facts = (short, decimal(image.size), "pinned" if image.pinned else "")
+        facts = (short, decimal(image.size), "pinned" if image.pinned else "", stores[image.id])
         for name, digest in _names(image.repo_tags, image.repo_digests):
-            grid.add_row(name, *((digest,) if digests else ()), *facts)
+            row = (name, *((digest,) if digests else ()), *facts)
+            grid.add_row(*row[: len(columns)])
     if not console.is_terminal:
         console.width = _WIDE
     console.print(grid)

@@ -33,6 +33,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     upkeep: dict[str, object] = {}
     state: dict[str, object] = {}
     reload: dict[str, object] = {}
+    stores: dict[str, object] = {}
 
     @property
     def ready(self) -> bool:
@@ -57,6 +58,7 @@ def gather_status(daemon: DaemonClient) -> StatusReport:
         upkeep=_fact(status.info, "upkeep"),
         state=_fact(status.info, "state"),
         reload=_fact(status.info, "reload"),
+        stores=_fact(status.info, "stores"),
     )
 
 
@@ -88,9 +90,31 @@ def show_status(report: StatusReport, console: Console | None = None) -> None:
         text = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
         console.print(f"{name}: {text}", highlight=False)
     console.print(f"images: {report.images}", highlight=False)
-    further = (upkeep_lines(report.upkeep), state_lines(report.state), reload_lines(report.reload))
+    further = (
+        store_lines(report.stores),
+        upkeep_lines(report.upkeep),
+        state_lines(report.state),
+        reload_lines(report.reload),
+    )
     for line in itertools.chain(*further):
         console.print(line, highlight=False, markup=False)
+
+
+class _Store(msgspec.Struct, frozen=True):
+    """An additional image store, as `imageservice.additional` reports it."""
+
+    images: int
+    layers: int
+    problems: list[str]
+
+
+def store_lines(stores: Mapping[str, object]) -> list[str]:
+    """Each additional image store, and what is wrong with it."""
+    lines = []
+    for path, store in msgspec.convert(stores, dict[str, _Store]).items():
+        lines.append(f"additional images: {store.images} of {store.layers} layers at {path}")
+        lines += [f"  {problem}" for problem in store.problems]
+    return lines
 
 
 class _Retry(msgspec.Struct, frozen=True, rename="camel"):

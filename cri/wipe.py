@@ -90,6 +90,8 @@ class Wiper:
         self._sandbox = config.sandbox()
         self._paths = Paths(run_root=self._sandbox.run_root, state_root=self._sandbox.state_root)
         self._image_root = config.images().root
+        #: Other nodes may use them; they are no part of this one, wherever they lie.
+        self._stores = config.images().additional_stores
         self._clock = SystemClock()
         self._syscalls = LibcSyscalls()
         self._runner = HostProcessRunner(clock=self._clock)
@@ -221,7 +223,8 @@ class Wiper:
             yield from self._around(entry, foreign)
 
     def _kept(self, path: Path) -> bool:
-        keeps_images = not self._images_too and self._image_root.is_relative_to(path)
+        kept = (*self._stores, *(() if self._images_too else (self._image_root,)))
+        keeps_images = any(root.is_relative_to(path) for root in kept)
         # That of a file system of its own, which is emptied and not removed.
         return keeps_images or path.name == "lost+found"
 

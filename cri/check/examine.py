@@ -16,6 +16,7 @@ from cri.check.machine import kernel, python, rights, storage
 from cri.check.network import network
 from cri.check.programs import programs
 from cri.check.registries import registries
+from cri.check.stores import additional_stores
 from cri.check.trust import trust
 from cri.check.userns import user_namespaces
 from sandbox.host.host_facts import HostFacts
@@ -67,6 +68,7 @@ async def examine(config: Config) -> list[Finding]:
             *network(cni, PROC),
             *registries(config),
             *devices(sandbox, may_raise="CAP_SYS_RESOURCE" in host.capabilities_effective),
+            *additional_stores(config.images().additional_stores),
             *trust(config.images()),
             *python(),
         ]

@@ -47,7 +47,12 @@ class ImageCalls:
             return pb.ImageStatusResponse()
         response = pb.ImageStatusResponse(image=image_message(image))
         if request.verbose:
-            facts = {"diffIDs": image.chain, "imageSpec": image.config}
+            facts = {
+                "diffIDs": image.chain,
+                "imageSpec": image.config,
+                "own": image.own,
+                "additionalStores": image.stores,
+            }
             response.info.update(info_json(facts))
         return response
 
@@ -66,7 +71,11 @@ class ImageCalls:
         return pb.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
-        """Forget an image under all its names; unknown is success."""
+        """Forget an image under all its names; unknown is success.
+
+        One that only a read-only additional store has is a failed precondition. It is shown as
+        pinned, so the kubelet does not ask for it.
+        """
         await self._images.remove(image_reference(request.image))
         return pb.RemoveImageResponse()
 

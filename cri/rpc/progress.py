@@ -104,7 +104,7 @@ async def followed(
 
     def note(progress: Progress) -> None:
         layer = progress.layer
-        known[layer] = updates[layer] = _updated(known.get(layer), progress)
+        known[layer] = updates[layer] = updated(known.get(layer), progress)
 
     def take() -> list[LayerUpdate]:
         layers = list(updates.values())
@@ -170,7 +170,7 @@ async def gathered(
     yield end
 
 
-def _updated(before: LayerUpdate | None, progress: Progress) -> LayerUpdate:
+def updated(before: LayerUpdate | None, progress: Progress) -> LayerUpdate:
     """The layer after one more event, which may be of its download or of its unpacking."""
     fetched = 0 if before is None else before.fetched_bytes
     unpacked = 0 if before is None else before.unpacked_bytes

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from imageservice.additional.stores import AdditionalStore
 from imageservice.content import ContentStore
 from imageservice.digest import Digest
 from imageservice.findings import Checked, Finding
+from imageservice.snapshots.places import layer_problem
 from sandbox.host.errors import PodwrightError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from imageservice.additional.stores import AdditionalStore
+    from imageservice.additional.reading import StoredImages
     from imageservice.catalog import ImageRecord
     from imageservice.snapshots.ledger import LayerRow
 
@@ -36,6 +39,20 @@ async def look_at(
     return found
 
 
+async def verify_closed(
+    contents: StoredImages, on_progress: Callable[[Checked], None]
+) -> list[Finding]:
+    """What is wrong with a store that nothing uses; it is only read."""
+
+    async def problem(row: LayerRow) -> str:
+        assert row.lender is not None
+        directory = row.lender.layers_dir / row.directory
+        return await asyncio.to_thread(layer_problem, directory, row)
+
+    broken = await look_at(contents.layers, problem, on_progress)
+    return await store_findings([AdditionalStore(contents.root, contents, contents.layers)], broken)
+
+
 async def store_findings(
     stores: Iterable[AdditionalStore], broken: Mapping[LayerRow, str]
 ) -> list[Finding]:
@@ -51,6 +68,21 @@ async def store_findings(
             Finding("layer", row.diff_id, f"{broken[row]}, in {path}", _having(images, row.diff_id))
             for row in store.layers
             if row in broken
+        ]
+        found += [
+            Finding(
+                "layer",
+                row.diff_id,
+                f"its files are missing, in {path}",
+                _having(images, row.diff_id),
+            )
+            for row in store.contents.lost
+        ]
+        known = {row.diff_id for row in (*store.contents.layers, *store.contents.lost)}
+        unknown = dict.fromkeys(d for image in images for d in image.chain if d not in known)
+        found += [
+            Finding("record", d, f"a layer that images need is not in {path}", _having(images, d))
+            for d in unknown
         ]
         found += await _documents(store.root, images)
     return found

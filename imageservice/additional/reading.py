@@ -44,14 +44,14 @@ class StoredImages:
         images: with their names there.
         layers: those whose files are there.
         signatures: by where they were found and the digest that they are of.
-        missing: how many layers are recorded and not on its disk.
+        lost: layers that are recorded and not on its disk.
     """
 
     root: Path
     images: tuple[ImageRecord, ...]
     layers: tuple[LayerRow, ...]
     signatures: Mapping[Place, tuple[Signature, ...]]
-    missing: int = 0
+    lost: tuple[LayerRow, ...] = ()
 
 
 def read_store(root: Path) -> StoredImages:
@@ -83,8 +83,14 @@ def read_store(root: Path) -> StoredImages:
         raise
     lent = [replace(row, lender=lender) for row in rows]
     with map_os_errors("cannot read image store", path=str(root)):
-        there = tuple(row for row in lent if _is_there(row, lender))
-    return StoredImages(root, images, there, signatures, len(lent) - len(there))
+        there = {row: _is_there(row, lender) for row in lent}
+    return StoredImages(
+        root,
+        images,
+        tuple(row for row in lent if there[row]),
+        signatures,
+        tuple(row for row in lent if not there[row]),
+    )
 
 
 def _read(

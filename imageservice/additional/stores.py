@@ -71,8 +71,8 @@ class AdditionalStores:
                 store.contents = await _opened(root, own_root)
                 store.layers = store.contents.layers
                 await asyncio.to_thread(_keep_mountable, store, own_root, syscalls)
-                if store.contents.missing:
-                    store.problems.append(f"{store.contents.missing} layers are not on its disk")
+                if store.contents.lost:
+                    store.problems.append(f"{len(store.contents.lost)} layers are not on its disk")
             except PodwrightError as error:
                 store.problems.append(str(error))
             for problem in store.problems:
@@ -103,17 +103,16 @@ class AdditionalStores:
                     found[place] = (*found.get(place, ()), *signatures)
         return found
 
-    def report(self) -> list[dict[str, object]]:
-        """Each store as JSON values, for `podwright status`."""
-        return [
-            {
-                "path": str(store.root),
+    def report(self) -> dict[str, object]:
+        """Each store by its path as JSON values, for `podwright status`."""
+        return {
+            str(store.root): {
                 "images": store.images,
                 "layers": len(store.layers),
                 "problems": list(store.problems),
             }
             for store in self._stores
-        ]
+        }
 
 
 async def _opened(root: Path, own_root: Path) -> StoredImages:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from imageservice.snapshots.places import layer_problem
 from imageservice.snapshots.root import layers_in_use
 from sandbox.host.errors import map_os_errors
 from sandbox.host.files import remove_tree
@@ -43,21 +44,8 @@ class LayerAudit:
         return now is not None and now.directory == row.directory
 
     async def problem(self, row: LayerRow) -> str:
-        """What is wrong with a layer's files, "" when nothing is.
-
-        The tar and the index of an indexed layer are hashed. Of a layer kept as files only their
-        number and their lengths are known.
-        """
-        return await asyncio.to_thread(self._problem, row)
-
-    def _problem(self, row: LayerRow) -> str:
-        if not self._places.directory_of(row).is_dir():
-            return "its directory is missing"
-        if not self._places.find_broken([row]):
-            return ""
-        if row.facts.form == "indexed":
-            return "its tar or its index is not what was committed"
-        return "its files are not as many or not as long as they were"
+        """What is wrong with a layer's files, "" when nothing is; see `layer_problem`."""
+        return await asyncio.to_thread(layer_problem, self._places.directory_of(row), row)
 
     async def strays(self) -> list[str]:
         """Directories among the layers that no record names and nothing has mounted."""

@@ -15,6 +15,7 @@ holds whichever store lends the layer, and in whatever order they are configured
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from imageservice.forms import TAR_NAME
@@ -99,17 +100,8 @@ class LayerPlaces:
                 await asyncio.to_thread(self._unmount, [_name(row) for row in idle])
 
     def find_broken(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
-        """Those that are not what was committed: hashed where indexed, else counted. Blocking."""
-        return [row for row in rows if not self._is_whole(row)]
-
-    def _is_whole(self, row: LayerRow) -> bool:
-        directory, facts = self.directory_of(row), row.facts
-        if facts.form == "indexed":
-            return is_whole(directory, row.diff_id, facts.index_digest)
-        try:
-            return count_tree(directory) == (facts.entries, facts.size_bytes)
-        except OSError:
-            return False
+        """Those that are not what was committed; see `layer_problem`. Blocking."""
+        return [row for row in rows if layer_problem(self.directory_of(row), row)]
 
     def _open(self, needed: frozenset[str]) -> None:
         make_private_dir(self._mounts_dir)
@@ -147,6 +139,24 @@ class LayerPlaces:
                     place.rmdir()
             except PodwrightError as error:
                 _log.warning("cannot unmount layer", path=str(place), error=str(error))
+
+
+def layer_problem(directory: Path, row: LayerRow) -> str:
+    """What is wrong with a layer's files, "" when nothing is. Blocking.
+
+    The tar and the index of an indexed layer are hashed. Of a layer kept as files only their number
+    and their lengths are known.
+    """
+    if not directory.is_dir():
+        return "its directory is missing"
+    if row.facts.form == "indexed":
+        if is_whole(directory, row.diff_id, row.facts.index_digest):
+            return ""
+        return "its tar or its index is not what was committed"
+    with suppress(OSError):
+        if count_tree(directory) == (row.facts.entries, row.facts.size_bytes):
+            return ""
+    return "its files are not as many or not as long as they were"
 
 
 def lent_name(diff_id: str) -> str:
