@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Directories of the run root below which the daemon mounts, and at which depth at least.
 _RUN: Final = {"pods": 2, "containers": 2, "namespaces": 2, "programs": 2, "probe": 1}
 #: The same of the image root (`imageservice.snapshots`).
-_IMAGES: Final = {"mounts": 1, "staging": 1, "probe-mapping": 1}
+_IMAGES: Final = {"mounts": 1, "staging": 1, "probe-mapping": 1, "probe-stores": 1}
 #: Directories that the daemon makes for itself right below a root, besides those.
 _HELD: Final = frozenset({"exits", "records", "runtime", "containers", "cni", "images", "pause"})
 _HELD_IMAGES: Final = frozenset({"layers", "content", "ingest", "containers"})

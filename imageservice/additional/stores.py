@@ -142,9 +142,11 @@ def _keep_mountable(store: AdditionalStore, own_root: Path, syscalls: Syscalls) 
     sample = next((row for row in store.layers if row.facts.form == "indexed"), None)
     if sample is None or sample.lender is None:
         return
-    target = own_root / "probe-stores"
+    directory = own_root / "probe-stores"
+    target = directory / "index"
     # A daemon that was killed in the middle of this has left a mount.
-    unmount_tree(target, syscalls=syscalls)
+    unmount_tree(directory, syscalls=syscalls)
+    make_private_dir(directory)
     make_private_dir(target)
     try:
         mount_index(sample.lender.layers_dir / sample.directory, target, syscalls=syscalls)
@@ -156,4 +158,4 @@ def _keep_mountable(store: AdditionalStore, own_root: Path, syscalls: Syscalls) 
             " make it with image.layer_form = tree, or use Linux 6.12 with EROFS"
         )
     finally:
-        remove_tree(target)
+        remove_tree(directory)

@@ -35,6 +35,8 @@ class FakeImage:
     user: str = ""
     config: dict = field(default_factory=dict)
     pinned: bool = False
+    own: bool = True
+    stores: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
 
 

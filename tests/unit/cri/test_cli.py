@@ -226,7 +226,16 @@ def test_images_are_listed_by_name(run, daemon):
     assert "sha256:" + "b" * 64 in run("images", "--digests").output
     first, second = json.loads(run("images", "--json").output)
     assert (first["pinned"], first["size_bytes"]) == (True, 5_000_000)
+    assert first["additional_stores"] == ""
+
     assert second["tags"] == []
+
+
+def test_images_of_additional_stores_are_told_by_their_path(run, daemon):
+    daemon.images.add(FakeImage("sha256:" + "a" * 64, ("a/b:1",), stores=("/mnt/x",)))
+    head, line = run("images").output.splitlines()
+    assert head.split()[-2:] == ["ADDITIONAL", "STORE"]
+    assert line.split()[-1] == "/mnt/x"
 
 
 def test_removing_says_which_image_was_not_there_and_removes_the_others(run, daemon):

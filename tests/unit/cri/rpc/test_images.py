@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ async def test_verbose_has_the_image_configuration_under_its_own_names(calls):
     info = json.loads(answer.info["info"])
     assert info["imageSpec"]["config"]["Env"] == ["A=b"]
     assert info["diffIDs"] == list(IMAGE.chain)
+
+
+async def test_an_image_of_additional_stores_says_which(calls, images):
+    lent = replace(IMAGE, id="sha256:" + "3" * 64, own=False, stores=("/a", "/b"))
+    images.add(lent, "lent")
+    answer = await status(calls, "lent", verbose=True)
+    assert dict(answer.image.spec.annotations) == {"podwright.io/additional-stores": "/a, /b"}
+    info = json.loads(answer.info["info"])
+    assert (info["own"], info["additionalStores"]) == (False, ["/a", "/b"])
+    assert not (await status(calls, "busybox")).image.HasField("spec")
 
 
 async def test_list_with_and_without_a_filter(calls):
