@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandbox.host import mounts
-from sandbox.host.errors import Busy, PodwrightError
+from sandbox.host.errors import PodwrightError
 from sandbox.host.pidfd import Process
-from sandbox.host.trees import remove_tree
 from sandbox.states import ContainerState, Event, next_state
 from sandbox.steps import run_steps
 
@@ -304,12 +303,7 @@ class Endings:
                 self._paths.container(container_id),
                 self._paths.layer(container_id),
             ):
-                try:
-                    # Never crosses a mount, so it can be tried without reading what is mounted.
-                    remove_tree(directory)
-                except Busy:
-                    mounts.unmount_tree(directory, syscalls=self._syscalls)
-                    remove_tree(directory)
+                mounts.clear_away(directory, syscalls=self._syscalls)
             self._limits.release(container_id)
             self._paths.exit_file(container_id).unlink(missing_ok=True)
 

@@ -28,7 +28,6 @@ from sandbox.host import files, mounts
 from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, hold, start_ticks
-from sandbox.host.trees import remove_tree
 from sandbox.mapping import id_map
 from sandbox.model import NamespaceMode, PodSandbox, ProcessRef
 from sandbox.spec.linux import check_pod
@@ -375,5 +374,4 @@ class PodEngine:
         await asyncio.to_thread(mounts.unmount_tree, directory, syscalls=self._syscalls)
 
     async def _remove_directory(self, directory: Path) -> None:
-        await self._unmount_below(directory)
-        await asyncio.to_thread(remove_tree, directory)
+        await asyncio.to_thread(mounts.clear_away, directory, syscalls=self._syscalls)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import mounts
-from sandbox.host.trees import remove_tree
 from sandbox.records import RECORD_SUFFIXES
 from sandbox.steps import run_steps
 
@@ -227,8 +226,7 @@ class Sweeper:
     def _sweep_directories(self, object_id: str) -> None:
         paths = self._paths
         for directory in (paths.container(object_id), paths.pod(object_id), paths.layer(object_id)):
-            mounts.unmount_tree(directory, syscalls=self._syscalls)
-            remove_tree(directory)
+            mounts.clear_away(directory, syscalls=self._syscalls)
         paths.exit_file(object_id).unlink(missing_ok=True)
         for kind in ("pods", "containers"):
             for suffix in RECORD_SUFFIXES:

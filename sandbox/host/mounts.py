@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final
 from sandbox.host import idmap, overlay
 from sandbox.host import syscalls as sc
 from sandbox.host.clock import Clock, SystemClock
-from sandbox.host.errors import InvalidArgument, PodwrightError, from_os_error
+from sandbox.host.errors import Busy, InvalidArgument, PodwrightError, from_os_error
 from sandbox.host.mountinfo import MountInfo, list_mounts, mount_of, mounts_below
+from sandbox.host.trees import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Mount",
     "MountInfo",
+    "clear_away",
     "list_mounts",
     "mount_all",
     "mount_of",
@@ -367,3 +369,19 @@ def unmount_tree(prefix: Path, *, syscalls: sc.Syscalls, clock: Clock | None = N
     if first is not None:
         raise first
     return done
+
+
+def clear_away(directory: Path, *, syscalls: sc.Syscalls) -> None:
+    """Remove a directory with all below it, and take away what is mounted there; idempotent.
+
+    Removing never crosses a mount, so it is tried first: that is all there is to do nearly always,
+    and what is mounted on the whole machine need not be read for it.
+
+    Raises:
+        PodwrightError: as `unmount_tree` and `remove_tree`.
+    """
+    try:
+        remove_tree(directory)
+    except Busy:
+        unmount_tree(directory, syscalls=syscalls)
+        remove_tree(directory)

@@ -21,6 +21,7 @@ from sandbox.host.files import filesystem_usage, remove_tree
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import (
     Mount,
+    clear_away,
     list_mounts,
     mount_all,
     mount_of,
@@ -311,6 +312,19 @@ def test_removing_does_not_enter_a_bind_of_the_same_file_system(base):
     with pytest.raises(Busy):
         remove_tree(base / "tree")
     assert (outside / "precious").read_text() == "data"
+
+
+def test_clearing_away_takes_mounts_with_it_and_nothing_that_they_show(base):
+    outside, volume, bound = make(base, "outside", "tree/sub/volume", "tree/bound")
+    (outside / "precious").write_text("data")
+    mount_one(Mount("tmpfs", "t", volume), syscalls=calls)
+    mount_one(Mount("bind", str(outside), bound), syscalls=calls)
+    for _ in range(2):  # the second finds nothing
+        clear_away(base / "tree", syscalls=calls)
+        assert not (base / "tree").exists()
+    assert (outside / "precious").read_text() == "data"
+    assert at(volume) is None
+    assert at(bound) is None
 
 
 @pytest.mark.cell("MT5")
