@@ -182,10 +182,11 @@ class Stats:
 
     def _pod_targets(self, pods: Iterable[PodSandbox]) -> list[Target]:
         """A pod whose parent is not its own is sampled for its network only: cgroup is empty."""
-        owners = Counter(self._parent(p) for p in self._store.pods.values() if _ready(p))
+        parents = {p.id: self._parent(p) for p in self._store.pods.values() if _ready(p)}
+        owners = Counter(parents.values())
         targets = []
         for pod in pods:
-            parent = self._parent(pod)
+            parent = parents.get(pod.id) or self._parent(pod)
             own = parent != "/" and owners[parent] <= 1
             targets.append(
                 Target(

@@ -367,8 +367,9 @@ def _psi(text: bytes) -> Mapping[str, Pressure]:
 # Grammar, on bytes: these run for every file of every container.
 
 
-def _pairs(text: bytes | None) -> dict[bytes, int]:
-    """`KEY N` lines; empty when anything else is among them."""
+@lru_cache(maxsize=8)
+def _pairs(text: bytes | None) -> Mapping[bytes, int]:
+    """`KEY N` lines; empty when anything else is among them. Kept for who asks again at once."""
     words = (text or b"").split()
     try:
         return dict(zip(words[::2], map(int, words[1::2]), strict=True))

@@ -16,6 +16,8 @@ _PROC: Final = Path("/proc")
 #: a proxy with a million connections must not hold up a scrape. All are counted.
 LOOKED_AT_LIMIT: Final = 65_536
 _OPEN_FILES: Final = b"Max open files"
+#: The file has 17 lines of 79 characters (fs/proc/base.c).
+_LIMITS_BYTES: Final = 4096
 
 
 class ProcessStats(msgspec.Struct, frozen=True):
@@ -41,14 +43,18 @@ def open_files_limit(pid: int, *, proc: Path = _PROC) -> int | None:
     if pid <= 0:
         return None
     try:
-        text = (proc / str(pid) / "limits").read_bytes()
+        # Without pathlib and file objects, which take thrice as long as the kernel does.
+        fd = os.open(f"{proc}/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    for line in text.splitlines():
-        if line.startswith(_OPEN_FILES):
-            word = line.removeprefix(_OPEN_FILES).split()[0]
-            return int(word) if word.isdigit() else None
-    return None
+    try:
+        text = os.read(fd, _LIMITS_BYTES)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    word = text.partition(_OPEN_FILES)[2].partition(b"\n")[0].split(None, 1)[:1]
+    return int(word[0]) if word and word[0].isdigit() else None
 
 
 def _descriptors(directory: str, look_at: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from metrics.cgroup_files import CgroupFiles, DescriptorBudget
+from metrics.cgroup_files import CgroupFiles, DescriptorBudget, read_once
 from metrics.cgroup_stats import (
     NO_STATS,
     CgroupDetail,
@@ -234,7 +234,8 @@ class _Followed:
         self.target = target
         self._taken_ns = clock.monotonic_ns()
         wall_ns = clock.wall_ns()
-        stats = read_stats(version, files.read) if target.cgroup else NO_STATS
+        read = read_once(files.read) if detail else files.read
+        stats = read_stats(version, read) if target.cgroup else NO_STATS
         if target.cgroup and stats.cpu_usage_ns is None and stats.memory is None:
             self.sample = None
             self._base = self._rate = None
@@ -246,7 +247,7 @@ class _Followed:
             pids = files.processes()
         more = None
         if detail:
-            found = read_detail(version, files.read, page_sizes)
+            found = read_detail(version, read, page_sizes)
             more = Detail(
                 msgspec.structs.replace(found, hugetlb=tuple(map(self._peak, found.hugetlb))),
                 read_processes(pids or (), target.first_pid),
