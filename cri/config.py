@@ -145,6 +145,8 @@ class Config:
                 exceptions=self.get(image_table.NO_PROXY),
             ),
             layer_form=self.get(image_table.LAYER_FORM),
+            storage_driver=self.get(image_table.STORAGE_DRIVER),
+            fuse_overlayfs_path=self.get(image_table.FUSE_OVERLAYFS_PATH),
             max_concurrent_downloads=self.get(image_table.MAX_DOWNLOADS),
             max_node_downloads=self.get(image_table.MAX_NODE_DOWNLOADS),
             pull_progress_timeout_s=self.get(image_table.PULL_PROGRESS_TIMEOUT),

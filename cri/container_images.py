@@ -4,7 +4,7 @@
     mount ─► for each image a lease, then a mount below the container's run directory
     release ► all leases of the container; after the unmount, never before
 
-An image volume is mounted as the root file system is: the image's layers by overlayfs, an upper
+An image volume is mounted as the root file system is: the image's layers by the driver, an upper
 directory of its own (so that directories look as the image describes them, also when its layers
 come apart; `imageservice.snapshots.upper`), but read-only as a whole, so that nothing is ever
 written there by anybody. One image is mounted once in a container, however often it is named; other
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imageservice.service import Image, ImageService
-    from sandbox.containers import ContainerEngine
     from sandbox.host.idmap import IdMap
     from sandbox.host.mounts import Mount
     from sandbox.model import Container, ContainerConfig, ImageSpec
     from sandbox.paths import Paths
+    from sandbox.roots import Roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class Mounted:
 class ContainerImages:
     """See the module's text."""
 
-    def __init__(self, images: ImageService, engine: ContainerEngine, paths: Paths) -> None:
+    def __init__(self, images: ImageService, roots: Roots, paths: Paths) -> None:
         self._images = images
-        self._engine = engine
+        self._roots = roots
         self._paths = paths
 
     def find(self, config: ContainerConfig) -> ImageUse:
@@ -86,6 +86,7 @@ class ContainerImages:
             image_ref=_reference(own),
             image_name=own.repo_tags[0] if own.repo_tags else own.id,
             volumes=tuple(volumes),
+            storage_driver=self._images.storage.driver.name,
         )
 
     async def admit(self, config: ContainerConfig, use: ImageUse, namespace: str) -> None:
@@ -124,7 +125,7 @@ class ContainerImages:
             ImageNotFound: one was removed meanwhile.
             PodwrightError: as the kernel says.
         """
-        rootfs = await self._engine.mount_rootfs(
+        rootfs = await self._roots.mount(
             container,
             await self._prepare(container, container.id, container.image_id, ids),
             label=label,
@@ -138,7 +139,7 @@ class ContainerImages:
                 with errors.image_volume(volume.image_ref, asked.container_path):
                     key = f"{container.id}/{image_id.removeprefix('sha256:')}"
                     parts = await self._prepare(container, key, image_id, ids)
-                    places[image_id] = await self._engine.mount_image_volume(
+                    places[image_id] = await self._roots.mount_volume(
                         container, image_id, parts, label=label
                     )
         return Mounted(rootfs, {v.mount: places[v.image_id] for v in container.image_volumes})

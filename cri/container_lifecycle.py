@@ -361,6 +361,7 @@ class ContainerLifecycle:
             "sandboxID": container.pod_id,
             "pid": container.init.pid if container.init is not None else 0,
             "runtimeType": container.runtime,
+            "storageDriver": container.storage_driver,
             "config": msgspec.to_builtins(container.config),
             "runtimeSpec": self._composer.stored_spec(self._paths.container(container.id)),
         }

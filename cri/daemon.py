@@ -207,6 +207,7 @@ class Daemon:
         )
         await images.open(group)
         stack.push_async_callback(images.close)
+        limits.hold_to(images.storage.driver.name)
         user_namespaces = UserNamespaces(runner=runner, worker=namespaces)
         no_user_namespaces = await lack_of_user_namespaces(
             user_namespaces,
@@ -214,7 +215,7 @@ class Daemon:
             run_root=self._paths.run_root,
             pins=self._paths.run_root / "probe",
             layers=image_settings.root / "probe-mapping",
-            syscalls=self._syscalls,
+            driver=images.storage.driver,
         )
         network = PodNetwork(
             config.cni(),
@@ -304,7 +305,7 @@ class Daemon:
                 "upkeep": lifecycles.reconciler.report,
                 "state": store.report,
                 "reload": reloader.report,
-                "stores": images.stores.report,
+                **images.reports,
             },
         )
         streaming = StreamingServer(

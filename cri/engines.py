@@ -16,6 +16,7 @@ from sandbox.lookup import profile_file
 from sandbox.monitor.conmon import Conmon
 from sandbox.monitor.exits import ExitWatch
 from sandbox.pods import PodEngine
+from sandbox.roots import Roots
 from sandbox.security.seccomp import parse_profile
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Engines:
     composer: Composer
     exits: ExitWatch
     endings: Endings
+    roots: Roots
     containers: ContainerEngine
     pods: PodEngine
     execs: Execs
@@ -120,9 +122,19 @@ def build_engines(parts: Parts) -> Engines:
         exit_dir=parts.paths.exits,
         exit_file_s=parts.sandbox.timeouts.exit_file_s,
     )
+    roots = Roots(
+        parts.paths,
+        runner=parts.runner,
+        cgroups=parts.cgroups,
+        monitor_cgroup=parts.sandbox.monitor_cgroup,
+        syscalls=parts.syscalls,
+        clock=parts.clock,
+        group=parts.group,
+    )
     endings = Endings(
         paths=parts.paths,
         store=parts.store,
+        roots=roots,
         runtimes=handlers.runtimes,
         exits=exits,
         cgroups=parts.cgroups,
@@ -171,6 +183,7 @@ def build_engines(parts: Parts) -> Engines:
         composer=composer,
         exits=exits,
         endings=endings,
+        roots=roots,
         containers=containers,
         pods=pods,
         execs=execs,

@@ -44,7 +44,7 @@ def build_lifecycles(
         endings=engines.endings,
         composer=engines.composer,
         execs=engines.execs,
-        images=ContainerImages(images, engines.containers, parts.paths),
+        images=ContainerImages(images, engines.roots, parts.paths),
         store=store,
         paths=parts.paths,
         events=events,
@@ -76,6 +76,7 @@ def build_lifecycles(
         pod_engine=engines.pods,
         container_engine=engines.containers,
         endings=engines.endings,
+        roots=engines.roots,
         images=images,
         sweeper=sweeper,
     )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sandbox.endings import Endings
     from sandbox.model import Container
     from sandbox.pods import PodEngine
+    from sandbox.roots import Roots
     from sandbox.recovery import Decision
     from sandbox.store import StateStore
     from sandbox.sweep import Sweeper
@@ -54,6 +55,7 @@ class Recovery:
     pod_engine: PodEngine
     container_engine: ContainerEngine
     endings: Endings
+    roots: Roots
     images: ImageService
     sweeper: Sweeper
 
@@ -66,6 +68,7 @@ class Recovery:
         await self._all(d for d in decisions if d.kind == "container")
         await self._all(d for d in decisions if d.kind == "pod")
         await self._all(d for d in decisions if d.kind == "trace")
+        await self.roots.adopt(self.store.containers.values())
         counts = Counter(f"{d.kind} {d.action.value}" for d in decisions)
         _log.info("state recovered", **{key.replace(" ", "_"): n for key, n in counts.items()})
         return decisions

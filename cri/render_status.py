@@ -34,6 +34,8 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     state: dict[str, object] = {}
     reload: dict[str, object] = {}
     stores: dict[str, object] = {}
+    #: How root file systems are made.
+    storage: dict[str, object] = {}
 
     @property
     def ready(self) -> bool:
@@ -59,6 +61,7 @@ def gather_status(daemon: DaemonClient) -> StatusReport:
         state=_fact(status.info, "state"),
         reload=_fact(status.info, "reload"),
         stores=_fact(status.info, "stores"),
+        storage=_fact(status.info, "storage"),
     )
 
 
@@ -90,6 +93,8 @@ def show_status(report: StatusReport, console: Console | None = None) -> None:
         text = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
         console.print(f"{name}: {text}", highlight=False)
     console.print(f"images: {report.images}", highlight=False)
+    if report.storage:
+        console.print(f"storage driver: {report.storage.get('driver')}", highlight=False)
     further = (
         store_lines(report.stores),
         upkeep_lines(report.upkeep),

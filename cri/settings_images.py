@@ -10,6 +10,7 @@ from cri.setting import (
     image_scopes,
     integer,
     optional_path,
+    path,
     paths,
     seconds,
     words,
@@ -21,7 +22,7 @@ from sandbox.host.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from imageservice.forms import LayerChoice
+    from imageservice.forms import DriverChoice, LayerChoice
     from imageservice.proxies import ProxyServer
 
 _IMAGES = ImageSettings()
@@ -100,6 +101,21 @@ LAYER_FORM: Setting[LayerChoice] = Setting(
     _IMAGES.layer_form,
     "how new layers are kept: indexed: as the plain tar with an EROFS index, mounted (Linux 6.12);"
     " tree: as files; auto: indexed where this kernel can",
+)
+STORAGE_DRIVER: Setting[DriverChoice] = Setting(
+    "image",
+    "storage_driver",
+    choice("auto", "overlay", "fuse-overlayfs", "native"),
+    _IMAGES.storage_driver,
+    "how root file systems of new containers are made of layers: overlay: mounted by the kernel;"
+    " fuse-overlayfs: by that program; native: copied as a whole; auto: the first that works here",
+)
+FUSE_OVERLAYFS_PATH = Setting(
+    "image",
+    "fuse_overlayfs_path",
+    path,
+    _IMAGES.fuse_overlayfs_path,
+    "the program of the storage driver fuse-overlayfs",
 )
 MAX_DOWNLOADS = Setting(
     "image",

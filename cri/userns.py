@@ -10,15 +10,14 @@ import asyncio
 import stat
 from typing import TYPE_CHECKING, Final
 
-from imageservice.snapshots.probe import probe_mapping
 from sandbox.host.errors import PodwrightError
 from sandbox.host.idmap import IdRange
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from imageservice.snapshots.drivers import Driver
     from sandbox.host.namespaces import NamespaceWorker
-    from sandbox.host.syscalls import Syscalls
     from sandbox.host.usernamespaces import UserNamespaces
 
 #: The kubelet's own first range (userNamespaces.idsPerPod, 65536, times one).
@@ -32,7 +31,7 @@ async def lack_of_user_namespaces(
     run_root: Path,
     pins: Path,
     layers: Path,
-    syscalls: Syscalls,
+    driver: Driver,
 ) -> str:
     """Why no pod can have one; empty when they can. What is made for it is gone afterwards.
 
@@ -42,7 +41,7 @@ async def lack_of_user_namespaces(
         run_root: where containers' root file systems are reached.
         pins: a directory to be made for the namespace.
         layers: a directory to be made on the file system that holds the layers.
-        syscalls: the kernel.
+        driver: makes root file systems.
     """
     closed = await asyncio.to_thread(impassable, run_root)
     if closed is not None:
@@ -51,7 +50,7 @@ async def lack_of_user_namespaces(
         await worker.unpin(pins)  # of a daemon that was killed just here
         made = await maker.create(pins, frozenset({"ipc"}), uids=PROBE_IDS, gids=PROBE_IDS)
         try:
-            return await asyncio.to_thread(probe_mapping, layers, made["user"], syscalls)
+            return await driver.lack_of_mapping(layers, made["user"])
         finally:
             await worker.unpin(pins)
     except PodwrightError as error:

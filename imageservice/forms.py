@@ -1,4 +1,4 @@
-"""The two forms in which a layer is kept on a node, and the names of their files."""
+"""The forms in which a layer is kept, the names of their files, and what is made of layers."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ INDEX_NAME: Final = "index.erofs"
 
 #: What an operator may ask for: "auto" is indexed where this kernel can mount an index.
 LayerChoice = Literal["auto", "indexed", "tree"]
+
+#: How a root file system is made of layers: mounted by the kernel's overlayfs, served by the
+#: program fuse-overlayfs, or copied as a whole for each container.
+DriverName = Literal["overlay", "fuse-overlayfs", "native"]
+
+#: What an operator may ask for: "auto" is the first of them that works on the node.
+DriverChoice = Literal["auto", "overlay", "fuse-overlayfs", "native"]

@@ -14,6 +14,7 @@ from imageservice.inventory import Inventory
 from imageservice.loading import Loader
 from imageservice.means import PullMeans
 from imageservice.saving import Saver
+from imageservice.snapshots.drivers import DriverWish
 from imageservice.snapshots.overlay import OverlaySnapshotter
 from imageservice.trust.gate import TrustGate
 from imageservice.trust.kept import KeptSignatures
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from imageservice.pull import Puller
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
+    from imageservice.snapshots.drivers import Storage
     from imageservice.snapshots.snapshotter import Snapshotter
     from imageservice.unpack.pool import UnpackPool
     from sandbox.host.clock import Clock
@@ -63,6 +65,7 @@ class Parts:
     catalog: Catalog
     stores: AdditionalStores
     snapshots: Snapshotter
+    storage: Storage
     inventory: Inventory
     holdings: Holdings
     usage: UsageMeter
@@ -100,6 +103,7 @@ async def open_parts(database: Database, group: asyncio.TaskGroup, given: Given)
         clock=clock,
         layer_form=settings.layer_form,
         lent=stores.layers,
+        driver=DriverWish.of(settings, given.runner),
     )
     await snapshots.open()
     inventory = Inventory(catalog, content, snapshots, pinned=settings.pinned_images)
@@ -121,6 +125,7 @@ async def open_parts(database: Database, group: asyncio.TaskGroup, given: Given)
         catalog=catalog,
         stores=stores,
         snapshots=snapshots,
+        storage=snapshots.storage,
         inventory=inventory,
         holdings=holdings,
         usage=UsageMeter(

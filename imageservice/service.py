@@ -142,8 +142,13 @@ class ImageService:
         self.loader, self.saver, self.verifier = parts.loader, parts.saver, parts.verifier
         self._holdings, self._snapshots = parts.holdings, parts.snapshots
         self._puller, self._sweeper = parts.puller, parts.sweeper
-        self._usage, self._gate = parts.usage, parts.gate
+        self._usage, self._gate, self.storage = parts.usage, parts.gate, parts.storage
         self._pulls: Flights[Image, Progress] = Flights(group, "image pull")
+
+    @property
+    def reports(self) -> Mapping[str, Callable[[], object]]:
+        """Facts for verbose status, by name."""
+        return {"stores": self.stores.report, "storage": self.storage.report}
 
     async def close(self) -> None:
         """End workers, connections and the database, in order; pulls were called off before.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from imageservice.proxies import Proxies
 
 if TYPE_CHECKING:
-    from imageservice.forms import LayerChoice
+    from imageservice.forms import DriverChoice, LayerChoice
+
+#: The program of the storage driver of that name, as Debian and Fedora install it.
+FUSE_OVERLAYFS: Final = Path("/usr/bin/fuse-overlayfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class ImageSettings:
         credential_helper_dirs: where the programs are that such files name; none: none is run.
         proxies: through which HTTP proxy registries are asked; helpers are told as well.
         layer_form: how layers are kept; see `LayerChoice`. Those that are there stay as they are.
+        storage_driver: how root file systems are made of layers; see `snapshots.drivers`.
+        fuse_overlayfs_path: the program, for the driver of that name.
         max_concurrent_downloads: layers of one pull fetched at once.
         max_node_downloads: layers fetched at once on the whole node, whatever pulls they are of.
             Those of archives are not counted. A registry that is silent keeps its places until
@@ -100,6 +105,8 @@ class ImageSettings:
     credential_helper_dirs: tuple[Path, ...] = ()
     proxies: Proxies = field(default_factory=Proxies)
     layer_form: LayerChoice = "auto"
+    storage_driver: DriverChoice = "auto"
+    fuse_overlayfs_path: Path = FUSE_OVERLAYFS
     max_concurrent_downloads: int = 3
     max_node_downloads: int = 64
     pull_progress_timeout_s: float = 300.0

@@ -22,24 +22,19 @@ from sandbox.execs import sweep_execs
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, Internal, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.image_mounts import VOLUME_OPTIONS, mount_image
 from sandbox.model import Container
 from sandbox.monitor.exits import WatchTarget
 from sandbox.monitor.request import MonitorRequest
-from sandbox.placing import open_to_pod
 from sandbox.runtime.pipes import open_streams
 from sandbox.states import ContainerState, Event, next_state
 from sandbox.stopping import Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from sandbox.cgroups import Cgroups
     from sandbox.endings import Endings
     from sandbox.host.clock import Clock
-    from sandbox.host.idmap import IdMap
-    from sandbox.host.mounts import Mount
     from sandbox.host.syscalls import Syscalls
     from sandbox.layer_limits import LayerLimits
     from sandbox.model import ContainerConfig, ImageVolume, PodSandbox
@@ -61,6 +56,7 @@ class ImageUse:
     image_ref: str
     image_name: str
     volumes: tuple[ImageVolume, ...] = ()
+    storage_driver: str = "overlay"
 
 
 class ContainerEngine:
@@ -133,6 +129,7 @@ class ContainerEngine:
             image_ref=image.image_ref,
             image_name=image.image_name,
             image_volumes=image.volumes,
+            storage_driver=image.storage_driver,
             runtime=pod.runtime,
             log_path=log_path,
             cgroup_path=self._cgroups.container_cgroup(
@@ -150,61 +147,6 @@ class ContainerEngine:
         await self._limits.apply(
             container.id, pod.runtime, pod.config.annotations, container.config.annotations
         )
-
-    async def mount_rootfs(
-        self,
-        container: Container,
-        parts: Sequence[Mount],
-        *,
-        label: str = "",
-        ids: IdMap | None = None,
-    ) -> Path:
-        """Make the container's directories and mount its root file system.
-
-        Args:
-            container: the reserved container.
-            parts: mounts as the snapshotter gave them: targets are relative to the rootfs, but for
-                what is only to make it of, below `Paths.lower`.
-            label: SELinux label of everything in it, where there is SELinux.
-            ids: the mapping of the pod's user namespace, whose root must reach the rootfs.
-
-        Returns:
-            The mount point.
-        """
-        rootfs = self._paths.rootfs(container.id)
-
-        def work() -> None:
-            if ids is not None:
-                open_to_pod(self._paths.container(container.id), ids)
-            else:
-                files.make_private_dir(self._paths.container(container.id), mode=0o700)
-            mount_image(rootfs, parts, label=label, syscalls=self._syscalls)
-
-        await asyncio.to_thread(work)
-        return rootfs
-
-    async def mount_image_volume(
-        self, container: Container, image_id: str, parts: Sequence[Mount], *, label: str = ""
-    ) -> Path:
-        """Mount an image where the container's mounts take it from; after `mount_rootfs`.
-
-        Args:
-            container: the container.
-            image_id: names the mount point.
-            parts: mounts as the snapshotter gave them.
-            label: SELinux label of everything in it, where there is SELinux.
-
-        Returns:
-            The mount point.
-        """
-        place = self._paths.image_volume(container.id, image_id)
-
-        def work() -> None:
-            files.make_private_dir(place.parent, mode=0o711)
-            mount_image(place, parts, label=label, options=VOLUME_OPTIONS, syscalls=self._syscalls)
-
-        await asyncio.to_thread(work)
-        return place
 
     async def create(self, container: Container, spec: bytes, *, mapped: bool) -> Container:
         """Write the bundle and have conmon and the runtime make the init process.

@@ -17,13 +17,13 @@ import msgspec
 
 from sandbox.host import mounts
 from sandbox.host.errors import PodwrightError
+from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process
 from sandbox.states import ContainerState, Event, next_state
 from sandbox.steps import run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
-    from pathlib import Path
 
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandbox.model import Container
     from sandbox.monitor.exits import Exited, ExitWatch
     from sandbox.paths import Paths
+    from sandbox.roots import Roots
     from sandbox.runtime.driver import OciRuntime
     from sandbox.steps import Step
     from sandbox.store import StateStore
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 #: Exit code of a container whose start failed, and of one whose end nobody saw (as in the field).
 START_ERROR_EXIT_CODE: Final = 128
 UNKNOWN_EXIT_CODE: Final = 255
+
+_log = get_logger("containers")
 
 
 class Endings:
@@ -50,6 +53,7 @@ class Endings:
         *,
         paths: Paths,
         store: StateStore,
+        roots: Roots,
         runtimes: Mapping[str, OciRuntime],
         exits: ExitWatch,
         cgroups: Cgroups,
@@ -61,6 +65,8 @@ class Endings:
     ) -> None:
         self._paths = paths
         self._store = store
+        self._roots = roots
+        roots.on_lost(self._root_lost)
         self._runtimes = runtimes
         self._exits = exits
         self._cgroups = cgroups
@@ -73,6 +79,8 @@ class Endings:
         #: Containers that the runtime is starting, and the end of that.
         self._starting: dict[str, asyncio.Event] = {}
         self._cleaned: set[str] = set()
+        #: Why containers were ended that are not to be blamed for it themselves, by id.
+        self._causes: dict[str, str] = {}
         self._listeners: list[Callable[[Container], None]] = []
         self._on_cleaned: Callable[[Container, PodwrightError | None], None] = lambda *_: None
 
@@ -122,7 +130,7 @@ class Endings:
             exit_code=exit_code,
             finished_at_ns=max(finished_at_ns or self._clock.wall_ns(), current.started_at_ns),
             reason=reason,
-            message=message,
+            message=message or self._causes.pop(container.id, ""),
         )
         await self._store.note(done)
         for listener in self._listeners:
@@ -243,6 +251,22 @@ class Endings:
         self.send(container.id, signal.SIGKILL)
         await self._cgroups.kill(container.cgroup_path)
 
+    async def _root_lost(self, container_id: str, reason: str) -> None:
+        """End a container that has lost its root file system: nothing in it can work."""
+        container = self._store.containers.get(container_id)
+        if container is None or container.state not in (
+            ContainerState.CREATED,
+            ContainerState.RUNNING,
+        ):
+            return
+        _log.error("root file system lost", container=container.id, reason=reason)
+        self._causes[container.id] = reason
+        try:
+            await self.kill_everything(container)
+        except PodwrightError as error:
+            # Its task must not end the daemon; what is left shows when somebody stops it.
+            _log.error("cannot be ended", container=container.id, error=error)
+
     # Teardown.
 
     async def note_trouble(self, container: Container, error: PodwrightError) -> None:
@@ -287,13 +311,10 @@ class Endings:
                 ("processes", lambda: self.kill_everything(container)),
                 ("runtime state", lambda: self._delete_runtime_state(container)),
                 ("cgroup", lambda: self._cgroups.remove(container.cgroup_path)),
-                ("root file system", lambda: self._unmount(self._paths.container(container.id))),
+                ("root file system", lambda: self._roots.unmount(container)),
             ],
         )
         self._cleaned.add(container.id)
-
-    async def _unmount(self, directory: Path) -> None:
-        await asyncio.to_thread(mounts.unmount_tree, directory, syscalls=self._syscalls)
 
     async def _remove_directories(self, container_id: str) -> None:
         """The run directory, the writable layer and the exit file, in one thread call."""

@@ -62,6 +62,12 @@ REMEDY: Final = (
     " modprobe quota_v2, if this kernel has that module"
 )
 
+#: By storage driver: why nothing can be limited with it.
+LACKS: Final = {
+    "fuse-overlayfs": "fuse-overlayfs writes with the node's own rights, which no quota holds",
+    "native": "with the storage driver native, what is written is not apart from the image",
+}
+
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _QUANTITY: Final = re.compile(r"([1-9][0-9]{0,17})([KMG]i?)?")
 
@@ -127,6 +133,7 @@ class LayerLimits:
         self._most_bytes = most_bytes
         self._patterns = patterns
         self._state = QuotaState.OFF
+        self._lack = ""
         self._lock = threading.Lock()
         self._projects: dict[str, int] = {}
 
@@ -156,6 +163,19 @@ class LayerLimits:
                 continue
             if _is_ours(project):
                 self._projects[directory.name] = project
+
+    def hold_to(self, driver: str) -> None:
+        """Say how root file systems are made; once, at the start.
+
+        Raises:
+            FailedPrecondition: a limit is configured that cannot be kept with that driver.
+        """
+        self._lack = LACKS.get(driver, "")
+        if self._lack and self._most_bytes:
+            raise FailedPrecondition(
+                f"runtime.writable_layer_bytes cannot be kept: {self._lack}",
+                hint="set image.storage_driver to overlay, or runtime.writable_layer_bytes to 0",
+            )
 
     async def sweep(self) -> None:
         """Take away limits of layers that are gone; to be called after the recovery."""
@@ -202,6 +222,11 @@ class LayerLimits:
         )
         if not limit_bytes:
             return
+        if self._lack:
+            raise Unsupported(
+                f"annotation {ANNOTATION} cannot be kept: {self._lack}",
+                hint="the storage driver overlay can (image.storage_driver)",
+            )
         if self._state is not QuotaState.ENFORCED:
             raise Unsupported(
                 f"annotation {ANNOTATION} cannot be kept: no project quota here",

@@ -123,6 +123,7 @@ HELPER_PROGRAMS: Final = frozenset(
     {
         "conmon",
         "crun",
+        "fuse-overlayfs",
         "runc",
         "runc:[0:PARENT]",
         "runc:[1:CHILD]",

@@ -354,6 +354,8 @@ class Container(Frozen, frozen=True):
     #: First repository tag, or the id; what ContainerStatus.image.image says.
     image_name: str = ""
     image_volumes: tuple[ImageVolume, ...] = ()
+    #: How its root file system and image volumes were made: overlay, fuse-overlayfs, native.
+    storage_driver: str = "overlay"
     #: Name of the OCI runtime that holds the container (the pod's `runtime`).
     runtime: str = ""
     log_path: str = ""

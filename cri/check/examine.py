@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from cri import settings_table as table
 from cri.check.devices import devices
+from cri.check.drivers import storage_driver
 from cri.check.exposure import exposure
 from cri.check.groups import control_groups
 from cri.check.lsm import security_modules
@@ -76,10 +77,18 @@ async def examine(config: Config) -> list[Finding]:
 
     before, after = await asyncio.to_thread(blocking)
     runner = HostProcessRunner()
+    roots, driver = await storage_driver(
+        config.images(),
+        runner,
+        syscalls,
+        privileged=privileged,
+        writable_layer_bytes=config.get(table.WRITABLE_LAYER),
+    )
     return [
         *before,
         *await programs(sandbox, config.get(table.PAUSE_PATH), runner),
         *after,
-        *await user_namespaces(sandbox, image_root, runner, syscalls, PROC, privileged=privileged),
+        *roots,
+        *await user_namespaces(sandbox, image_root, driver, runner, syscalls, PROC),
         *await exposure(config, runner),
     ]

@@ -10,8 +10,7 @@ from google.protobuf.internal import api_implementation
 
 from cri.check.finding import Finding, Level
 from imageservice.snapshots.indexed import probe_indexed
-from imageservice.snapshots.probe import probe_options
-from sandbox.host.errors import PodwrightError, Unsupported
+from sandbox.host.errors import PodwrightError
 from sandbox.host.mounts import mount_of
 from sandbox.host.project_quota import QuotaState, quota_state
 from sandbox.layer_limits import REMEDY
@@ -177,7 +176,6 @@ def storage(
         _space("images", image_root),
         _run_root(run_root),
         _executable(state_root),
-        _overlay(image_root, syscalls, privileged=privileged),
         _layers(image_root, layer_form, syscalls, privileged=privileged),
         _layer_limits(state_root, writable_layer_bytes),
     ]
@@ -225,19 +223,6 @@ def _executable(path: Path) -> Finding:
         f"{path} is mounted noexec" if "noexec" in options else "yes",
         "remount without noexec: the pause program runs from there",
     )
-
-
-def _overlay(image_root: Path, syscalls: Syscalls, *, privileged: bool) -> Finding:
-    if not privileged:
-        return Finding(STORAGE, "overlayfs", Level.WARNING, "not tried", "run the check as root")
-    at = existing(image_root)
-    try:
-        options = probe_options(at / f".podwright-check-{os.getpid()}", syscalls)
-    except (Unsupported, PodwrightError) as error:
-        remedy = "load the overlay module; keep images on ext4, XFS with ftype=1 or tmpfs"
-        return Finding(STORAGE, "overlayfs", Level.ERROR, str(error), remedy)
-    words = f" with {', '.join(options)}" if options else ""
-    return Finding(STORAGE, "overlayfs", Level.OK, f"a mount at {at} works{words}")
 
 
 def _layers(

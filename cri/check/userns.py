@@ -18,6 +18,7 @@ from sandbox.runtime.crun import CommandRuntime
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from imageservice.snapshots.drivers import Driver
     from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
     from sandbox.settings import RuntimeHandler, SandboxSettings
@@ -35,15 +36,18 @@ NEWER_KERNEL: Final = "use Linux 5.19 or later, whose overlayfs takes layers wit
 async def user_namespaces(
     settings: SandboxSettings,
     image_root: Path,
+    driver: Driver | None,
     runner: ProcessRunner,
     syscalls: Syscalls,
     proc: Path,
-    *,
-    privileged: bool,
 ) -> list[Finding]:
-    """Whether this node's kernel and file systems can, by trying, and which handlers can."""
-    if not privileged:
-        return [Finding(GROUP, "this node", Level.WARNING, "not tried", "run the check as root")]
+    """Whether this node's kernel and file systems can, by trying, and which handlers can.
+
+    Without a driver of root file systems nothing can be tried; a finding of its own says why.
+    """
+    if driver is None:
+        remedy_ = "see the storage driver"
+        return [Finding(GROUP, "this node", Level.WARNING, "not tried", remedy_)]
     worker = NamespaceWorker(syscalls=syscalls)
     try:
         name = f".podwright-check-{os.getpid()}"
@@ -53,7 +57,7 @@ async def user_namespaces(
             run_root=settings.run_root,
             pins=existing(settings.run_root) / name,
             layers=existing(image_root) / f"{name}-layers",
-            syscalls=syscalls,
+            driver=driver,
         )
     finally:
         worker.close()

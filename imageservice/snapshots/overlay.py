@@ -1,4 +1,4 @@
-"""Layers as directories, composed by overlayfs.
+"""Layers on a disk, and root file systems that a driver makes of them (`drivers`).
 
     layers/<n>      a committed layer: its files, or its tar and an index over it (`forms`); n is a
                     short number, for 128 of them must fit in the page of option text that
@@ -27,14 +27,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from imageservice.snapshots.audit import LayerAudit
+from imageservice.snapshots.drivers import DriverWish, Plan, Storage, choose_driver
 from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.ledger import LayerRow, Ledger
 from imageservice.snapshots.places import LayerPlaces, lent_name
-from imageservice.snapshots.probe import probe_options
-from imageservice.snapshots.root import effective, layers_in_use, map_layers, root_mount
+from imageservice.snapshots.root import effective, layers_in_use
 from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
 from imageservice.snapshots.syncing import SyncGate
-from imageservice.snapshots.upper import Correction, LowerLayer, find_corrections, make_upper
+from imageservice.snapshots.upper import Correction, LowerLayer, find_corrections
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import (
     Busy,
@@ -79,6 +79,7 @@ class OverlaySnapshotter:
         clock: Clock | None = None,
         layer_form: LayerChoice = "tree",
         lent: Iterable[LayerRow] = (),
+        driver: DriverWish | None = None,
     ) -> None:
         self._root = root
         self._places = LayerPlaces(root, syscalls=syscalls)
@@ -95,11 +96,13 @@ class OverlaySnapshotter:
         self._next = 0
         self._staged: set[Path] = set()
         self.audit = LayerAudit(root, self._ledger, self._places, self._staged)
-        self._options: tuple[str, ...] = ()
+        self._wish = driver or DriverWish("overlay")
+        #: How root file systems are made; after `open`.
+        self.storage: Storage
         self._corrections: dict[tuple[str, ...], tuple[Correction, ...]] = {}
 
     async def open(self) -> None:
-        """See `Snapshotter`; also probes what mount options the kernel takes.
+        """See `Snapshotter`; also tries how root file systems can be made here.
 
         Raises:
             FailedPrecondition: the path cannot be written into overlay options.
@@ -112,9 +115,8 @@ class OverlaySnapshotter:
             )
         await asyncio.to_thread(self._make_directories)
         await self._empty_staging()
-        self._options = await asyncio.to_thread(
-            probe_options, self._staging_dir / "probe", self._syscalls
-        )
+        probe = self._staging_dir / "probe"
+        self.storage = await choose_driver(self._wish, probe, syscalls=self._syscalls)
         await self._choose_form()
         await self._ledger.load()
         was_orderly = await self._ledger.mark_running(boot_id())
@@ -236,30 +238,28 @@ class OverlaySnapshotter:
         await self._ledger.lease(key, chain)
         rows = effective(known)
         await self._places.mount(rows)
-        lower = [self._places.of(row) for row in rows]
-        parts: tuple[Mount, ...] = ()
-        if mapped is not None:
-            parts = await asyncio.to_thread(map_layers, lower or [self._empty], mapped)
-            lower = [part.target for part in parts]
-        if read_only:
-            return (*parts, root_mount(lower, (), options=self._options, empty=self._empty))
-        described = (self._places.of(r) for r in rows[::-1] if b"" not in r.facts.implied)
-        corrections = await self._corrections_of(rows)
-        ids = mapped.ids if mapped is not None else None
-        await asyncio.to_thread(
-            make_upper, upper_dir, work_dir, next(described, None), corrections, ids
+        lower = [LowerLayer(self._places.of(row), row.facts.implied) for row in rows]
+        driver = self.storage.driver
+        wants = driver.corrects and not read_only
+        return await driver.compose(
+            Plan(
+                lower=lower,
+                empty=self._empty,
+                upper_dir=upper_dir,
+                work_dir=work_dir,
+                read_only=read_only,
+                mapped=mapped,
+                corrections=await self._corrections_of(lower) if wants else (),
+            )
         )
-        writable = (f"upperdir={upper_dir}", f"workdir={work_dir}")
-        return (*parts, root_mount(lower, writable, options=self._options, empty=self._empty))
 
-    async def _corrections_of(self, rows: Sequence[LayerRow]) -> tuple[Correction, ...]:
+    async def _corrections_of(self, lower: Sequence[LowerLayer]) -> tuple[Correction, ...]:
         """Remembered for each chain, by its places: layers never change."""
-        key = tuple(self._places.of(row).name for row in rows)
+        key = tuple(layer.path.name for layer in lower)
         known = self._corrections.get(key)
         if known is None:
-            layers = [LowerLayer(self._places.of(row), row.facts.implied) for row in reversed(rows)]
             with map_os_errors("cannot read image layers"):
-                known = await asyncio.to_thread(find_corrections, layers)
+                known = await asyncio.to_thread(find_corrections, lower[::-1])
             self._corrections[key] = known
         return known
 

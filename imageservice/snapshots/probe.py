@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import stat
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sandbox.host import fuse
 from sandbox.host.errors import PodwrightError, Unsupported, map_os_errors
 from sandbox.host.files import remove_tree
 from sandbox.host.idmap import WORD
@@ -12,6 +17,10 @@ from sandbox.host.journal import get_logger
 from sandbox.host.mounts import Mount, mount_all, mount_one, unmount, unmount_tree
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from sandbox.host.clock import Clock
+    from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
 
 _log = get_logger(__name__)
@@ -80,6 +89,138 @@ def probe_mapping(directory: Path, namespace: Path, syscalls: Syscalls) -> str:
             )
             if (parts["target"] / "file").stat().st_uid == 0:
                 return "overlayfs does not follow the mapping of its layers"
+        finally:
+            unmount_tree(directory, syscalls=syscalls)
+            remove_tree(directory)
+    except (PodwrightError, OSError) as error:
+        return str(error)
+    return ""
+
+
+async def probe_fuse(
+    directory: Path, program: Path, *, runner: ProcessRunner, syscalls: Syscalls, clock: Clock
+) -> None:
+    """Have fuse-overlayfs serve a small root file system, with a whiteout and a write.
+
+    Args:
+        directory: made, used and removed; on the file system that will hold the layers.
+        program: fuse-overlayfs.
+        runner: starts it.
+        syscalls: the kernel.
+        clock: for the waiting.
+
+    Raises:
+        Unsupported: it does not work there.
+    """
+    parts = {name: directory / name for name in ("low", "top", "upper", "work", "target")}
+    words = (
+        f"lowerdir={parts['top']}:{parts['low']}",
+        *(f"{name}dir={parts[name]}" for name in ("upper", "work")),
+    )
+
+    def fill() -> None:
+        with map_os_errors("cannot make probe directories", path=str(directory)):
+            fuse.DEVICE.open("rb").close()
+            for name in ("seen", "hidden"):
+                (parts["low"] / name).touch()
+            os.mknod(parts["top"] / "hidden", stat.S_IFCHR, os.makedev(0, 0))
+
+    def look() -> str:
+        names = sorted(path.name for path in parts["target"].iterdir())
+        (parts["target"] / "new").touch()
+        fits = names == ["seen"] and (parts["upper"] / "new").exists()
+        return "" if fits else "it does not show layers as overlayfs does"
+
+    try:
+        async with _probing(directory, parts, syscalls):
+            await asyncio.to_thread(fill)
+            mount = Mount(fuse.FUSE_OVERLAYFS, str(program), parts["target"], words)
+            await fuse.serve(mount, runner=runner, syscalls=syscalls, clock=clock)
+            reason = await asyncio.to_thread(look)
+    except (PodwrightError, OSError) as error:
+        reason = str(error)
+    if reason:
+        raise Unsupported(
+            f"fuse-overlayfs cannot be used for images here: {reason}",
+            hint="install fuse-overlayfs, load the fuse module and let the daemon open /dev/fuse",
+            path=str(directory.parent),
+        )
+
+
+async def probe_fuse_mapping(
+    directory: Path,
+    namespace: Path,
+    program: Path,
+    *,
+    runner: ProcessRunner,
+    syscalls: Syscalls,
+    clock: Clock,
+) -> str:
+    """As `probe_mapping`, with fuse-overlayfs."""
+    parts = {name: directory / name for name in ("layer", "lower", "upper", "work", "target")}
+    words = tuple(f"{name}dir={parts[name]}" for name in ("lower", "upper", "work"))
+    source = str(parts["layer"])
+    bind = Mount("bind", source, parts["lower"], ("bind", "ro", f"{WORD}={namespace}"))
+
+    def fill() -> None:
+        with map_os_errors("cannot make probe directories", path=str(directory)):
+            (parts["layer"] / "file").touch(0o600)
+        mount_one(bind, syscalls=syscalls)
+
+    try:
+        async with _probing(directory, parts, syscalls):
+            await asyncio.to_thread(fill)
+            mount = Mount(fuse.FUSE_OVERLAYFS, str(program), parts["target"], words)
+            await fuse.serve(mount, runner=runner, syscalls=syscalls, clock=clock)
+            status = await asyncio.to_thread((parts["target"] / "file").stat)
+            if status.st_uid == 0:
+                return "fuse-overlayfs does not follow the mapping of its layers"
+    except (PodwrightError, OSError) as error:
+        return str(error)
+    return ""
+
+
+@asynccontextmanager
+async def _probing(
+    directory: Path, parts: Mapping[str, Path], syscalls: Syscalls
+) -> AsyncIterator[None]:
+    """Make the directories, and take away everything below when the block ends."""
+
+    def clear() -> None:
+        # A daemon that was killed in the middle of this has left mounts.
+        unmount_tree(directory, syscalls=syscalls)
+        remove_tree(directory)
+
+    def make() -> None:
+        clear()
+        with map_os_errors("cannot make probe directories", path=str(directory)):
+            directory.mkdir(0o700)
+            for path in parts.values():
+                path.mkdir(0o700)
+
+    await asyncio.to_thread(make)
+    try:
+        yield
+    finally:
+        await asyncio.shield(asyncio.to_thread(clear))
+
+
+def probe_bind_mapping(directory: Path, namespace: Path, syscalls: Syscalls) -> str:
+    """As `probe_mapping`, for a directory that is bound as it is; blocking."""
+    source, target = directory / "source", directory / "target"
+    try:
+        unmount_tree(directory, syscalls=syscalls)
+        remove_tree(directory)
+        with map_os_errors("cannot make probe directories", path=str(directory)):
+            for path in (directory, source, target):
+                path.mkdir(0o700)
+        try:
+            mount_one(
+                Mount("bind", str(source), target, ("bind", f"{WORD}={namespace}")),
+                syscalls=syscalls,
+            )
+            if target.stat().st_uid == 0:
+                return "owners are not mapped"
         finally:
             unmount_tree(directory, syscalls=syscalls)
             remove_tree(directory)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sandbox.host import fuse
 from sandbox.host.errors import map_os_errors
 from sandbox.host.files import make_private_dir
 from sandbox.host.mounts import Mount, list_mounts
@@ -90,7 +91,12 @@ def layers_in_use(root: Path) -> set[str]:
     store = re.escape(str(root))
     layer = re.compile(rf"(?:{store}/(?:layers|mounts)|/{_MAPPED})/([0-9a-z]+)")
     found: set[str] = set()
-    for mount in list_mounts():
+    mounts = list_mounts()
+    for mount in mounts:
         if mount.type == "overlay":
             found.update(layer.findall(str(mount.super_options)))
+    if any(mount.type == fuse.FUSE_OVERLAYFS for mount in mounts):
+        # The kernel does not know what such a mount is made of; its program was told.
+        for _, words in fuse.servers():
+            found.update(layer.findall(" ".join(words)))
     return found

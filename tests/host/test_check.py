@@ -22,7 +22,7 @@ def test_check_finds_the_machine_and_leaves_nothing(tmp_path):
         text=True,
     )
     findings = {(f["group"], f["name"]): f for f in json.loads(result.stdout)}
-    assert findings["storage", "overlayfs"]["level"] == "ok"
+    assert findings["storage", "storage driver"]["level"] == "ok"
     assert findings["control groups", "new groups"]["level"] == "ok"
     assert findings["network", "configuration"]["level"] == "missing"
     # The directories of a test are its user's alone.
