@@ -261,11 +261,7 @@ class Endings:
             return
         _log.error("root file system lost", container=container.id, reason=reason)
         self._causes[container.id] = reason
-        try:
-            await self.kill_everything(container)
-        except PodwrightError as error:
-            # Its task must not end the daemon; what is left shows when somebody stops it.
-            _log.error("cannot be ended", container=container.id, error=error)
+        await self.kill_everything(container)
 
     # Teardown.
 

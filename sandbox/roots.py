@@ -14,7 +14,7 @@ manages it makes another; to leave it would leave something that runs and does n
 from __future__ import annotations
 
 import asyncio
-import signal
+import functools
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import files, fuse, mounts
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 #: The driver of a container whose root file system a program serves (`Container.storage_driver`).
 SERVED: Final = "fuse-overlayfs"
-#: How long an unmount may wait for the program to write what it has (seconds); then it is killed.
+#: How long the program may take to write what it has, and then to end (seconds); else it is killed.
 UNMOUNT_LIMIT_S: Final = 5.0
 
 _log = get_logger("roots")
@@ -156,8 +156,12 @@ class Roots:
         self, container_id: str, target: Path, ended: Callable[[], Awaitable[object]]
     ) -> None:
         async def watch() -> None:
-            await ended()
-            await self._lost(container_id, target)
+            try:
+                await ended()
+                await self._lost(container_id, target)
+            except Exception as error:
+                # A task that raises would end the daemon.
+                _log.error("cannot end a container", container=container_id, error=error)
 
         self._group.create_task(watch(), name=f"serve {container_id[:12]}")
 
@@ -179,11 +183,15 @@ class Roots:
                 self._adopt(container_id, target, process)
 
     def _find(self, served: Iterable[Container]) -> list[tuple[str, Path, Process | None]]:
-        return [
-            (container.id, target, fuse.server_of(target))
+        programs = dict(fuse.servers_below(self._paths.containers))
+        found = [
+            (container.id, target, programs.pop(target, None))
             for container in served
             for target in fuse.served_below(self._paths.container(container.id))
         ]
+        for process in programs.values():  # of containers that are being taken apart
+            process.close()
+        return found
 
     def _adopt(self, container_id: str, target: Path, process: Process) -> None:
         async def ended() -> None:
@@ -199,23 +207,20 @@ class Roots:
             PodwrightError: as the kernel says.
         """
         directory = self._paths.container(container.id)
-        work = asyncio.to_thread(mounts.unmount_tree, directory, syscalls=self._syscalls)
+        work = functools.partial(mounts.unmount_tree, directory, syscalls=self._syscalls)
         if container.storage_driver != SERVED:
-            await work
+            await asyncio.to_thread(work)
             return
-        unmounting = self._group.create_task(work, name=f"unmount {container.id[:12]}")
-        done, _ = await asyncio.wait({unmounting}, timeout=UNMOUNT_LIMIT_S)
-        if not done:
-            # Stopped or stuck: the kernel waits for what it should write. Nobody will read that.
-            killed = await asyncio.to_thread(self._kill_servers, directory)
-            _log.warning("fuse-overlayfs killed", container=container.id, programs=killed)
-        await asyncio.shield(unmounting)
-
-    def _kill_servers(self, directory: Path) -> int:
-        killed = 0
-        for target in fuse.served_below(directory):
-            process = fuse.server_of(target)
-            if process is not None:
-                with process:
-                    killed += process.send_signal(signal.SIGKILL)
-        return killed
+        programs = [held for _, held in await asyncio.to_thread(fuse.servers_below, directory)]
+        try:
+            unmounting = asyncio.get_running_loop().run_in_executor(None, work)
+            done, _ = await asyncio.wait({unmounting}, timeout=UNMOUNT_LIMIT_S)
+            if not done:
+                # Stopped or stuck, and the kernel waits for it to write what nobody will read.
+                await fuse.end_all(programs, limit_s=0)
+            await asyncio.shield(unmounting)
+            if killed := await fuse.end_all(programs, limit_s=UNMOUNT_LIMIT_S):
+                _log.warning("fuse-overlayfs killed", container=container.id, programs=killed)
+        finally:
+            for program in programs:
+                program.close()

@@ -74,6 +74,18 @@ def no_apparmor() -> str:
     return "" if Path("/usr/sbin/apparmor_parser").exists() else "apparmor_parser is not installed"
 
 
+def no_fuse_overlayfs() -> str:
+    """Why fuse-overlayfs cannot serve anything here; empty when it can."""
+    if reason := no_root() or no_program("fuse-overlayfs"):
+        return reason
+    try:
+        Path("/dev/fuse").open("rb").close()
+    except OSError as error:
+        # No such device, or a device whose module is not there (ENXIO, ENODEV).
+        return f"/dev/fuse cannot be opened: {error.strerror}"
+    return ""
+
+
 def no_program(name: str) -> str:
     """Why the program cannot be run; empty when it is installed."""
     return "" if shutil.which(name) else f"{name} is not installed"

@@ -34,7 +34,7 @@ from sandbox.host.mounts import Mount, list_mounts
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from sandbox.host.clock import Clock
     from sandbox.host.processes import ProcessRunner, Spawned
@@ -173,15 +173,34 @@ def servers(proc: Path = Path("/proc")) -> Iterator[tuple[int, tuple[str, ...]]]
         yield int(entry.name), tuple(words[:-1])
 
 
-def server_of(target: Path) -> Process | None:
-    """The program that serves the mount at `target`, held; None when there is none. Blocking.
+def servers_below(directory: Path) -> list[tuple[Path, Process]]:
+    """The programs that serve mounts below `directory`, held: to be closed. Blocking.
 
     Raises:
         ResourceExhausted: no descriptor is left.
     """
+    held: list[tuple[Path, Process]] = []
     for pid, words in servers():
-        if words and words[-1] == str(target):
-            ticks = start_ticks(pid)
-            if ticks is not None:
-                return Process.open(pid, ticks, boot_id())
-    return None
+        target = Path(words[-1]) if words else Path()
+        if directory in target.parents and (ticks := start_ticks(pid)) is not None:
+            process = Process.open(pid, ticks, boot_id())
+            if process is not None:
+                held.append((target, process))
+    return held
+
+
+async def end_all(programs: Collection[Process], *, limit_s: float) -> int:
+    """Wait until programs have ended whose mounts are gone; after the limit they are killed.
+
+    Returns:
+        The number killed.
+    """
+    killed = 0
+    try:
+        async with asyncio.timeout(limit_s):
+            for program in programs:
+                await program.wait()
+    except TimeoutError:
+        for program in programs:
+            killed += program.send_signal(signal.SIGKILL)
+    return killed
