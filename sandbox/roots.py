@@ -177,10 +177,7 @@ class Roots:
             return
         found = await asyncio.to_thread(self._find, served)
         for container_id, target, process in found:
-            if process is None:
-                await self._lost(container_id, target)
-            else:
-                self._adopt(container_id, target, process)
+            self._adopt(container_id, target, process)
 
     def _find(self, served: Iterable[Container]) -> list[tuple[str, Path, Process | None]]:
         programs = dict(fuse.servers_below(self._paths.containers))
@@ -193,10 +190,11 @@ class Roots:
             process.close()
         return found
 
-    def _adopt(self, container_id: str, target: Path, process: Process) -> None:
+    def _adopt(self, container_id: str, target: Path, process: Process | None) -> None:
         async def ended() -> None:
-            with process:
-                await process.wait()
+            if process is not None:
+                with process:
+                    await process.wait()
 
         self._watch(container_id, target, ended)
 
