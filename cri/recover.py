@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from sandbox.endings import Endings
     from sandbox.model import Container
     from sandbox.pods import PodEngine
-    from sandbox.roots import Roots
     from sandbox.recovery import Decision
+    from sandbox.roots import Roots
     from sandbox.store import StateStore
     from sandbox.sweep import Sweeper
 
