@@ -35,7 +35,7 @@ from sandbox.host.errors import DiskFull
 from sandbox.host.files import make_private_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from imageservice.credentials import Credential, Keyring
