@@ -94,7 +94,7 @@ class OverlaySnapshotter:
         self._sync = SyncGate(self.layers_dir, syscalls)
         self._removing = asyncio.Semaphore(2)
         self._next = 0
-        self._staged: set[Path] = set()
+        self._staged: dict[Path, int] = {}  # with `SyncGate.failures` when each was begun
         self.audit = LayerAudit(root, self._ledger, self._places, self._staged)
         self._wish = driver or DriverWish("overlay")
         #: How root file systems are made; after `open`.
@@ -148,7 +148,7 @@ class OverlaySnapshotter:
 
     async def close(self) -> None:
         """See `Snapshotter`."""
-        await self._sync.run()
+        await self._sync.close()
         await self._ledger.mark_ended()
 
     def has(self, diff_id: str) -> bool:
@@ -172,12 +172,12 @@ class OverlaySnapshotter:
         """See `Snapshotter`."""
         path = self._staging_dir / _name(self._next)
         self._next += 1
-        self._staged.add(path)
+        self._staged[path] = self._sync.failures
         try:
             with map_os_errors("cannot stage layer"):
                 await asyncio.to_thread(path.mkdir, 0o755)
         except BaseException:
-            self._staged.discard(path)
+            self._staged.pop(path, None)
             raise
         return Staging(diff_id, path, self.layer_form)
 
@@ -188,7 +188,7 @@ class OverlaySnapshotter:
         if self.has(staging.diff_id):
             await self.discard(staging)
             return
-        await self._sync.run()
+        await self._sync.run(self._staged[staging.path])
         publishing = asyncio.get_running_loop().run_in_executor(None, self._publish, staging.path)
         try:
             await asyncio.shield(publishing)
@@ -201,7 +201,7 @@ class OverlaySnapshotter:
             with suppress(OSError):
                 (self.layers_dir / staging.path.name).rename(staging.path)
             raise
-        self._staged.discard(staging.path)
+        self._staged.pop(staging.path, None)
 
     def _publish(self, path: Path) -> None:
         with map_os_errors("cannot publish layer", path=str(path)):
@@ -216,7 +216,7 @@ class OverlaySnapshotter:
         """See `Snapshotter`."""
         if staging.path in self._staged:
             await asyncio.to_thread(remove_tree, staging.path)
-            self._staged.discard(staging.path)
+            self._staged.pop(staging.path, None)
 
     async def prepare(
         self,
@@ -323,10 +323,10 @@ class OverlaySnapshotter:
         return found
 
     def _make_directories(self) -> None:
-        make_private_dir(self._root)
-        make_private_dir(self.layers_dir)
-        make_private_dir(self._staging_dir)
+        for directory in (self._root, self.layers_dir, self._staging_dir):
+            make_private_dir(directory)
         make_private_dir(self._empty, 0o755)
+        self._sync.open()
 
     async def _empty_staging(self) -> None:
         """Remove what an earlier daemon was writing, once its last worker has noticed its end."""

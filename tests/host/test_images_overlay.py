@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -80,10 +82,11 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def node(tmp_path: Path, database: Database) -> Node:
+async def node(tmp_path: Path, database: Database) -> AsyncIterator[Node]:
     snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
     await snapshots.open()
-    return Node(tmp_path, snapshots)
+    yield Node(tmp_path, snapshots)
+    await snapshots.close()
 
 
 def touch(*names: str):
@@ -291,6 +294,90 @@ async def test_a_sync_that_fails_leaves_the_layer_unpublished(
     assert not snapshots.has(staging.diff_id)
     await snapshots.discard(staging)
     assert [path.name for path in (tmp_path / "images/layers").iterdir()] == ["empty"]
+
+
+class Disk(LibcSyscalls):
+    """Reports an error once, as the kernel does to a file that was open when it happened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = False
+        self.gate: threading.Event | None = None
+        self.begun = threading.Event()
+        self.synced: list[int] = []
+
+    def syncfs(self, fd: int) -> None:
+        self.synced.append(fd)
+        self.begun.set()
+        if self.gate is not None:
+            self.gate.wait()
+        if self.fails:
+            self.fails = False
+            raise from_os_error(OSError(errno.EIO, "input/output error"), "syncfs")
+
+
+@pytest.mark.cell("DK8")
+async def test_an_error_of_the_disk_fails_every_layer_that_was_being_written(
+    tmp_path: Path, database: Database
+) -> None:
+    disk = Disk()
+    snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=disk)
+    await snapshots.open()
+    first, second = [await snapshots.stage("sha256:" + letter * 64) for letter in "ab"]
+    disk.fails = True
+    with pytest.raises(Corrupt):
+        await snapshots.commit(first, LayerFacts(0, 0))
+    # The next call is content: the kernel has told its error, and forgotten the pages.
+    with pytest.raises(Corrupt, match="syncfs"):
+        await snapshots.commit(second, LayerFacts(0, 0))
+    await snapshots.discard(first)
+    await snapshots.discard(second)
+    third = await snapshots.stage(first.diff_id)
+    await snapshots.commit(third, LayerFacts(0, 0))
+    assert list(snapshots.layers()) == [first.diff_id]
+    await snapshots.close()
+
+
+@pytest.mark.cell("DK8")
+async def test_an_error_concerns_a_layer_that_was_begun_during_the_sync(
+    tmp_path: Path, database: Database
+) -> None:
+    disk = Disk()
+    snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=disk)
+    await snapshots.open()
+    first = await snapshots.stage("sha256:" + "a" * 64)
+    disk.fails, disk.gate = True, threading.Event()
+    committing = asyncio.ensure_future(snapshots.commit(first, LayerFacts(0, 0)))
+    await asyncio.to_thread(disk.begun.wait)
+    second = await snapshots.stage("sha256:" + "b" * 64)
+    disk.gate.set()
+    for waiting in (committing, snapshots.commit(second, LayerFacts(0, 0))):
+        with pytest.raises(Corrupt):
+            await waiting
+    await snapshots.close()
+
+
+async def test_the_file_system_is_held_from_before_a_layer_until_the_end(
+    tmp_path: Path, database: Database
+) -> None:
+    """An error is told to files that were open when it happened, and to others perhaps not."""
+
+    def held() -> set[int]:
+        links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        place = str(tmp_path / "images/layers")
+        return {int(p.name) for p in links if os.path.realpath(p) == place}
+
+    disk = Disk()
+    snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=disk)
+    await snapshots.open()
+    staging = await snapshots.stage("sha256:" + "a" * 64)
+    before = held()
+    await snapshots.commit(staging, LayerFacts(0, 0))
+    assert len(before) == 1
+    assert set(disk.synced) == before
+    await snapshots.close()
+    assert set(disk.synced) == before
+    assert held() == set()
 
 
 @pytest.mark.parametrize("name", ["a:b", "a,b", "a b", 'a"b', "a\\b"])
