@@ -15,7 +15,7 @@ from imageservice.collect import referenced_documents
 from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
 from imageservice.images import Image, image_of, read_whole, renew_names
-from sandbox.host.errors import PodwrightError, ResourceExhausted
+from sandbox.host.errors import PodwrightError, ResourceExhausted, Unavailable
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
@@ -93,10 +93,17 @@ class Inventory:
 
         Raises:
             ResourceExhausted: disk full; nothing is known then.
+            Unavailable: a layer was dropped meanwhile, because it was found damaged.
         """
         async with self._naming:
             for digest, document in documents:
                 await self._content.put(digest, document)
+            if not all(self._snapshots.has(diff_id) for diff_id in record.chain):
+                raise Unavailable(
+                    "a layer was found damaged, and dropped, while the image was fetched",
+                    hint="pull it again",
+                    image=record.id,
+                )
             await self._catalog.record(record, names)
             self._images[record.id] = image_of(record, config, self._pinned)
             renew_names(self._images, self._catalog.images(), self._pinned)
@@ -116,6 +123,11 @@ class Inventory:
             borrows=not set(pulled.chain).issubset(self._snapshots.layers()),
         )
         return await self.add(record, names, pulled.documents, pulled.parsed_config)
+
+    async def settled(self) -> list[ImageRecord]:
+        """All images, when none is just being added."""
+        async with self._naming:
+            return self._catalog.images()
 
     async def loose_documents(self, *, remove: bool = False) -> list[Digest]:
         """Documents of no image; nothing is added meanwhile, so none is merely early.
@@ -163,21 +175,34 @@ class Inventory:
         record = self._catalog.find(image)
         return None if record is None else self._images.get(record.id)
 
-    async def remove(self, image: str, *, free_space: Callable[[], Awaitable[None]]) -> None:
+    async def remove(
+        self,
+        image: str,
+        *,
+        free_space: Callable[[], Awaitable[None]],
+        only: ImageRecord | None = None,
+    ) -> bool:
         """Forget the image with all its names; an unknown one is fine.
 
         Args:
             image: see `find`.
             free_space: removes what nobody refers to any more.
+            only: leave it alone if its record is not this very one any more, for it has been
+                pulled or loaded again since that was looked at.
+
+        Returns:
+            Whether it was forgotten.
 
         Raises:
             ResourceExhausted: a full disk could not record it even after space was freed.
         """
         record = self._catalog.find(image)
         if record is None:
-            return
+            return False
         full: ResourceExhausted | None = None
         async with self._naming:
+            if only is not None and self._catalog.get(only.id) is not only:
+                return False
             self._catalog.hide(record.id)
             self._images.pop(record.id, None)
             try:
@@ -190,3 +215,4 @@ class Inventory:
         await free_space()
         if full is not None:
             await self._catalog.erase((record.id,))
+        return True

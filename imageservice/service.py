@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from imageservice.catalog import ImageRecord
     from imageservice.credentials import Credential, Keyring
     from imageservice.digest import Digest
     from imageservice.pull import Pulled
@@ -276,6 +277,17 @@ class ImageService:
         own = self._holdings.own_id(image)
         await self.inventory.remove(own, free_space=self._sweep_layers)
         await self._gate.sweep()
+
+    async def forget(self, record: ImageRecord) -> bool:
+        """Remove an image unless it was pulled again since it had this record; whether it was.
+
+        Raises:
+            ResourceExhausted: see `remove`.
+        """
+        if not await self.inventory.remove(record.id, free_space=self._sweep_layers, only=record):
+            return False
+        await self._gate.sweep()
+        return True
 
     async def pin(self, image: str, *, pinned: bool) -> Image:
         """Keep the kubelet's garbage collection from the image, or no longer; see `Inventory`.

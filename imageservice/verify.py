@@ -54,8 +54,8 @@ class Mender(Protocol):
         """Have the image here, with the node's own credentials."""
         ...
 
-    async def remove(self, image: str) -> None:
-        """Forget the image."""
+    async def forget(self, record: ImageRecord) -> bool:
+        """Forget the image, unless it was pulled again since it had this record."""
         ...
 
 
@@ -105,7 +105,12 @@ class StoreVerifier:
         if repair:
             await self._audit.drop(bad)
             concerned = {name for f in (*layers, *records, *documents) for name in f.images}
-            images = [image for image in self._catalog.images() if _name(image) in concerned]
+            images = [
+                image
+                for image in await self._inventory.settled()
+                # One that came meanwhile was not yet there when its layer was found damaged.
+                if _name(image) in concerned or self._lacks(image)
+            ]
             try:
                 outcomes = {_name(image): await self._mend(image) for image in images}
             except BaseException:
@@ -165,17 +170,30 @@ class StoreVerifier:
             except PodwrightError as error:
                 failure = str(error)
                 continue
-            if all(self._snapshots.has(diff_id) for diff_id in image.chain):
+            if not self._lacks(image):
                 _log.info("image was mended", image=image.id, source=name)
                 return f"fetched again as {name}"
-        if await self._is_whole(image):
-            return "whole again, somebody else has pulled it"
-        _log.warning("image cannot be mended and is forgotten", image=image.id, error=failure)
-        await self._images.remove(image.id)
-        return f"{_name(image)} is forgotten, pull it again: {failure}"
+        if await self._forget_if_broken(image.id):
+            _log.warning("image cannot be mended and is forgotten", image=image.id, error=failure)
+            return f"{_name(image)} is forgotten, pull it again: {failure}"
+        if self._catalog.get(image.id) is None:
+            return "somebody else has removed it"
+        return "whole again, somebody else has pulled it"
+
+    async def _forget_if_broken(self, image_id: str) -> bool:
+        """False for one that is whole, or not known: it may be pulled or removed at any moment."""
+        while (record := self._catalog.get(image_id)) is not None:
+            if await self._is_whole(record):
+                return False
+            if await self._images.forget(record):
+                return True
+        return False
+
+    def _lacks(self, image: ImageRecord) -> bool:
+        return not all(self._snapshots.has(diff_id) for diff_id in image.chain)
 
     async def _is_whole(self, image: ImageRecord) -> bool:
-        if not all(self._snapshots.has(diff_id) for diff_id in image.chain):
+        if self._lacks(image):
             return False
         try:
             for digest in (image.id, image.manifest):
@@ -186,9 +204,8 @@ class StoreVerifier:
 
     async def _forget_broken(self, images: Iterable[ImageRecord]) -> None:
         for image in images:
-            if self._catalog.get(image.id) is not None and not await self._is_whole(image):
+            if await self._forget_if_broken(image.id):
                 _log.warning("repair was called off, image is forgotten", image=image.id)
-                await self._images.remove(image.id)
 
     async def _tidied(self, finding: Finding) -> str:
         if finding.what.startswith(("sha256:", "sha512:")):

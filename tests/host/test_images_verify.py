@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from imageservice.catalog import ImageRecord
 from imageservice.service import Image, ImageService
 from imageservice.verify import Checked, Finding
+from sandbox.host.errors import Unavailable
 from tests import probes
-from tests.fakes.registry import FakeRegistry, Hold
+from tests.fakes.registry import FOREVER, FakeRegistry, Hold, Status
 from tests.host.image_node import image_node, layer_directories, rootfs
 from tests.kit import archives, oci
 from tests.kit.tars import Tar
@@ -149,6 +151,62 @@ async def test_a_repair_that_is_called_off_leaves_no_image_that_cannot_run(tmp_p
         registry.release()
         again = await pulled(service, registry)
         async with rootfs(service, again, tmp_path):
+            assert await verified(service) == []
+
+
+async def test_an_image_that_is_loaded_again_while_it_is_looked_at_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = oci.make_image([oci.make_layer([oci.Entry("f", content=b"x" * 999)])], oci.ImageConfig())
+    archive = archives.docker([(made, ["made:1"])])
+
+    async def chunks():
+        yield archive
+
+    async with image_node(tmp_path) as service:
+        await service.loader.load(chunks())
+        flip(file_of(tmp_path, "layer.tar"))
+        is_whole, looked = service.verifier._is_whole, 0
+
+        async def slow(record: ImageRecord) -> bool:
+            nonlocal looked
+            looked += 1
+            found = await is_whole(record)
+            if looked == 1:
+                await service.loader.load(chunks())
+            return found
+
+        monkeypatch.setattr(service.verifier, "_is_whole", slow)
+        [mended] = await verified(service, repair=True)
+        assert "whole again" in mended.outcome
+        [image] = service.list()
+        async with rootfs(service, image, tmp_path):
+            assert await verified(service) == []
+
+
+async def test_a_pull_does_not_end_with_a_layer_that_was_dropped_beside_it(
+    tmp_path: Path,
+) -> None:
+    async with FakeRegistry() as registry, image_node(tmp_path) as service:
+        old = registry.add_image("old", "1", layers=[layer("shared")])
+        new = registry.add_image("new", "1", layers=[layer("shared"), layer("own")])
+        await service.pull(registry.reference("old:1"), None)
+        registry.on(f"/blobs/{new.layers[1].digest}", Hold())
+        pull = asyncio.ensure_future(service.pull(registry.reference("new:1"), None))
+        async with asyncio.timeout(60):
+            while not registry.held:  # noqa: ASYNC110 - a counter of the registry
+                await asyncio.sleep(0.01)
+        flip(file_of(tmp_path, "layer.tar"))
+        registry.on(f"/blobs/{old.layers[0].digest}", Status(status=404, times=FOREVER))
+        [mended] = await verified(service, repair=True)
+        assert "forgotten" in mended.outcome
+        registry.release()
+        with pytest.raises(Unavailable, match="pull it again"):
+            await pull
+        assert service.list() == []
+        registry.calm()
+        image = await service.pull(registry.reference("new:1"), None)
+        async with rootfs(service, image, tmp_path):
             assert await verified(service) == []
 
 
