@@ -17,12 +17,14 @@ from cri.check.machine import kernel, python, rights, storage
 from cri.check.network import network
 from cri.check.programs import programs
 from cri.check.registries import registries
+from cri.check.state import state
 from cri.check.stores import additional_stores
 from cri.check.trust import trust
 from cri.check.userns import user_namespaces
 from sandbox.host.host_facts import HostFacts
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.processes import HostProcessRunner
+from sandbox.paths import Paths
 
 if TYPE_CHECKING:
     from cri.check.finding import Finding
@@ -66,6 +68,7 @@ async def examine(config: Config) -> list[Finding]:
                 writable_layer_bytes=config.get(table.WRITABLE_LAYER),
                 layer_form=config.images().layer_form,
             ),
+            *state(Paths(run_root=sandbox.run_root, state_root=sandbox.state_root)),
             *network(cni, PROC),
             *registries(config),
             *devices(sandbox, may_raise="CAP_SYS_RESOURCE" in host.capabilities_effective),

@@ -7,8 +7,11 @@ anything; there is what happens all day. Everything here blocks and runs on the 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
-from contextlib import suppress
+import tempfile
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import (
@@ -20,6 +23,7 @@ from sandbox.host.errors import (
     FailedPrecondition,
     Internal,
     InvalidArgument,
+    NotFound,
     PodwrightError,
     ResourceExhausted,
     Unavailable,
@@ -29,7 +33,6 @@ from sandbox.host.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 #: First bytes of every SQLite 3 file (fileformat2.html, "The Database Header").
 _MAGIC: Final = b"SQLite format 3\0"
@@ -38,6 +41,8 @@ _USER_VERSION_OFFSET: Final = 60
 _APPLICATION_ID_OFFSET: Final = 68
 #: Enough log for removing some hundred pods and containers.
 DEFAULT_RESERVE_BYTES: Final = 1024 * 1024
+#: A state of ten thousand containers takes less.
+LOOK_LIMIT_BYTES: Final = 256 * 1024 * 1024
 #: SQLite primary result code -> class; the rest is Internal (rescode.html).
 _CLASSES: Final[Mapping[int, type[PodwrightError]]] = {
     sqlite3.SQLITE_BUSY: Busy,
@@ -271,3 +276,35 @@ def copy_into(connection: sqlite3.Connection, target: Path) -> None:
         finally:
             with suppress(FileNotFoundError):
                 partial.unlink()
+
+
+def rows_of_copy(path: Path, query: str) -> list[tuple[str | int | float | bytes | None, ...]]:
+    """What a query finds in a copy of a database that another process may hold. Blocking.
+
+    The daemon holds its database for itself, and to open one that was not closed would change it;
+    so the file and its log are copied. A copy that was made while something was written may be of
+    no use, which is told like damage.
+
+    Raises:
+        NotFound: there is no database.
+        ResourceExhausted: it is larger than what is copied for a look.
+        Corrupt, PodwrightError: it cannot be read.
+    """
+    if not path.exists():
+        raise NotFound("there is no database", path=str(path))
+    with tempfile.TemporaryDirectory(prefix="podwright-look-") as place:
+        copy = Path(place, "copy.db")
+        with map_os_errors("cannot copy database", path=str(path)):
+            for suffix in ("", "-wal"):
+                source = path.with_name(path.name + suffix)
+                if source.exists():
+                    if source.stat().st_size > LOOK_LIMIT_BYTES:
+                        raise ResourceExhausted(
+                            "database is too large to be copied", path=str(path)
+                        )
+                    shutil.copyfile(source, copy.with_name(copy.name + suffix))
+        try:
+            with closing(sqlite3.connect(copy)) as connection:
+                return list(connection.execute(query).fetchall())
+        except sqlite3.Error as error:
+            raise mapped(error, "cannot read database", path) from error
