@@ -21,7 +21,7 @@ from typing import Final
 import grpc
 
 from protos import api_pb2 as api
-from tests.kit import judge, runtimes
+from tests.kit import groups, judge, runtimes
 from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S
 from tests.kit.images import make_sets
@@ -343,6 +343,9 @@ def compare(names: Sequence[str], storage: Path) -> Iterator[Outcome]:
                     broken = _judged(peer, run)
                     yield Outcome(name, number, what, broken, time.monotonic() - began_s)
                 peer.disconnect()
+            # What a kubelet would have made for its pods, and so removes; and what is left of those
+            # that the runtime could not remove.
+            groups.remove_all(peer.tag)
 
 
 def _judged(peer: Peer, run: Callable[[Peer], None]) -> str:

@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,9 @@ NETWORKS: Final = {
     "containerd": ("pwkit1", "10.202.0.0/16"),
     "podwright-tree": ("pwkit2", "10.203.0.0/16"),
 }
+
+#: Where shims of any containerd have their sockets, and runc its books.
+_CONTAINERD_RUN: Final = Path("/run/containerd")
 
 #: Monitors and shims need a moment to go after the last of their pods went.
 LEFTOVER_PATIENCE_S: Final = 3.0 * SLOWNESS
@@ -119,6 +123,8 @@ def running(name: str, registry_port: int, *, wrap: Sequence[str] = ()) -> Itera
         log.touch()
         whole = [*wrap, *bound_to_parent(argv)]
         runtime = Runtime(name=name, socket=socket, pid=0, log=log, work=work, argv=whole)
+        if name == "containerd":
+            stack.callback(_remove_rests, log, set(_CONTAINERD_RUN.rglob("*")))
         stack.callback(_unmount_below, work)
         stack.callback(_unmount_below, run)
         stack.callback(_note_leftovers, runtime, run)
@@ -222,6 +228,38 @@ def mounts_below(*places: str) -> list[str]:
 def _unmount_below(place: Path) -> None:
     for target in reversed(mounts_below(str(place))):
         subprocess.run(["umount", "--lazy", target], check=False)
+
+
+def _remove_rests(log: Path, before: set[Path]) -> None:
+    """Take away what containerd's shims keep in the one place that cannot be configured.
+
+    Only what this run has made: sockets that nobody listens on any more, and the books of
+    containers that its log names. A directory goes when it is empty.
+    """
+    told = log.read_text(errors="replace")
+    for path in sorted(set(_CONTAINERD_RUN.rglob("*")) - before, reverse=True):
+        with contextlib.suppress(OSError):
+            if path.is_socket():
+                if not _is_served(path):
+                    path.unlink()
+            elif path.is_dir():
+                path.rmdir()
+            elif path.parent.name in told:
+                path.unlink()
+    if not before:
+        with contextlib.suppress(OSError):
+            _CONTAINERD_RUN.rmdir()
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def _remove_tree(place: Path) -> None:
