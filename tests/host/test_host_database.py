@@ -1,9 +1,10 @@
 """The database when the disk is full, fails, or the process is killed at any write."""
 
 import os
+import shutil
 import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -138,12 +139,15 @@ asyncio.run(main())
 
 
 async def traced(tmp_path, injection):
-    runner = HostProcessRunner()
-    return await runner.run(
-        ["strace", "-f", "-o", "/dev/null", "-e", f"inject={injection}",
-         sys.executable, "-c", WRITER, str(tmp_path / "state.db")],
+    return await run_struck(WRITER, tmp_path / "state.db", injection)
+
+
+async def run_struck(program, path, injection=""):
+    strace = ["strace", "-f", "-o", "/dev/null", "-e", f"inject={injection}"] if injection else []
+    return await HostProcessRunner().run(
+        [*strace, sys.executable, "-c", program, str(path)],
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow
@@ -189,6 +193,84 @@ async def test_a_failing_sync_fails_one_write(tmp_path):
             assert kept >= len(told)
             await database.close()
     assert outcomes == {True, False}
+
+
+MIGRATION = """
+CREATE TABLE more (name TEXT NOT NULL UNIQUE);
+INSERT INTO more SELECT 'item ' || n FROM items;
+ALTER TABLE items ADD COLUMN note TEXT NOT NULL DEFAULT 'none'
+"""
+MIGRATOR = f"""
+import asyncio, sys
+from pathlib import Path
+from sandbox.host.database import Database
+async def main():
+    path = Path(sys.argv[1])
+    steps = [{SCHEMA!r}, {MIGRATION!r}]
+    database = await Database.open(path, migrations=steps, application_id={OURS})
+    await database.close()
+    print("closed", flush=True)
+asyncio.run(main())
+"""
+
+
+def look_at(path: Path) -> tuple[int, bool, int]:
+    """(number of the schema, whether it is the second one, items) of a copy, log included."""
+    place = path.parent / "look"
+    place.mkdir(exist_ok=True)
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}{suffix}", place / f"copy.db{suffix}")
+    with closing(sqlite3.connect(place / "copy.db")) as database:
+        [(version,)] = database.execute("PRAGMA user_version").fetchall()
+        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
+        columns = {row[1] for row in database.execute("PRAGMA table_info(items)")}
+        [(items,)] = database.execute("SELECT count(*) FROM items").fetchall()
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        if "more" in tables:
+            assert database.execute("SELECT count(*) FROM more").fetchall() == [(items,)]
+    shutil.rmtree(place)
+    assert ("more" in tables) == ("note" in columns), "a migration is there by half"
+    return version, "more" in tables, items
+
+
+@pytest.mark.cell("DB1")
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["fsync,fdatasync", "pwrite64", "renameat2,rename,unlink"])
+async def test_killed_at_every_write_of_a_migration(tmp_path, call):
+    """Old or new, never mixed; and once it is new, a whole copy of the old is beside it."""
+    if reason := probes.no_program("strace"):
+        pytest.skip(reason)
+    old = tmp_path / "old" / "state.db"
+    old.parent.mkdir()
+    database = await opened(old)
+    for number in range(50):
+        await database.write(insert(number))
+    await database.close()
+    seen = set()
+    for when in range(1, 200):
+        place = tmp_path / f"{call[:5]}-{when}"
+        shutil.copytree(old.parent, place)
+        path = place / "state.db"
+        done = await run_struck(MIGRATOR, path, f"{call}:signal=SIGKILL:when={when}")
+        version, new, items = look_at(path)
+        assert (version, items) == (2 if new else 1, 50), f"kill at {call} number {when}"
+        seen.add(version)
+        if new:
+            assert look_at(place / "state.db.version-1")[:2] == (1, False)
+        else:
+            database = await opened(path)  # the release of before
+            assert await database.read(count) == 50
+            await database.close()
+        assert (await run_struck(MIGRATOR, path)).exit_status == 0
+        assert look_at(path)[:2] == (2, True)
+        assert look_at(place / "state.db.version-1")[:2] == (1, False)
+        shutil.rmtree(place)
+        if b"closed" in done.stdout:
+            assert when > 1
+            assert 1 in seen or call.startswith("rename")
+            return
+    raise AssertionError("never got through")
 
 
 def test_the_library_is_one_that_was_tried():

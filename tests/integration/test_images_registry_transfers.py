@@ -287,3 +287,29 @@ def test_bombs_stop_at_their_limit_and_cost_nobody(node: Node, registry: Scripte
     assert partials(node) == []
     add_noise(registry, "bomb", SIZE)
     assert_pulled(node, registry, image)
+
+
+@pytest.mark.cell("S11", "RG1")
+def test_story_11_a_pull_hangs_for_hours(node: Node, registry: ScriptedRegistry) -> None:
+    """The connection is alive and dead: no byte comes any more, and nobody closes it.
+
+    The stall rule ends the pull, not the client, whose patience would last; all others are served
+    meanwhile, from the same registry too; and the kubelet's next try asks for the rest alone.
+    """
+    made = add_noise(registry, "app", LARGE)
+    add_noise(registry, "other", SIZE)
+    image, layer = registry.reference("app:1"), made.layers[0]
+    registry.on(blob(made), Stall(after_bytes=LARGE - MIB), Stall(after_bytes=0, times=FOREVER))
+    hanging = Pulling(node, image, timeout=3600)
+    until(lambda: registry.served_bytes[layer.digest] >= LARGE - MIB, "it hangs")
+    node.pull(registry.reference("other:1"))
+    pod = node.run_pod("pod")
+    assert node.exec(node.run(pod, "main", ["sleep", "1000"]), "true")[0] == 0
+    assert hanging.code() in SILENT
+    assert partials(node), "what has come is kept"
+    served, requests = registry.served_bytes[layer.digest], len(registry.seen(blob(made)))
+    assert_pulled(node, registry, image)
+    [*tries] = registry.seen(blob(made))[requests:]
+    assert tries
+    assert all(request.header("Range") for request in tries)
+    assert registry.served_bytes[layer.digest] - served <= 2 * MIB

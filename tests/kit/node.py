@@ -42,13 +42,12 @@ from tests.kit.failpoints import FailPoints
 from tests.kit.faults import PATIENCE_S, Faults
 from tests.kit.judge import InvariantBroken
 from tests.kit.messages import BUSYBOX
+from tests.kit.node_files import config_text, network_document
 from tests.kit.registry import SLOWNESS, bound_to_parent, stop
 
 __all__ = ["PATIENCE_S", "Node", "NodeFailed", "until"]
 
 _TOP: Final = Path(__file__).parents[2]
-#: Subnets of a node's network; every node has a "host" of its own, so all may have the same.
-_SUBNETS: Final = ("10.88.78.0/24", "fd00:88:78::/64")
 #: How long leftovers may take to go after the answer that promised it.
 _SETTLE_S: Final = 20.0 * SLOWNESS
 #: More threads than this are no pool any more.
@@ -72,6 +71,7 @@ class Node(Calls):
         state_root: Path | None = None,
         failpoints: bool = False,
         run_flags: str = "",
+        tree: Path | None = None,
     ) -> None:
         self.tag = f"podwright-test-{os.getpid()}-{next(_numbers)}"
         # The socket's path must be short (108 bytes), the state needs a real disk.
@@ -102,6 +102,10 @@ class Node(Calls):
             network=self.network,
         )
         self.process: subprocess.Popen[bytes] | None = None
+        #: Where the daemon's code comes from, if not from this tree: another release.
+        self.tree = tree
+        #: The control group in which the daemon begins, if it is one of its own.
+        self.within: Path | None = None
         #: When a daemon was started after another, until its answers were found true.
         self._began_s: float | None = None
         #: What there is when no pod is; taken by `warm_up`.
@@ -123,6 +127,7 @@ class Node(Calls):
         state_root: Path | None = None,
         failpoints: bool = False,
         run_flags: str = "",
+        tree: Path | None = None,
     ) -> Iterator[Node]:
         """A node whose daemon runs and has pulled `images`; all of it is gone afterwards.
 
@@ -134,8 +139,9 @@ class Node(Calls):
             state_root: on a file system of the test's choice; the node's own by default.
             failpoints: whether the daemon takes orders of `Node.failpoints`.
             run_flags: of a tmpfs for the run root, such as systemd makes of /run; none by default.
+            tree: where the daemon's code is; this tree by default.
         """
-        node = cls(name, certs_d, settings or {}, state_root, failpoints, run_flags)
+        node = cls(name, certs_d, settings or {}, state_root, failpoints, run_flags, tree)
         try:
             node.write_network()
             node.start_daemon()
@@ -164,11 +170,15 @@ class Node(Calls):
     def start_daemon(self, *, wait: bool = True) -> None:
         """Start the daemon; returns when it answers."""
         assert self.process is None, "it runs already"
-        program: list[str | Path] = [Path(sys.executable).with_name("podwright")]
+        program: list[str | Path] = [sys.executable, "-m", "cri"]
         if self.failpoints is not None:
-            module = "tests.kit.failing_daemon"
-            program = [sys.executable, "-m", module, self.failpoints.directory]
+            program = [sys.executable, "-m", "tests.kit.failing_daemon", self.failpoints.directory]
+        elif self.tree is None:
+            program = [Path(sys.executable).with_name("podwright")]
         argv = bound_to_parent([*program, "serve", "--config", self.config])
+        if self.within is not None:
+            argv = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', f"{self.within}/cgroup.procs", *argv]
+        tree = self.tree or _TOP
         self._began_s = time.monotonic() if self.log.exists() else None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -176,7 +186,8 @@ class Node(Calls):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=_TOP,
+                cwd=tree,
+                env={**os.environ, "PYTHONPATH": f"{tree}:{_TOP}"},
                 start_new_session=True,
             )
         if wait:
@@ -299,28 +310,9 @@ class Node(Calls):
 
     def write_network(self) -> None:
         """Put the network's configuration into its place."""
-        document = {
-            "cniVersion": "1.0.0",
-            "name": "test-net",
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": "pwtest-br",
-                    "isGateway": True,
-                    "hairpinMode": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": str(self.places.leases),
-                        "ranges": [[{"subnet": subnet}] for subnet in _SUBNETS],
-                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                    },
-                },
-                {"type": "portmap", "capabilities": {"portMappings": True}, "snat": False},
-            ],
-        }
         self.conf_dir.mkdir(exist_ok=True)
         new = self.work / "conflist.new"
-        new.write_text(json.dumps(document))
+        new.write_text(json.dumps(network_document(self.places.leases)))
         new.rename(self.conf_dir / "10-test.conflist")
 
     def remove_network(self) -> None:
@@ -363,13 +355,7 @@ class Node(Calls):
             **{f"runtimes.{name}.path": json.dumps(str(path)) for name, path in programs.items()},
             **settings,
         }
-        tables: dict[str, list[str]] = {}
-        for key, value in values.items():
-            table, _, name = key.rpartition(".")
-            tables.setdefault(table, []).append(f"{name} = {value}")
-        self.config.write_text(
-            "\n".join(f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items()) + "\n"
-        )
+        self.config.write_text(config_text(values))
 
     def _made(self, name: str) -> Path:
         (path := self.work / name).mkdir()
