@@ -37,7 +37,7 @@ from tests.kit.measure import (
 from tests.kit.measure_node import measure_idle, measure_scale
 from tests.kit.measure_pull import CASES, measure_case, note_answers
 from tests.kit.registry import running_registry
-from tests.kit.runtimes import NETWORKS, running
+from tests.kit.runtimes import NETWORKS, end_in_order, running
 
 #: What is measured when nothing is named. For pulls, ours in both forms of layers.
 RUNTIMES: Final = ("podwright", "containerd")
@@ -51,6 +51,7 @@ NOTHING: Final = "\N{EN DASH}"
 
 
 def main() -> int:
+    end_in_order()
     parser = argparse.ArgumentParser(prog="hack/bench")
     parser.add_argument("runtimes", nargs="*")
     parser.add_argument("--storage", type=Path, required=True)

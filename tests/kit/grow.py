@@ -82,6 +82,8 @@ class Stage(msgspec.Struct):
         held_s: how long that was.
         cpu_s: processor time meanwhile, of the daemon and of what it has running for pods.
         probing: calls of pods that lived one after the other.
+        life_cpu_ms: the daemon's processor time for one of them, less what polling takes meanwhile:
+            the one figure that neighbours on a busy machine do not bend.
         floor: what the kernel and the programs alone took for a pod's steps, see `floor`; empty
             where this runtime does not tell enough for it.
         pss_mib: memory by program, all processes of it together; "daemon" is the runtime itself.
@@ -95,6 +97,7 @@ class Stage(msgspec.Struct):
     held_s: float
     cpu_s: dict[str, float]
     probing: Samples
+    life_cpu_ms: float
     floor: Samples
     pss_mib: dict[str, float]
     processes: dict[str, int]
@@ -247,8 +250,11 @@ class Filling:
         missing = size - len(self._made)
         began_s = time.monotonic()
         with ThreadPoolExecutor(CLIENTS) as clients:
-            for done in [clients.submit(self._start, filling) for _ in range(missing)]:
-                done.result()
+            try:
+                for done in [clients.submit(self._start, filling) for _ in range(missing)]:
+                    done.result()
+            finally:
+                clients.shutdown(cancel_futures=True)
         per_pod_ms = 1e3 * (time.monotonic() - began_s) / max(1, missing)
 
         self._tell(f"{self._target.name}: {size} pods are polled for {hold_s:g} s")
@@ -262,19 +268,25 @@ class Filling:
         held_s = time.monotonic() - began_s
         pss_mib, processes = self._memory(helpers)
 
+        cpu_s = {name: after_s[name] - before_s[name] for name in after_s}
+
         probing = Samples()
         poller.samples = Samples()
+        before, began_s = cpu_seconds(self._daemon), time.monotonic()
         for _ in range(PROBES):
             if self._start(probing):
                 self._remove(probing, self._made.pop())
+        polling_s = cpu_s["daemon"] / held_s * (time.monotonic() - began_s)
+        life_cpu_ms = 1e3 * (cpu_seconds(self._daemon) - before - polling_s) / PROBES
         return Stage(
             pods=len(self._made),
             filling=filling,
             per_pod_ms=per_pod_ms,
             holding=holding,
             held_s=held_s,
-            cpu_s={name: after_s[name] - before_s[name] for name in after_s},
+            cpu_s=cpu_s,
             probing=probing,
+            life_cpu_ms=life_cpu_ms,
             floor=Samples(self._floor()),
             pss_mib=pss_mib,
             processes=processes,

@@ -26,6 +26,7 @@ from tests.kit.images import make_sets
 from tests.kit.measure import BUSYBOX, one_life, pull
 from tests.kit.measure_pull import quantile
 from tests.kit.registry import running_registry
+from tests.kit.runtimes import end_in_order
 
 RUNTIMES: Final = ("podwright", "containerd")
 SIZES: Final = [10, 50, 100, 200, 500]
@@ -44,6 +45,7 @@ Figure = Callable[[Stage], float | None]
 
 
 def main() -> int:
+    end_in_order()
     parser = argparse.ArgumentParser(prog="hack/bench --plot")
     parser.add_argument("picture", type=Path)
     parser.add_argument("runtimes", nargs="*")
@@ -136,6 +138,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "StartContainer": lambda s: median(s.probing, "StartContainer"),
     "StopPodSandbox": lambda s: median(s.probing, "StopPodSandbox"),
     "RemovePodSandbox": lambda s: median(s.probing, "RemovePodSandbox"),
+    "processor time of the daemon for one pod's life": lambda s: s.life_cpu_ms,
     f"{CLIENTS} clients starting, per pod": lambda s: s.per_pod_ms,
     "Version meanwhile, median": lambda s: median(s.filling, "Version"),
     "Version meanwhile, 99 %": lambda s: late(s.filling, "Version"),

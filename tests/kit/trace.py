@@ -23,7 +23,7 @@ from typing import Final
 from tests.kit.images import make_sets
 from tests.kit.measure import BUSYBOX, STEPS, Target, one_life, pull
 from tests.kit.registry import running_registry
-from tests.kit.runtimes import running
+from tests.kit.runtimes import end_in_order, running
 
 #: What a daemon of containers waits for in the kernel.
 CALLS: Final = (
@@ -157,6 +157,7 @@ class _Timed(Target):
 
 
 def main() -> int:
+    end_in_order()
     parser = argparse.ArgumentParser(prog="hack/bench --trace")
     parser.add_argument("--storage", type=Path, required=True)
     options = parser.parse_args()

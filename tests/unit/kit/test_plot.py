@@ -27,6 +27,7 @@ def stage(pods: int, start_ms: float, *, failed: int = 0) -> Stage:
         held_s=30.0,
         cpu_s={"daemon": 0.5, "helpers": 0.25},
         probing=Samples({"pod to running": [start_ms, start_ms + 2, start_ms + 100]}),
+        life_cpu_ms=25.0,
         floor=Samples({"pod to running": [30.0]} if pods == 10 else {}),
         pss_mib={"daemon": 60.0, "conmon": pods * 0.5, "catatonit": pods * 0.1},
         processes={"daemon": 1, "conmon": pods, "catatonit": pods},
