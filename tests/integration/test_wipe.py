@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,3 +121,50 @@ def groups_of(node: Node) -> list[str]:
     node.remove_pod_cgroups()
     tops = [Path(f"{top}{groups.top(node.tag)}") for top in groups.hierarchies()]
     return [str(path) for top in tops if top.is_dir() for path in top.iterdir() if path.is_dir()]
+
+
+@contextlib.contextmanager
+def disk(place: Path) -> Iterator[None]:
+    """A file system of an operator's at `place`."""
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "disk", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_disks_of_the_operator_are_emptied_and_stay(certs_d: Path, tmp_path: Path) -> None:
+    """One for the images, one for containers' layers, and one that is none of our business."""
+    state = tmp_path / "state"
+    images, layers, other = state / "images", state / "containers", state / "other"
+    with (
+        disk(images),
+        disk(layers),
+        disk(other),
+        Node.running("wipe-disks", certs_d, state_root=state) as node,
+    ):
+        (other / "file").write_text("of somebody")
+        (images / "lost+found").mkdir()
+        populate(node)
+        assert any(layers.iterdir())
+        assert (images / "catalog.db").exists()
+        node.kill()
+        kept = wipe(node, "--yes")
+        assert kept.returncode == 0, kept.stdout + kept.stderr
+        assert (images / "catalog.db").exists()
+        answer = wipe(node, "--images", "--yes")
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        assert f"{other}: something is mounted there" in answer.stderr
+        assert all(map(os.path.ismount, (images, layers, other)))
+        assert [path.name for path in images.iterdir()] == ["lost+found"]
+        assert not list(layers.iterdir())
+        assert (other / "file").read_text() == "of somebody"
+        rest = left(node)
+        assert len(rest.pop("mounts")) == 3
+        assert not rest
+        node.start_daemon()
+        node.pull(BUSYBOX)
+        node.run(node.run_pod("after"), "main", SLEEP)
+        node.remove_everything()
+        node.stop()
