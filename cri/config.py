@@ -135,6 +135,7 @@ class Config:
                 self.get(image_table.IMAGE_ROOT) or self.get(table.STATE_ROOT) / "images"
             ),
             additional_stores=self.get(image_table.ADDITIONAL_STORES),
+            keep_blobs=self.get(image_table.KEEP_BLOBS),
             registry_config_dirs=self.get(image_table.REGISTRY_DIRS),
             auth_file=self.get(image_table.AUTH_FILE),
             namespaced_auth_dir=self.get(image_table.NAMESPACED_AUTH_DIR),

@@ -144,6 +144,9 @@ def show_save(messages: Iterator[bytes], console: Console | None = None) -> Iter
     """The archive's bytes, with a bar on standard error where that is a terminal."""
     console = console or Console(stderr=True)
     head = msgspec.json.decode(next(messages, b"{}"), type=SaveHead)
+    for name in head.remade:
+        text = f"{name}: layers as plain tars, its blobs are not kept (image.keep_blobs)"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     done = 0
     with Progress(
         TextColumn("saving"),

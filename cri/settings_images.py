@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cri.setting import (
     Setting,
+    boolean,
     choice,
     image_scopes,
     integer,
@@ -43,6 +44,15 @@ ADDITIONAL_STORES = Setting(
     _IMAGES.additional_stores,
     "image directories made elsewhere by podwright load --root, on disks that may be read-only and"
     " shared: their images can be run and their layers are not pulled; never written to",
+)
+KEEP_BLOBS = Setting(
+    "image",
+    "keep_blobs",
+    boolean,
+    _IMAGES.keep_blobs,
+    "keep the compressed blobs of pulled layers, so that podwright save writes images with the"
+    " registry's digests; they go with the last image that has the layer, all of them when this is"
+    " switched off",
 )
 REGISTRY_DIRS = Setting(
     "image",

@@ -22,7 +22,7 @@ _RUN: Final = {"pods": 2, "containers": 2, "namespaces": 2, "programs": 2, "prob
 _IMAGES: Final = {"mounts": 1, "staging": 1, "probe-mapping": 1, "probe-stores": 1}
 #: Directories that the daemon makes for itself right below a root, besides those.
 _HELD: Final = frozenset({"exits", "records", "runtime", "containers", "cni", "images", "pause"})
-_HELD_IMAGES: Final = frozenset({"layers", "content", "ingest", "containers"})
+_HELD_IMAGES: Final = frozenset({"layers", "content", "ingest", "blobs", "containers"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What may go: layers and documents that nothing refers to any more. Marking is pure, then a sweep.
+"""What may go: layers, blobs and documents that nothing refers to any more. Marking is pure.
 
 Roots are the images, the leases of root file systems, and the chains of pulls in flight (`held`),
 whose layers no image names yet. Marking and taking the layers out of sight happen without a
@@ -19,6 +19,7 @@ from sandbox.host.journal import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from imageservice.blobs import KeptBlobs
     from imageservice.catalog import Catalog, ImageRecord
     from imageservice.content import ContentStore
     from imageservice.snapshots.snapshotter import Snapshotter
@@ -65,6 +66,7 @@ class Sweeper:
         catalog: Catalog,
         content: ContentStore,
         snapshots: Snapshotter,
+        blobs: KeptBlobs,
         *,
         held: Callable[[], Collection[str]],
         group: asyncio.TaskGroup,
@@ -75,6 +77,7 @@ class Sweeper:
         self._catalog = catalog
         self._content = content
         self._snapshots = snapshots
+        self._blobs = blobs
         self._held = held
         self._group = group
         self._clock = clock
@@ -96,7 +99,7 @@ class Sweeper:
         self.later()
 
     async def layers(self, *, rests_too: bool = False) -> bool:
-        """Remove layers that are unreferenced at this moment; whether there were any.
+        """Remove layers and blobs that are unreferenced at this moment; whether there were any.
 
         Args:
             rests_too: also what unfinished pulls have left, because there must be room.
@@ -107,9 +110,16 @@ class Sweeper:
         if rests_too:
             self._rests.clear()
         doomed = self._unreferenced() - self._rests
-        if doomed:
-            await self._snapshots.remove(doomed)
-        return bool(doomed)
+        try:
+            if doomed:
+                await self._snapshots.remove(doomed)
+        finally:
+            # A container needs its layers and not the blobs that they were made of.
+            images, held = self._catalog.images(), self._held()
+            blobs = unreferenced_layers(self._blobs.layers(), images, (), held) - self._rests
+            if blobs:
+                await self._blobs.drop(blobs)
+        return bool(doomed or blobs)
 
     def _unreferenced(self) -> set[str]:
         leases = self._snapshots.leases().values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FindingKind = Literal["layer", "document", "record", "stray", "lease", "store"]
+FindingKind = Literal["layer", "blob", "document", "record", "stray", "lease", "store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,8 @@ class Finding:
     """Something that is not as it should be.
 
     Attributes:
-        what: digest of a layer or document, name of a directory, key of a lease, path of a store.
+        what: digest of a layer, blob or document, name of a directory, key of a lease, path of a
+            store.
         problem: in words.
         images: names of the images that it concerns.
         outcome: what a repair did; "" without one.
@@ -28,7 +29,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How far a verification is: layers looked at, and their bytes."""
+    """How far a verification is: layers (and kept blobs) looked at, and their bytes."""
 
     layers: int
     of_layers: int

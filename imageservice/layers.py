@@ -30,6 +30,7 @@ from sandbox.host.journal import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from imageservice.blobs import KeptBlobs
     from imageservice.content import ContentStore, Ingest
     from imageservice.credentials import Keyring
     from imageservice.manifest import Descriptor
@@ -72,8 +73,9 @@ class LayerPuller:
         observer: PullObserver,
         clock: Clock,
         places: asyncio.Semaphore,
+        blobs: KeptBlobs,
     ) -> None:
-        """`places` are for the downloads of all pulls; see `PullMeans`."""
+        """`places` are for the downloads of all pulls; see `PullMeans`, as for `blobs`."""
         self._source = source
         self._content = content
         self._snapshots = snapshots
@@ -82,6 +84,7 @@ class LayerPuller:
         self._observer = observer
         self._clock = clock
         self._places = places
+        self._blobs = blobs
         self._flights: Flights[None, Progress] = Flights(group, "layer pull")
 
     async def pull(
@@ -187,7 +190,18 @@ class LayerPuller:
         except BaseException:
             await ingest.release()
             raise
+        await self._keep(ingest, work, done)
         await ingest.discard()
+
+    async def _keep(self, ingest: Ingest, work: _Work, done: Done) -> None:
+        """Keep the blob where that is wanted; a plain tar that is kept anyway is not kept twice."""
+        blob = work.layer.digest
+        if not self._blobs.enabled or (blob == work.diff_id and done.form == "indexed"):
+            return
+        try:
+            await self._blobs.take(work.diff_id, blob, ingest.path)
+        except PodwrightError as error:
+            _log.warning("blob cannot be kept", layer=blob, error=error)
 
     async def _fill(
         self, ingest: Ingest, staging: Staging, work: _Work, *, origin_only: bool

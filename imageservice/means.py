@@ -11,6 +11,7 @@ from imageservice.pull import Puller
 if TYPE_CHECKING:
     import asyncio
 
+    from imageservice.blobs import KeptBlobs
     from imageservice.content import ContentStore
     from imageservice.manifest import Platform
     from imageservice.progress import PullObserver
@@ -28,6 +29,7 @@ class PullMeans:
     Attributes:
         group: where the work runs.
         places: one for each layer that is fetched at a time, for all pulls together.
+        blobs: where layers' blobs are kept, if they are.
     """
 
     snapshots: Snapshotter
@@ -38,6 +40,7 @@ class PullMeans:
     platform: Platform
     clock: Clock
     places: asyncio.Semaphore
+    blobs: KeptBlobs
 
     def apart(self, observer: PullObserver, places: asyncio.Semaphore) -> PullMeans:
         """The same with another listener and other places, for what comes from no registry."""
@@ -55,6 +58,7 @@ class PullMeans:
             observer=self.observer,
             clock=self.clock,
             places=self.places,
+            blobs=self.blobs,
         )
         return Puller(
             source,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imageservice.additional.stores import AdditionalStores
+from imageservice.blobs import KeptBlobs
 from imageservice.catalog import Catalog
 from imageservice.collect import Sweeper
 from imageservice.holdings import Holdings
@@ -96,6 +97,9 @@ async def open_parts(database: Database, group: asyncio.TaskGroup, given: Given)
         settings.additional_stores, own_root=settings.root, syscalls=given.syscalls
     )
     content.borrow(stores.usable_roots)
+    blobs = KeptBlobs(settings.root, enabled=settings.keep_blobs)
+    await blobs.open()
+    blobs.borrow(stores.usable_roots)
     snapshots = OverlaySnapshotter(
         settings.root,
         database,
@@ -116,6 +120,7 @@ async def open_parts(database: Database, group: asyncio.TaskGroup, given: Given)
         observer=given.observer,
         platform=given.platform,
         clock=clock,
+        blobs=blobs,
         places=asyncio.Semaphore(settings.max_node_downloads),
     )
     puller = means.puller(given.source, content)
@@ -137,12 +142,13 @@ async def open_parts(database: Database, group: asyncio.TaskGroup, given: Given)
         ),
         puller=puller,
         loader=loader,
-        saver=Saver(holdings, content, snapshots),
-        verifier=StoreVerifier(catalog, content, inventory, snapshots, stores, given.mender),
+        saver=Saver(holdings, content, snapshots, blobs),
+        verifier=StoreVerifier(catalog, content, inventory, snapshots, blobs, stores, given.mender),
         sweeper=Sweeper(
             catalog,
             content,
             snapshots,
+            blobs,
             held=lambda: puller.held() | loader.held(),
             group=group,
             clock=clock,

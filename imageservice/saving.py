@@ -1,12 +1,14 @@
 """Images of this node as an archive: `podwright save`.
 
 What is saved is the image, so its config is written byte by byte and its id is the same wherever
-the archive is loaded. Layers are written as the plain tars that this node keeps, whose digests are
-the config's diffIDs: the manifest is then not the registry's, which names compressed blobs that are
-not kept after unpacking.
+the archive is loaded. Where every blob that the manifest names is kept (`blobs`, or as the plain
+tar of a layer), an OCI layout has the registry's manifest and blobs, byte by byte. Otherwise layers
+are written as the plain tars that this node keeps, whose digests are the config's diffIDs, under a
+manifest of our own.
 
-A layer that is kept as files has no archive any more. A tar made anew of its files would be another
-layer with another diffID, and so another image under an old name: it is refused, not imitated.
+A layer that is kept as files has no archive any more, unless its blob was kept. A tar made anew of
+its files would be another layer with another diffID, and so another image under an old name: it is
+refused, not imitated.
 
 The same images give the same bytes: members in a fixed order, owned by root, of 1970. Contents are
 hashed while they are written; a layer that has rotted on the disk ends the archive with an error.
@@ -26,7 +28,13 @@ from imageservice.archives.formats import CONTAINERD_NAME, OCI_NAME, manifest_by
 from imageservice.archives.writer import BLOCK, END, header, padding
 from imageservice.digest import Digest
 from imageservice.errors import ImageNotFound
-from imageservice.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor, Manifest
+from imageservice.manifest import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    parse_manifest,
+)
 from imageservice.reference import parse_reference
 from sandbox.host.errors import Corrupt, FailedPrecondition, PodwrightError, map_os_errors
 
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
     from pathlib import Path
 
+    from imageservice.blobs import KeptBlobs
     from imageservice.catalog import ImageRecord
     from imageservice.content import ContentStore
     from imageservice.holdings import Holdings
@@ -65,10 +74,12 @@ class SavedArchive:
 
     Attributes:
         images: ids.
+        remade: names of images whose manifest is not the registry's.
         total_bytes: length of the archive.
     """
 
     images: tuple[str, ...]
+    remade: list[str] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
     _files: ExitStack = field(default_factory=ExitStack)
 
@@ -139,6 +150,10 @@ async def _contents(part: _Part) -> AsyncIterator[bytes]:
         )
 
 
+#: Manifest, its media type, and (digest, file) of its blobs.
+_Kept = tuple[bytes, str, list[tuple[str, "Path"]]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     record: ImageRecord
@@ -148,10 +163,17 @@ class _Wanted:
 class Saver:
     """Makes archives of images. For one event loop."""
 
-    def __init__(self, holdings: Holdings, content: ContentStore, snapshots: Snapshotter) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        content: ContentStore,
+        snapshots: Snapshotter,
+        blobs: KeptBlobs,
+    ) -> None:
         self._holdings = holdings
         self._content = content
         self._snapshots = snapshots
+        self._blobs = blobs
 
     async def save(self, images: Sequence[str], form: ArchiveForm) -> SavedArchive:
         """What is to be written for these images; close it in the end.
@@ -197,15 +219,20 @@ class Saver:
         for one in wanted:
             record = one.record
             config = await self._content.get(Digest.parse(record.id))
-            tars = [(d, self._tar(record, d)) for d in record.chain]
-            body = manifest_bytes(await asyncio.to_thread(_plain_manifest, config, tars))
-            files.update({_blob(Digest.parse(d)): (p, Digest.parse(d)) for d, p in tars})
+            kept = await self._as_it_was(record)
+            if kept is None:
+                archive.remade.append((*one.tags, record.id)[0])
+                tars = [(d, self._tar(record, d)) for d in record.chain]
+                body = manifest_bytes(await asyncio.to_thread(_plain_manifest, config, tars))
+                kept = body, OCI_MANIFEST, tars
+            body, media_type, blobs = kept
+            files.update({_blob(Digest.parse(d)): (p, Digest.parse(d)) for d, p in blobs})
             digest = Digest.of(body)
             documents[_blob(digest)] = body
             documents[_blob(Digest.parse(record.id))] = config
             entries += [
                 {
-                    "mediaType": OCI_MANIFEST,
+                    "mediaType": media_type,
                     "digest": str(digest),
                     "size": len(body),
                     **({"annotations": {CONTAINERD_NAME: tag, OCI_NAME: tag}} if tag else {}),
@@ -225,13 +252,42 @@ class Saver:
             record = one.record
             name = f"{Digest.parse(record.id).hex}.json"
             documents[name] = await self._content.get(Digest.parse(record.id))
+            layers: list[str] = []
             for diff_id in record.chain:
-                digest = Digest.parse(diff_id)
-                files[f"{digest.hex[:64]}.tar"] = (self._tar(record, diff_id), digest)
-            layers = [f"{Digest.parse(diff_id).hex[:64]}.tar" for diff_id in record.chain]
+                path, digest = await asyncio.to_thread(self._tar_or_blob, record, diff_id)
+                layers.append(f"{digest.hex[:64]}.tar")
+                files[layers[-1]] = path, digest
             saved.append({"Config": name, "RepoTags": list(one.tags) or None, "Layers": layers})
         archive.add("manifest.json", msgspec.json.encode(saved))
         await asyncio.to_thread(_add_sorted, archive, documents, files)
+
+    async def _as_it_was(self, record: ImageRecord) -> _Kept | None:
+        """The registry's manifest, its media type and its blobs, if all of them are here."""
+        body = await self._content.get(Digest.parse(record.manifest))
+        manifest = parse_manifest(body, "")
+        if not isinstance(manifest, Manifest) or len(manifest.layers) != len(record.chain):
+            return None
+
+        def find() -> list[tuple[str, Path]] | None:
+            found: list[tuple[str, Path]] = []
+            for diff_id, layer in zip(record.chain, manifest.layers, strict=True):
+                path = self._blobs.find(diff_id, layer.digest)
+                if path is None and layer.digest == diff_id:
+                    path = self._snapshots.tar_of(diff_id)
+                if path is None:
+                    return None
+                found.append((layer.digest, path))
+            return found
+
+        blobs = await asyncio.to_thread(find)
+        return None if blobs is None else (body, manifest.media_type or OCI_MANIFEST, blobs)
+
+    def _tar_or_blob(self, record: ImageRecord, diff_id: str) -> tuple[Path, Digest]:
+        """For docker, which takes layers compressed as well. Blocking."""
+        blob = self._blobs.find_any(diff_id) if self._snapshots.tar_of(diff_id) is None else None
+        if blob is not None:
+            return blob.path, Digest.parse(blob.digest)
+        return self._tar(record, diff_id), Digest.parse(diff_id)
 
     def _tar(self, record: ImageRecord, diff_id: str) -> Path:
         path = self._snapshots.tar_of(diff_id)
@@ -239,7 +295,7 @@ class Saver:
             raise FailedPrecondition(
                 "a layer of the image is kept as files, its archive is gone",
                 hint="save it on a node whose kernel can mount indexed layers (image.layer_form),"
-                " or copy it from its registry",
+                " or set image.keep_blobs, remove it and pull it again",
                 image=(*record.tags, record.id)[0],
                 layer=diff_id,
             )

@@ -92,6 +92,7 @@ class ImageSettings:
             nodes, and what a node runs must not change with it unasked.
         signature_policy_dir: NAMESPACE.json in it is the policy for that namespace's pods.
         additional_stores: image directories of other podwrights, only read; see `additional`.
+        keep_blobs: compressed blobs are kept after unpacking, to be saved as they were.
         blocked_registries: hosts, namespaces, repositories and `*.DOMAIN` that are never asked.
     """
 
@@ -130,4 +131,5 @@ class ImageSettings:
     signature_policy: Path | None = None
     signature_policy_dir: Path | None = None
     additional_stores: tuple[Path, ...] = ()
+    keep_blobs: bool = False
     blocked_registries: tuple[str, ...] = ()

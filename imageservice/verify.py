@@ -16,7 +16,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from imageservice.additional.auditing import look_at, store_findings
+from imageservice.additional.auditing import Item, lent_items, look_at, store_findings
 from imageservice.digest import Digest
 from imageservice.findings import Checked, Finding
 from imageservice.snapshots.snapshotter import Snapshotter
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from imageservice.additional.stores import AdditionalStores
+    from imageservice.blobs import KeptBlobs
     from imageservice.catalog import Catalog, ImageRecord
     from imageservice.content import ContentStore
     from imageservice.inventory import Inventory
     from imageservice.snapshots.audit import LayerAudit
-    from imageservice.snapshots.ledger import LayerRow
 
 __all__ = ["Checked", "Finding", "Mender", "StoreVerifier"]
 
@@ -68,6 +68,7 @@ class StoreVerifier:
         content: ContentStore,
         inventory: Inventory,
         snapshots: Audited,
+        blobs: KeptBlobs,
         stores: AdditionalStores,
         images: Mender,
     ) -> None:
@@ -76,6 +77,7 @@ class StoreVerifier:
         self._inventory = inventory
         self._snapshots = snapshots
         self._audit = snapshots.audit
+        self._blobs = blobs
         self._stores = stores
         self._images = images
 
@@ -88,11 +90,20 @@ class StoreVerifier:
             ResourceExhausted: a full disk could not record a repair.
             PodwrightError: the store cannot be read.
         """
-        own = self._audit.rows()
-        broken = await look_at([*own, *self._stores.layers], self._audit.problem, on_progress)
+        own, kept = self._audit.rows(), await self._blobs.all()
+        items: list[Item] = [*own, *kept, *await lent_items(self._stores)]
+        broken = await look_at(items, self._audit.problem, on_progress)
         # Removed while it was looked at: then it was no problem.
         bad = [row for row in own if row in broken and self._audit.is_current(row)]
-        layers = [Finding("layer", row.diff_id, broken[row], self._names_of(row)) for row in bad]
+        layers = [
+            Finding("layer", row.diff_id, broken[row], self._names_of(row.diff_id)) for row in bad
+        ]
+        # Nothing runs on a blob: images need no mending for it.
+        rotten = [blob for blob in kept if blob in broken and blob.path.exists()]
+        blobs = [
+            Finding("blob", blob.digest, broken[blob], self._names_of(blob.diff_id))
+            for blob in rotten
+        ]
         lent = await store_findings(self._stores, broken)
         documents = await self._documents()
         records = self._records()
@@ -123,8 +134,11 @@ class StoreVerifier:
                 for found in (layers, records, documents)
             )
             strays = [replace(f, outcome=await self._tidied(f)) for f in strays]
+            for blob in rotten:
+                await self._blobs.remove(blob)
+            blobs = [replace(f, outcome="removed; the image runs without it") for f in blobs]
             lent = [replace(f, outcome="left as it is: nothing is written there") for f in lent]
-        return [*layers, *records, *documents, *self._leases(), *lent, *strays]
+        return [*layers, *records, *documents, *self._leases(), *blobs, *lent, *strays]
 
     async def _documents(self) -> list[Finding]:
         found: list[Finding] = []
@@ -157,9 +171,9 @@ class StoreVerifier:
             if not all(self._snapshots.has(diff_id) for diff_id in chain)
         ]
 
-    def _names_of(self, row: LayerRow) -> tuple[str, ...]:
+    def _names_of(self, diff_id: str) -> tuple[str, ...]:
         images = self._catalog.images()
-        return tuple(_name(image) for image in images if row.diff_id in image.chain)
+        return tuple(_name(image) for image in images if diff_id in image.chain)
 
     async def _mend(self, image: ImageRecord) -> str:
         """What became of an image that something was wrong with."""

@@ -62,9 +62,10 @@ class SaveRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SaveHead(msgspec.Struct, frozen=True):
-    """What comes; so many bytes follow."""
+    """What comes; so many bytes follow. `remade`: images under a manifest of our own."""
 
     total_bytes: int
+    remade: list[str] = []
 
 
 class PinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,6 +140,6 @@ async def _load(
 
 async def _save(images: Images, request: SaveRequest) -> AsyncGenerator[bytes, None]:
     with await images.saver.save(request.images, request.form) as archive:
-        yield msgspec.json.encode(SaveHead(archive.total_bytes))
+        yield msgspec.json.encode(SaveHead(archive.total_bytes, archive.remade))
         async for chunk in archive.chunks():
             yield chunk

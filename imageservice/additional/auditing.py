@@ -6,9 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from imageservice.additional.stores import AdditionalStore
+from imageservice.blobs import KeptBlob, read_blobs
 from imageservice.content import ContentStore
 from imageservice.digest import Digest
 from imageservice.findings import Checked, Finding
+from imageservice.snapshots.ledger import LayerRow
 from imageservice.snapshots.places import layer_problem
 from sandbox.host.errors import PodwrightError
 
@@ -18,24 +20,49 @@ if TYPE_CHECKING:
 
     from imageservice.additional.reading import StoredImages
     from imageservice.catalog import ImageRecord
-    from imageservice.snapshots.ledger import LayerRow
+
+
+#: What is looked at as a whole.
+Item = LayerRow | KeptBlob
 
 
 async def look_at(
-    rows: Sequence[LayerRow],
+    items: Sequence[Item],
     problem: Callable[[LayerRow], Awaitable[str]],
     on_progress: Callable[[Checked], None],
-) -> dict[LayerRow, str]:
-    """What is wrong with those layers with which something is; hears every layer's bytes."""
-    total, done = sum(row.facts.size_bytes for row in rows), 0
-    found: dict[LayerRow, str] = {}
-    for number, row in enumerate(rows):
-        on_progress(Checked(number, len(rows), done, total))
-        said = await problem(row)
+) -> dict[Item, str]:
+    """What is wrong with those layers and blobs with which something is.
+
+    Args:
+        items: what to look at.
+        problem: looks at a layer.
+        on_progress: hears how far it is.
+    """
+    total, done = sum(map(_bytes_of, items)), 0
+    found: dict[Item, str] = {}
+    for number, item in enumerate(items):
+        on_progress(Checked(number, len(items), done, total))
+        if isinstance(item, KeptBlob):
+            said = await asyncio.to_thread(item.problem)
+        else:
+            said = await problem(item)
         if said:
-            found[row] = said
-        done += row.facts.size_bytes
-    on_progress(Checked(len(rows), len(rows), total, total))
+            found[item] = said
+        done += _bytes_of(item)
+    on_progress(Checked(len(items), len(items), total, total))
+    return found
+
+
+def _bytes_of(item: Item) -> int:
+    return item.size_bytes if isinstance(item, KeptBlob) else item.facts.size_bytes
+
+
+async def lent_items(stores: Iterable[AdditionalStore]) -> list[Item]:
+    """Everything of the stores to be looked at; raises PodwrightError."""
+    found: list[Item] = []
+    for store in stores:
+        if store.contents is not None:
+            found += [*store.layers, *await asyncio.to_thread(read_blobs, store.root / "blobs")]
     return found
 
 
@@ -49,14 +76,15 @@ async def verify_closed(
         directory = row.lender.layers_dir / row.directory
         return await asyncio.to_thread(layer_problem, directory, row)
 
-    broken = await look_at(contents.layers, problem, on_progress)
-    return await store_findings([AdditionalStore(contents.root, contents, contents.layers)], broken)
+    stores = [AdditionalStore(contents.root, contents, contents.layers)]
+    broken = await look_at(await lent_items(stores), problem, on_progress)
+    return await store_findings(stores, broken)
 
 
 async def store_findings(
-    stores: Iterable[AdditionalStore], broken: Mapping[LayerRow, str]
+    stores: Iterable[AdditionalStore], broken: Mapping[Item, str]
 ) -> list[Finding]:
-    """What is wrong with the stores, `broken` layers and every document included."""
+    """What is wrong with the stores: `broken` layers and blobs, documents, and records."""
     found: list[Finding] = []
     for store in stores:
         path = str(store.root)
@@ -83,6 +111,11 @@ async def store_findings(
         found += [
             Finding("record", d, f"a layer that images need is not in {path}", _having(images, d))
             for d in unknown
+        ]
+        found += [
+            Finding("blob", blob.digest, f"{problem}, in {path}", _having(images, blob.diff_id))
+            for blob, problem in broken.items()
+            if isinstance(blob, KeptBlob) and blob.path.is_relative_to(store.root)
         ]
         found += await _documents(store.root, images)
     return found

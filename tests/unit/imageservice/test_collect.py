@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imageservice.blobs import KeptBlobs
 from imageservice.catalog import APPLICATION_ID, MIGRATIONS, Catalog, ImageRecord
 from imageservice.collect import Sweeper
 from imageservice.content import ContentStore
@@ -66,6 +67,7 @@ async def test_images_leases_and_pulls_keep_layers(
             catalog,
             content,
             snapshots,
+            KeptBlobs(tmp_path, enabled=False),
             held=lambda: {LAYERS[2]},
             group=group,
             clock=FakeClock(),
@@ -77,7 +79,7 @@ async def test_images_leases_and_pulls_keep_layers(
 
 
 async def test_rests_of_a_failed_pull_go_when_nobody_comes_back(
-    snapshots: MemorySnapshotter, catalog: Catalog, content: ContentStore
+    snapshots: MemorySnapshotter, catalog: Catalog, content: ContentStore, tmp_path: Path
 ) -> None:
     partial = await content.begin(Digest.of(b"blob"), 4)
     await partial.release()
@@ -86,6 +88,7 @@ async def test_rests_of_a_failed_pull_go_when_nobody_comes_back(
             catalog,
             content,
             snapshots,
+            KeptBlobs(tmp_path, enabled=False),
             held=frozenset,
             group=group,
             clock=SystemClock(),
@@ -99,13 +102,14 @@ async def test_rests_of_a_failed_pull_go_when_nobody_comes_back(
 
 
 async def test_rests_outlive_the_end_of_others_but_not_the_need_for_room(
-    snapshots: MemorySnapshotter, catalog: Catalog, content: ContentStore
+    snapshots: MemorySnapshotter, catalog: Catalog, content: ContentStore, tmp_path: Path
 ) -> None:
     async with asyncio.TaskGroup() as group:
         sweeper = Sweeper(
             catalog,
             content,
             snapshots,
+            KeptBlobs(tmp_path, enabled=False),
             held=frozenset,
             group=group,
             clock=FakeClock(),
