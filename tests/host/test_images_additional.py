@@ -134,6 +134,19 @@ async def test_an_image_is_listed_and_run_without_a_pull(
     assert state(store) == before
 
 
+async def test_a_root_can_be_a_copy_of_its_layers(
+    tmp_path: Path, registry: FakeRegistry, form: str, disk: ReadOnly
+) -> None:
+    store = disk.show(await bake(tmp_path, registry, form, "app:1"))
+    before = state(store)
+    async with node(tmp_path, store, storage_driver="native") as service:
+        [image] = service.list()
+        async with rootfs(service, image, tmp_path) as root:
+            assert (root / "d/base").read_text() == "base\n"
+            (root / "d/app").write_text("mine")
+    assert state(store) == before
+
+
 async def test_a_pull_fetches_only_the_layers_that_are_not_there(
     tmp_path: Path, registry: FakeRegistry, form: str, disk: ReadOnly
 ) -> None:
