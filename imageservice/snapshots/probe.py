@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -132,10 +132,11 @@ async def probe_fuse(
         return "" if fits else "it does not show layers as overlayfs does"
 
     try:
-        async with _probing(directory, parts, syscalls):
+        async with AsyncExitStack() as stack, _probing(directory, parts, syscalls):
             await asyncio.to_thread(fill)
             mount = Mount(fuse.FUSE_OVERLAYFS, str(program), parts["target"], words)
-            await fuse.serve(mount, runner=runner, syscalls=syscalls, clock=clock)
+            server = await fuse.serve(mount, runner=runner, syscalls=syscalls, clock=clock)
+            stack.push_async_callback(fuse.ended, server)
             reason = await asyncio.to_thread(look)
     except (PodwrightError, OSError) as error:
         reason = str(error)
@@ -168,10 +169,11 @@ async def probe_fuse_mapping(
         mount_one(bind, syscalls=syscalls)
 
     try:
-        async with _probing(directory, parts, syscalls):
+        async with AsyncExitStack() as stack, _probing(directory, parts, syscalls):
             await asyncio.to_thread(fill)
             mount = Mount(fuse.FUSE_OVERLAYFS, str(program), parts["target"], words)
-            await fuse.serve(mount, runner=runner, syscalls=syscalls, clock=clock)
+            server = await fuse.serve(mount, runner=runner, syscalls=syscalls, clock=clock)
+            stack.push_async_callback(fuse.ended, server)
             status = await asyncio.to_thread((parts["target"] / "file").stat)
             if status.st_uid == 0:
                 return "fuse-overlayfs does not follow the mapping of its layers"

@@ -181,7 +181,8 @@ class Snapshotter(Protocol):
             chain: diffIDs, lowest first; may be empty.
             upper_dir: where writes go; made if missing, kept as it is if not.
             work_dir: made anew.
-            read_only: no upper directory; the other two are not used.
+            read_only: no upper directory, and the other two are not used; but a driver that copies
+                puts the copy at `upper_dir`.
             mapped: for a pod with a user namespace.
 
         Raises:

@@ -32,6 +32,7 @@ from sandbox.host.errors import (
 )
 from sandbox.host.mounts import Mount, list_mounts
 from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.host.processes import KILL_WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -92,6 +93,7 @@ async def serve(
             # Its end also wakes a thread that waits for an answer of the mount.
             program.kill_group(signal.SIGKILL)
             await asyncio.shield(asyncio.to_thread(detach, mount.target, syscalls))
+            await ended(program)
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
                     f"{_NAME} did not answer within {limit_s:g} s", path=str(mount.target)
@@ -100,6 +102,16 @@ async def serve(
     finally:
         os.close(said)
     return program
+
+
+async def ended(program: Spawned) -> None:
+    """Wait for a program whose mount is gone, but not for one that is stuck in the kernel."""
+    for _ in range(2):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KILL_WAIT_S):
+                await program.wait()
+                return
+        program.kill_group(signal.SIGKILL)
 
 
 def _escaped(mount: Mount) -> Iterator[str]:

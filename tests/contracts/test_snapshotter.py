@@ -11,6 +11,7 @@ import pytest
 
 from imageservice.catalog import APPLICATION_ID, MIGRATIONS
 from imageservice.forms import INDEX_NAME, TAR_NAME
+from imageservice.snapshots.drivers import DriverWish
 from imageservice.snapshots.overlay import OverlaySnapshotter
 from imageservice.snapshots.snapshotter import LayerFacts, Snapshotter, Staging
 from imageservice.unpack.archive import read_members
@@ -29,7 +30,12 @@ A, B = ("sha256:" + letter * 64 for letter in "ab")
 FACTS = LayerFacts(entries=1, size_bytes=4)
 
 
-REAL = [pytest.param(form, marks=pytest.mark.root) for form in ("tree", "indexed")]
+#: Every driver over layers of both forms.
+REAL = [
+    pytest.param((form, driver), marks=pytest.mark.root, id=f"{driver}-{form}")
+    for driver in ("overlay", "fuse-overlayfs", "native")
+    for form in ("tree", "indexed")
+]
 
 
 @pytest.fixture(params=["memory", *REAL])
@@ -42,8 +48,13 @@ async def snapshots(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
     database = await Database.open(
         tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
     )
+    form, driver = request.param
     overlay = OverlaySnapshotter(
-        tmp_path / "images", database, syscalls=LibcSyscalls(), layer_form=request.param
+        tmp_path / "images",
+        database,
+        syscalls=LibcSyscalls(),
+        layer_form=form,
+        driver=DriverWish(driver),
     )
     try:
         await overlay.open()
@@ -81,10 +92,12 @@ def fill(staging: Staging, text: str = "text") -> LayerFacts:
 
 
 async def prepare(snapshots: Snapshotter, tmp_path: Path, key: str, *chain: str) -> Path:
-    """Prepare, and the first lower directory of the mount."""
+    """Prepare, and the first lower directory of the mount, or where the copy is."""
     (mount,) = await snapshots.prepare(
         key, chain, upper_dir=tmp_path / key / "upper", work_dir=tmp_path / key / "work"
     )
+    if mount.type == "bind":
+        return Path(mount.source)
     lower = next(word for word in mount.options if word.startswith("lowerdir="))
     return Path(lower.removeprefix("lowerdir=").split(":")[0])
 
@@ -176,7 +189,8 @@ async def test_read_only_has_no_upper_directory(snapshots: Snapshotter, tmp_path
     )
     assert not any(word.startswith(("upperdir", "workdir")) for word in mount.options)
     assert "ro" in mount.options
-    assert not (tmp_path / "u").exists()
+    # A copy has to be somewhere, and is the container's own.
+    assert (tmp_path / "u").exists() == (mount.source == str(tmp_path / "u"))
 
 
 async def test_a_leased_layer_is_not_removed(snapshots: Snapshotter, tmp_path: Path) -> None:
@@ -189,7 +203,7 @@ async def test_a_leased_layer_is_not_removed(snapshots: Snapshotter, tmp_path: P
     await snapshots.release("k")
     await snapshots.remove({A, B})
     assert not snapshots.has(A)
-    assert not lower.exists()
+    assert lower.exists() == lower.is_relative_to(tmp_path / "k")
 
 
 async def test_two_leases_need_two_releases(snapshots: Snapshotter, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from sandbox.host.errors import FailedPrecondition, InvalidArgument, Unsupported
-from sandbox.layer_limits import ANNOTATION, LEAST_BYTES, LayerLimits, asked_bytes
+from sandbox.layer_limits import ANNOTATION, LACKS, LEAST_BYTES, LayerLimits, asked_bytes
 
 MIB = 1 << 20
 OURS = ("podwright.io/*",)
@@ -106,3 +106,16 @@ async def test_without_a_limit_nothing_is_made(without, tmp_path):
     limits.release("c1")
     assert limits.use("c1") is None
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("driver", sorted(LACKS))
+async def test_a_driver_that_keeps_no_limit_is_refused(tmp_path, driver):
+    set_for_all = LayerLimits(tmp_path, most_bytes=1 << 20, patterns={})
+    with pytest.raises(FailedPrecondition, match="cannot be kept"):
+        set_for_all.hold_to(driver)
+    asked = LayerLimits(tmp_path, most_bytes=0, patterns={"crun": ("podwright.io/*",)})
+    asked.hold_to(driver)
+    await asked.apply("c", "crun", {}, {})
+    with pytest.raises(Unsupported, match="storage driver overlay"):
+        await asked.apply("c", "crun", {}, {ANNOTATION: "1Mi"})
+    assert not (tmp_path / "c").exists()
