@@ -7,6 +7,7 @@ itself, and it is closed in order even when the work fails.
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -84,6 +85,7 @@ async def verify_offline(
     Raises:
         NotFound: there is no store.
         Busy: a daemon uses the store.
+        FailedPrecondition: it was not closed in order, and its disk is read-only.
         PodwrightError: see `StoreVerifier.verify`.
     """
     if not await asyncio.to_thread((root / CATALOG_NAME).exists):
@@ -92,7 +94,9 @@ async def verify_offline(
         try:
             contents = await asyncio.to_thread(read_store, root)
         except FailedPrecondition:
-            pass  # opening it says why, or puts it in order
+            if os.statvfs(root).f_flag & os.ST_RDONLY:
+                raise
+            # Opening it says why, or puts it in order.
         else:
             return await verify_closed(contents, on_progress)
     return await _in_store(

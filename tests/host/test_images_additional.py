@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imageservice.errors import ImageNotFound
+from imageservice.errors import ImageNotFound, SignatureValidationFailed
 from imageservice.service import Image, ImageService
 from sandbox.host.errors import FailedPrecondition, Unavailable
 from sandbox.host.libc import LibcSyscalls
@@ -513,6 +513,18 @@ async def test_an_image_of_a_store_can_be_saved(
         with await service.saver.save([registry.reference("app:1")], "oci") as archive:
             size = sum([len(chunk) async for chunk in archive.chunks()])
         assert size == archive.total_bytes
+
+
+async def test_this_nodes_policy_holds_for_them(
+    tmp_path: Path, registry: FakeRegistry, disk: ReadOnly
+) -> None:
+    store = disk.show(await bake(tmp_path, registry, "tree", "app:1"))
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    async with node(tmp_path, store, signature_policy=policy) as service:
+        [image] = service.list()
+        with pytest.raises(SignatureValidationFailed):
+            await service.admit(image.id, registry.reference("app:1"), "")
 
 
 async def test_signatures_are_lent_as_well(tmp_path: Path, registry: FakeRegistry) -> None:

@@ -7,8 +7,10 @@ operator would make it, once with each form of layers.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -266,6 +268,87 @@ def test_a_daemons_own_store_is_verified_by_itself_only_while_none_runs(node: No
     assert podwright(node.config, "verify", "--root", root) == "nothing is wrong"
     assert not (root / "catalog.db-wal").exists()
     node.start_daemon()
+
+
+def copied(disk: Path, tmp_path: Path) -> Path:
+    """The store again, where it can be damaged."""
+    root = tmp_path / "copy"
+    subprocess.run(["cp", "-a", f"{disk}/.", str(root)], check=True)
+    return root
+
+
+def test_a_damaged_store_is_told_by_verify_and_left_as_it_is(
+    node: Node, disk: Path, tmp_path: Path
+) -> None:
+    root = copied(disk, tmp_path)
+    config = node.config
+    assert podwright(config, "verify", "--root", root) == "nothing is wrong"
+    [image] = listed(node)
+    document = root / "content" / image.id.replace(":", "/")
+    document.write_bytes(document.read_bytes() + b" ")
+    for layer in (p for p in (root / "layers").iterdir() if p.name != "empty"):
+        shutil.rmtree(layer)
+    before = {p: p.lstat().st_ctime_ns for p in root.rglob("*")}
+    said = podwright(config, "verify", "--root", root, status=1)
+    assert f"document {image.id}" in said
+    assert "its files are missing" in said
+    assert BUSYBOX in said
+    assert {p: p.lstat().st_ctime_ns for p in root.rglob("*")} == before
+
+
+def test_what_is_no_store_is_made_none_by_verifying_it(node: Node, tmp_path: Path) -> None:
+    said = podwright(node.config, "verify", "--root", tmp_path / "none", status=1)
+    assert "there is no image store" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_was_not_closed_and_cannot_be_written_says_so(
+    node: Node, disk: Path, tmp_path: Path
+) -> None:
+    root = copied(disk, tmp_path)
+    (root / "catalog.db-wal").write_bytes(b"changes")
+    subprocess.run(["mount", "--bind", str(root), str(root)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(root)], check=True)
+        said = podwright(node.config, "verify", "--root", root, status=1)
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+    assert "not closed in order" in said
+    assert "podwright verify --root" in said
+
+
+def test_a_daemon_that_keeps_blobs_saves_the_registrys_digests(
+    certs_d: Path, tmp_path: Path
+) -> None:
+    with Node.running("keeper", certs_d, settings={"image.keep_blobs": "true"}) as node:
+        [image] = listed(node)
+        archive = tmp_path / "busybox.tar"
+        said = podwright(node.config, "save", "-o", archive, BUSYBOX)
+        assert said == ""  # nothing was made anew
+        kept = {p.name for p in (node.state_root / "images/content/sha256").iterdir()}
+        with tarfile.open(archive) as members:
+            index = members.extractfile("index.json")
+            assert index is not None
+            [entry] = json.loads(index.read())["manifests"]
+            # The manifest is the one that the registry gave, and so its layers are compressed.
+            digest = entry["digest"].partition(":")[2]
+            assert digest in kept
+            manifest = members.extractfile(f"blobs/sha256/{digest}")
+            assert manifest is not None
+            for layer in json.loads(manifest.read())["layers"]:
+                blob = members.extractfile(f"blobs/{layer['digest'].replace(':', '/')}")
+                assert blob is not None
+                assert blob.read(2) == b"\x1f\x8b"
+        assert podwright(node.config, "verify") == "nothing is wrong"
+        node.kill()
+        # A store in which the same archive is loaded has the same image under the same digest.
+        root = tmp_path / "loaded"
+        podwright(node.config, "load", "--root", root, "-i", archive)
+        assert podwright(node.config, "verify", "--root", root) == "nothing is wrong"
+        node.config.write_text(node.config.read_text().replace("keep_blobs = true", ""))
+        node.start_daemon()
+        assert not (node.state_root / "images/blobs").exists()
+        assert listed(node) == [image]
 
 
 def test_wiping_a_node_leaves_the_disk_alone(disk: Path, certs_d: Path) -> None:
