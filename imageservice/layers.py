@@ -156,7 +156,11 @@ class LayerPuller:
                 # power: once more from the start and from the origin.
                 self._observer.asked_again("mismatch")
                 _log.warning("layer is fetched anew", layer=layer.digest, error=error)
-                await self._make(work, origin_only=True)
+                try:
+                    await self._make(work, origin_only=True)
+                except (BlobMismatch, SizeMismatch) as again:
+                    again.fields = {**again.fields, "tries": 2}
+                    raise
         self._observer.layer_ended("fetched")
         report(Stage.DONE, layer.size_bytes)
 
@@ -224,7 +228,10 @@ class LayerPuller:
                 work.end_download()
                 work.report(Stage.UNPACKING, 0)
         except BaseExceptionGroup as failures:
-            raise first_failure(failures) from None
+            failure = first_failure(failures)
+            if isinstance(failure, PodwrightError):
+                _name(failure, work)
+            raise failure from None
         return unpacking.result()
 
     async def _fetch(self, ingest: Ingest, work: _Work, *, origin_only: bool) -> None:
@@ -249,6 +256,13 @@ class LayerPuller:
             await self._snapshots.discard(staging)
         except PodwrightError as error:
             _log.warning("staging cannot be removed now", layer=staging.diff_id, error=error)
+
+
+def _name(failure: PodwrightError, work: _Work) -> None:
+    """Say what it is of: a worker knows neither the blob's name nor whose it is."""
+    about = {"blob": work.layer.digest, "of": work.reference.repository}
+    said = str(failure)
+    failure.fields = {**failure.fields, **{k: v for k, v in about.items() if v not in said}}
 
 
 def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -147,15 +147,18 @@ class HostOrder:
         progress_bytes: Callable[[], int],
     ) -> _T:
         """Ask one host by the retry policy; a transfer that moved on starts counting anew."""
-        tries, spent_ns, before_bytes = 0, 0, progress_bytes()
+        tries, spent_ns, before_bytes, asked = 0, 0, progress_bytes(), 0
         queued = Queued(self._clock)
         question = replace(question, waiting=queued.waiting)
         while True:
             started_ns = self._clock.monotonic_ns()
+            asked += 1
             try:
                 return await ask(endpoint, question)
             except (RegistryUnavailable, RegistryThrottled, PullStalled) as error:
                 moved_on = progress_bytes() - before_bytes >= self._settings.min_progress_bytes
+                if asked > 1:
+                    error.fields = {**error.fields, "tries": asked}
                 if isinstance(error, PullStalled) and not moved_on:
                     raise
                 if moved_on:
@@ -216,11 +219,14 @@ def _verdict(
         fields["wanted"] = question.what
     fields["host"] = str(chosen.origin)
     others = [
-        f"{host.origin}: {failures[host].message.removeprefix(RegistryUnavailable.PREFIX)}"
-        for host in configured
-        if host is not chosen
+        f"{host.origin}: {_said(failures[host])}" for host in configured if host is not chosen
     ]
     if others:
         fields["tried"] = "; ".join(others)
     error.fields = fields
     return error
+
+
+def _said(error: PodwrightError) -> str:
+    text, tries = error.message.removeprefix(RegistryUnavailable.PREFIX), error.fields.get("tries")
+    return text if tries is None else f"{text} ({tries} tries)"

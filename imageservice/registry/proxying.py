@@ -13,6 +13,7 @@ aiohttp: the version is locked, and a test fails when it is not called any more.
 
 from __future__ import annotations
 
+import os
 import ssl
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,22 @@ class ProxyConnector(aiohttp.TCPConnector):
         return self._proxy_context if is_proxy else super()._get_ssl_context(req)
 
 
+def connect_reason(error: OSError) -> str:
+    """Why there is no connection, in the kernel's words: asyncio's own text tells addresses only.
+
+    Of several addresses each may have failed for a reason of its own.
+    """
+    causes: list[OSError] = [error]
+    nested = getattr(error, "exceptions", ())
+    if isinstance(nested, tuple):
+        causes = [cause for cause in nested if isinstance(cause, OSError)] or causes
+    reasons = [
+        os.strerror(cause.errno) if cause.errno else cause.strerror or type(cause).__name__
+        for cause in causes
+    ]
+    return ", ".join(dict.fromkeys(reasons)).lower()
+
+
 def refused(proxy: ProxyServer, origin: Origin, status: int) -> RegistryUnavailable:
     """For a proxy that answers in the registry's place."""
     if status == 407:  # Proxy Authentication Required
@@ -70,7 +87,7 @@ def proxy_failure(
     if not isinstance(error, aiohttp.ClientConnectorError):
         return None
     if isinstance(error, aiohttp.ClientProxyConnectionError):
-        reason = (error.os_error.strerror or type(error.os_error).__name__).lower()
+        reason = connect_reason(error.os_error)
     elif (error.host, error.port) != (proxy.host, proxy.port):
         return None
     elif isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -80,7 +97,7 @@ def proxy_failure(
             f"TLS certificate of proxy {proxy.url} is not trusted", hint="add it to the system's"
         )
     else:
-        reason = (error.os_error.strerror or type(error.os_error).__name__).lower()
+        reason = connect_reason(error.os_error)
     failure = RegistryUnavailable(f"cannot connect to proxy {proxy.url}: {reason}", hint=_REMEDY)
     failure.is_unreachable = True
     return failure

@@ -101,6 +101,8 @@ def failure_for_status(
     """
     known = ", ".join(code for code in codes if code in KNOWN_CODES)
     said = f"{status} {known}".strip()
+    if retry_after_s is not None:
+        said += f", asks to wait {retry_after_s:.0f} s"
     match status:
         case 404 | 410:
             return ImageNotFound(f"{what} does not exist ({said})")

@@ -29,7 +29,12 @@ from imageservice.errors import (
 )
 from imageservice.proxies import Proxies
 from imageservice.registry.origins import origin_of
-from imageservice.registry.proxying import ProxyConnector, proxy_failure, refused
+from imageservice.registry.proxying import (
+    ProxyConnector,
+    connect_reason,
+    proxy_failure,
+    refused,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -348,8 +353,7 @@ def _translated(error: Exception, request: Request) -> RegistryUnavailable:
         case TimeoutError():
             return _unreachable(f"{origin} did not answer in time")
         case aiohttp.ClientConnectorError():
-            reason = (error.os_error.strerror or type(error.os_error).__name__).lower()
-            return _unreachable(f"cannot connect to {origin}: {reason}")
+            return _unreachable(f"cannot connect to {origin}: {connect_reason(error.os_error)}")
         case aiohttp.ClientPayloadError():
             return RegistryUnavailable(f"{origin} ended the answer too early")
         case aiohttp.ClientResponseError() | ValueError():

@@ -331,8 +331,10 @@ async def test_bytes_that_are_not_the_blob(tmp_path: Path) -> None:
         assert image.chain == made.diff_ids
         await service.remove(image.id)
         registry.on(f"/blobs/{made.layers[0].digest}", Alter(body=body, times=FOREVER))
-        with pytest.raises(DigestMismatch):
+        with pytest.raises(DigestMismatch) as caught:
             await pulled(service, registry, "app:1")
+        for word in (made.layers[0].digest, registry.reference("app"), "tries=2"):
+            assert word in str(caught.value)
         assert service.list() == []
         assert leftovers(tmp_path) == []
         assert layer_directories(tmp_path) == []

@@ -490,6 +490,32 @@ async def test_a_lasting_failure_ends_after_the_policys_tries(status, kind):
         assert len(registry.requests) == 4
 
 
+async def test_an_error_says_which_host_how_often_it_was_asked_and_what_it_asks_for():
+    async with FakeRegistry() as registry, open_client() as client:
+        reference = parse_reference(registry.reference("team/app:1"))
+        registry.on("/manifests/", Status(status=503, times=FOREVER))
+        with pytest.raises(RegistryUnavailable) as caught:
+            await client.resolve(reference, None)
+        assert str(caught.value) == (
+            f"RegistryUnavailable: manifest 1 of {registry.domain}/team/app: the registry fails"
+            f" (503) (tries=4, host={registry.url})"
+        )
+        registry.calm()
+        after = [("Retry-After", "3600")]
+        registry.on("/manifests/", Status(status=429, headers=after, times=FOREVER))
+        with pytest.raises(RegistryThrottled, match=r"\(429, asks to wait 3600 s\)"):
+            await client.resolve(reference, None)
+
+
+async def test_a_connection_that_is_refused_is_told_in_the_kernels_words():
+    async with FakeRegistry() as registry:
+        pass
+    async with open_client() as client:
+        with pytest.raises(RegistryUnavailable) as caught:
+            await client.resolve(parse_reference(registry.reference("a:1")), None)
+    assert f"cannot connect to {registry.url}: connection refused (tries=4, " in str(caught.value)
+
+
 async def test_waiting_for_a_place_among_the_connections_is_no_stall():
     """One connection for all: the second blob waits much longer than a stall takes."""
     async with (
