@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from imageservice.unpack import erofs
 from imageservice.unpack.archive import Member
 from imageservice.unpack.entries import Entry, Kind
 from imageservice.unpack.erofs import NotIndexable, write_index
-from imageservice.unpack.layer_tree import LayerTree
+from imageservice.unpack.layer_tree import XATTRS_LIMIT_BYTES, LayerTree
 from imageservice.unpack.sparse import SparseMap
 from sandbox.host.errors import Corrupt, ResourceExhausted
 
@@ -140,6 +141,17 @@ def test_entries_are_counted_with_what_they_imply() -> None:
     tree.apply(entry("a/b/f"), 0)
     with pytest.raises(ResourceExhausted):
         tree.apply(entry("g"), 0)
+
+
+def test_extended_attributes_are_counted_together() -> None:
+    """Each is small, and a gigabyte of them would be a megabyte on its way here."""
+    tree = LayerTree(max_entries=10_000)
+    value = {"user.a": bytes(60_000)}
+    most = XATTRS_LIMIT_BYTES // 60_006
+    for number in range(most):
+        tree.apply(replace(entry(f"f{number}"), xattrs=value), 0)
+    with pytest.raises(ResourceExhausted, match="extended attributes"):
+        tree.apply(replace(entry("last"), xattrs=value), 0)
 
 
 def test_a_name_that_a_link_makes_too_long_is_refused() -> None:
