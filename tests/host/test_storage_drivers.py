@@ -31,8 +31,10 @@ from sandbox.host.errors import (
 )
 from sandbox.host.files import remove_tree
 from sandbox.host.libc import LibcSyscalls
+from sandbox.host.lsm_files import has_selinux_label
 from sandbox.host.mounts import Mount, mount_all, mount_one, unmount_tree
 from sandbox.host.processes import HostProcessRunner
+from sandbox.image_mounts import mount_image
 from tests import probes
 
 pytestmark = pytest.mark.root
@@ -348,6 +350,22 @@ def test_a_copy_is_what_overlayfs_shows(
         finally:
             unmount_tree(target, syscalls=SYSCALLS)
         remove_tree(base)
+
+
+def test_a_copy_gets_the_label_of_its_container(tmp_path: Path) -> None:
+    """A mount of its own would be told the label; a copy's files have it written on them."""
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    source, place = tmp_path / "copy", tmp_path / "root"
+    (source / "dir").mkdir(parents=True)
+    (source / "dir/file").touch()
+    (source / "link").symlink_to("/etc/hostname")
+    mount = Mount("bind", str(source), Path(), ("bind", "private"))
+    assert mount_image(place, [mount], label=label, syscalls=SYSCALLS) == ()
+    try:
+        for name in (".", "dir", "dir/file", "link"):
+            assert has_selinux_label(place / name, label), name
+    finally:
+        unmount_tree(place, syscalls=SYSCALLS)
 
 
 # Failures.
