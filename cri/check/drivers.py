@@ -54,8 +54,8 @@ async def storage_driver(
         detail = f"the daemon will not start: {error.message}"
         return [Finding(STORAGE, NAME, Level.ERROR, detail, error.hint)], None
     name = storage.driver.name
-    lack = LACKS.get(name, "") if writable_layer_bytes else ""
-    if lack:
+    lack = LACKS.get(name, "")
+    if lack and writable_layer_bytes:
         detail = f"{name}: the daemon will not start: {lack}"
         remedy = "use overlay, or set runtime.writable_layer_bytes to 0"
         return [Finding(STORAGE, NAME, Level.ERROR, detail, remedy)], storage.driver
@@ -64,4 +64,6 @@ async def storage_driver(
         found = Finding(STORAGE, NAME, Level.WARNING, f"{name}, for {reasons}", OVERLAY_REMEDY)
         return [found], storage.driver
     asked = ", as image.storage_driver says" if settings.storage_driver != "auto" else ""
-    return [Finding(STORAGE, NAME, Level.OK, f"{name} works at {at}{asked}")], storage.driver
+    without = "; writable layers cannot be limited with it" if lack else ""
+    detail = f"{name} works at {at}{asked}{without}"
+    return [Finding(STORAGE, NAME, Level.OK, detail)], storage.driver
