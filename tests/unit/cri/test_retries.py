@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from cri.retries import FIRST_PAUSE_S, LAST_PAUSE_S, Retries
@@ -95,3 +97,29 @@ async def test_an_unplanned_exception_is_a_failure_like_others():
     retries.owe("container", "c1", "remove", "", broken)
     await retries.run_due()
     assert "surprise" in str(retries.report()[0]["error"])
+
+
+async def test_one_that_hangs_holds_up_no_other():
+    clock, hang = FakeClock(), asyncio.Event()
+    retries, work = Retries(clock), Work(0)
+    retries.owe("pod", "stuck", "stop", "network", hang.wait)
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(retries.run_due())
+        await asyncio.sleep(0)
+        retries.owe("pod", "p1", "stop", "network", work)
+        await retries.run_due()
+        assert work.calls == 1
+        assert not first.done()
+        assert retries.ids() == {"stuck"}
+        hang.set()
+    assert not retries.ids()
+
+
+async def test_one_that_takes_too_long_is_tried_again(monkeypatch):
+    monkeypatch.setattr("cri.retries.TRY_LIMIT_S", 0.0)
+    retries = Retries(FakeClock())
+    retries.owe("pod", "stuck", "stop", "network", asyncio.Event().wait)
+    await retries.run_due()
+    (entry,) = retries.report()
+    assert (entry["tries"], entry["stage"]) == (1, "stop")
+    assert "going on" in str(entry["error"])
