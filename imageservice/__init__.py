@@ -16,6 +16,8 @@ that container exists, with or without the image.
       ├─ snapshots/ ── layers on disk, overlayfs mounts of them
       ├─ loading, saving ── archives/: images that come and go in files
       ├─ inventory, catalog ── images and names, in memory and in SQLite
+      ├─ holdings, additional/ ── the same with the images of read-only stores beside them
+      ├─ blobs ── compressed layers, where they are to be kept
       └─ collect ── what nobody refers to any more
 
 Rules kept everywhere here:
