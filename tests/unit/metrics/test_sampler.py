@@ -247,6 +247,25 @@ async def test_the_background_gives_a_rate_to_who_asks_first(make, group):
         running.cancel()
 
 
+async def test_the_background_leaves_alone_what_a_client_has_just_asked_for(make, group):
+    clock = RoundClock()
+    sampler = make(clock)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(sampler.run(lambda: [group.target]))
+        await clock.rests()
+        await clock.advance_s(6)
+        group.use(1 * S)
+        asked = await one(sampler, group)
+        group.use(7 * S)
+        await clock.advance_s(4)  # the round: what was asked for is four seconds old
+        await clock.rests()
+        assert sampler._followed["c1"].sample is asked
+        await clock.advance_s(10)
+        await clock.rests()
+        assert sampler._followed["c1"].sample.stats.cpu_usage_ns == 7 * S * 1000
+        running.cancel()
+
+
 async def test_trouble_in_the_background_is_not_the_end(make, group, caplog):
     clock = RoundClock()
     sampler = make(clock)
