@@ -141,7 +141,9 @@ def test_stop_in_its_grace_is_not_cut_short_by_a_restart(node: Node) -> None:
 
 def test_termination_ends_calls_in_flight_and_no_pod(node: Node) -> None:
     pod = node.run_pod("pod")
-    container = node.run(pod, "main", ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+    script = "trap '' TERM; echo ready; while :; do sleep 1; done"
+    container = node.run(pod, "main", ["sh", "-c", script])
+    node.wait_log("pod", "main", "ready")
     stopping = node.runtime.StopContainer.future(
         api.StopContainerRequest(container_id=container, timeout=3600), timeout=PATIENCE_S
     )
