@@ -9,7 +9,8 @@ this module is about the ends that are not normal:
   commands have a limit together as well, or a hundred of them would be a hundred limits of memory.
 - Out of time, or the client has gone: the command and everything it started is killed: all of its
   session, and all descendants (`sandbox.runtime.proctree`). Killing the runtime alone would leave
-  them.
+  them. A call that is cancelled once more meanwhile does not stop that. Only the end of the daemon
+  does: then the command's directory stays, by which the next one finds it (`sweep_execs`).
 - A background process keeps the pipes: the answer waits for a moment (`exec_drain_s`), then goes
   out; the process is left alone.
 - The container ends: its processes die with it, the command too.
@@ -134,17 +135,21 @@ class Execs:
         if init is None:
             raise ContainerNotRunning("container is not running", container=request.container_id)
         directory = new_directory(request.directory)
-        ok = False
+        ok = left = False
         try:
             with init:
                 await prepare(directory, request.process_json)
                 result = await self._run(request, directory, init)
             ok = True
+        except _Left:
+            left = True
+            raise
         finally:
             if self._observer is not None:
                 seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
                 self._observer.runtime_operation("exec", request.runtime.handler.name, seconds, ok)
-            await asyncio.to_thread(files.remove_tree, directory)
+            if not left:
+                await asyncio.to_thread(files.remove_tree, directory)
         return result
 
     async def _run(self, request: ExecRequest, directory: Path, init: Process) -> ExecResult:
@@ -200,7 +205,7 @@ class Execs:
                     hint="redirect the output of what the command leaves running, or use crun",
                 ) from None
             except BaseException:
-                await running.end()
+                await _end(running)
                 raise
         failure = await running.failure(status, init)
         if failure is not None:
@@ -271,6 +276,31 @@ class Execs:
         except PodwrightError as error:
             # The command goes on and its exit code counts; what it writes from now on is lost.
             _log.warning("output of a command cannot be read", error=str(error))
+
+
+async def _end(running: Running) -> None:
+    """Kill the command, in a task of its own: who cancels twice must not leave half of it.
+
+    Raises:
+        CancelledError: the caller was cancelled meanwhile; the command has ended.
+        _Left: so was that task, as all are when the daemon ends.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    async with asyncio.TaskGroup() as group:
+        ending = group.create_task(running.end())
+        while not ending.done():
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if ending.cancelled():
+        raise _Left
+    if cancelled is not None:
+        raise cancelled
+
+
+class _Left(asyncio.CancelledError):
+    """The command may live on; by its directory the next daemon finds it."""
 
 
 class _Withheld(Exception):

@@ -169,6 +169,21 @@ async def test_a_cancelled_exec_leaves_nothing(make: Make) -> None:
     assert leftovers(node, cid) == []
 
 
+async def test_an_exec_that_is_cancelled_again_and_again_is_still_ended(make: Make) -> None:
+    """As when the client goes and the daemon stops: the command must not be left unknown."""
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    request = node.shell(cid, created, "/bin/sh", "-c", "sleep 1111 & sleep 1112")
+    task = asyncio.create_task(node.execs.exec_sync(request))
+    await until_inside(node, cid, "sleep 1112")
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert task.cancelled()
+    await until_not_inside(node, cid, "sleep 111")
+    await until(lambda: leftovers(node, cid) == [])
+
+
 async def test_a_background_process_holding_the_pipe_is_not_waited_for(make: Make) -> None:
     node = make(timeouts=SandboxTimeouts(exec_drain_s=0.2))
     cid, created = await node.run("/bin/sleep", "1000")
