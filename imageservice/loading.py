@@ -34,7 +34,6 @@ from imageservice.archives.table import ArchiveTable, Failure, Scan, SharedFile
 from imageservice.content import ContentStore
 from imageservice.progress import SilentObserver
 from imageservice.reference import Reference
-from imageservice.threads import to_its_end
 from imageservice.unpack.compression import expansion_limit
 from sandbox.host import errors as host_errors
 from sandbox.host.errors import (
@@ -44,6 +43,7 @@ from sandbox.host.errors import (
     map_os_errors,
 )
 from sandbox.host.files import make_private_dir, remove_tree
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -22,6 +22,7 @@ exit code by its log, since it may end with any code.
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from sandbox.host import files
 from sandbox.host.errors import NotFound, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
+from sandbox.host.threads import to_its_end
 from sandbox.running import (
     EXEC_PREFIX,
     REAP_S,
@@ -149,7 +151,7 @@ class Execs:
                 seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
                 self._observer.runtime_operation("exec", request.runtime.handler.name, seconds, ok)
             if not left:
-                await asyncio.to_thread(files.remove_tree, directory)
+                await to_its_end(functools.partial(files.remove_tree, directory))
         return result
 
     async def _run(self, request: ExecRequest, directory: Path, init: Process) -> ExecResult:

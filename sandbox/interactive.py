@@ -16,6 +16,7 @@ What becomes of a command whose client vanishes (`close` while it runs):
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from sandbox.host.asyncfd import FdReader, FdWriter, RelayedReader
 from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
+from sandbox.host.threads import to_its_end
 from sandbox.running import Running, give_score, new_directory, prepare
 from sandbox.runtime.pipes import STREAM_MODE
 
@@ -189,7 +191,7 @@ class InteractiveExec:
         finally:
             self._owned.close()
             self._init.close()
-            await asyncio.to_thread(files.remove_tree, self._running.directory)
+            await to_its_end(functools.partial(files.remove_tree, self._running.directory))
 
     async def _end(self) -> None:
         if self._terminal is None:
@@ -244,7 +246,7 @@ class InteractiveExecs:
                 else:
                     command = await self._with_relay(request, directory, init)
             except BaseException:
-                await asyncio.to_thread(files.remove_tree, directory)
+                await to_its_end(functools.partial(files.remove_tree, directory))
                 raise
             undo.pop_all()
         return command

@@ -7,6 +7,7 @@ disk is one directory below the container's (`EXEC_PREFIX`), which recovery find
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import shlex
 import signal
@@ -21,6 +22,7 @@ from sandbox.errors import ContainerNotRunning, RuntimeFailed
 from sandbox.host import files
 from sandbox.host.errors import NotFound, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import to_its_end
 from sandbox.runtime import proctree
 from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
 from sandbox.runtime.crun import read_pid_file
@@ -75,15 +77,8 @@ class _Scored(msgspec.Struct):
 
 async def prepare(directory: Path, process_json: bytes) -> None:
     """`write_process` in a thread; also when cancelled, nothing is written after this has ended."""
-    writing = asyncio.get_running_loop().run_in_executor(
-        None, write_process, directory, process_json
-    )
-    try:
-        await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        # Or else the directory would come back right after its removal.
-        await asyncio.wait({writing})
-        raise
+    # Or else the directory would come back right after its removal.
+    await to_its_end(functools.partial(write_process, directory, process_json))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from imageservice.threads import to_its_end
+from sandbox.host.threads import to_its_end
 
 
 async def test_what_the_call_returns_or_raises_comes_out():
