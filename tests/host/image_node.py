@@ -54,6 +54,7 @@ async def image_node(
                     await service._pool.close()
                     await service._source.close()
                     await service._database.close()
+                    service._snapshots._sync._let_go()  # the kernel does
                 else:
                     await service.close()
             raise _Killed
