@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 
 from wsproto.utilities import LocalProtocolError
@@ -26,7 +27,7 @@ from tests.kit.held import held, let_it_sample, resident_bytes
 from tests.kit.node import PATIENCE_S, Node
 
 TICKER = "while :; do echo tick; usleep 20000; done"
-COUNT = 1000
+COUNT = 1000 if os.environ.get("PODWRIGHT_WHOLE_MATRIX") else 200  # whole before a release
 #: What is made once is made by these: threads, pools, caches.
 WARM_UP = 50
 AT_ONCE = 8
