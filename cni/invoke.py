@@ -2,7 +2,7 @@
 
 A plugin's exit status decides; its words only explain. Whatever happens, when the call returns no
 process of the plugin is left that the runner could reach: past the time limit, past the output
-limit and on cancellation its whole process group is killed.
+limit and on cancellation its whole process group is killed; an ADD called off may end first.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 #: Waits between tries while a plugin's file is being written by its installer (ETXTBSY). After the
 #: last of them the failure is raised: about three seconds, an installer's copy takes less than one.
 BUSY_RETRY_DELAYS_S: Final = (0.1, 0.2, 0.4, 0.8, 1.6)
+
+#: How long an ADD that is called off may take to end by itself. A kill in the middle of it can
+#: leave what no DEL finds: host-local makes an address's file first and then writes into it whose
+#: it is, and DEL frees the files that name the pod. Most plugins are done in a tenth of a second.
+ADD_FINISH_S: Final = 5.0
 
 #: Set for every plugin, inherited by what it runs, so that a later life of the daemon finds what an
 #: earlier one left running (see `leftovers`). The value is the cache directory.
@@ -178,6 +183,7 @@ class PluginPrograms:
                 timeout_s=call.timeout_s,
                 output_limit_bytes=self._output_limit_bytes,
                 cwd=Path("/"),
+                finish_s=ADD_FINISH_S if call.command is Command.ADD else 0.0,
             )
         except Busy:
             raise

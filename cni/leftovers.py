@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+#: How long they may take to end by themselves, as a kill in the middle of ADD can leave what no DEL
+#: finds (`invoke.ADD_FINISH_S`). Shorter than there: they have run since before this start.
+FINISH_S: Final = 1.0
 #: How long to wait for killed processes to be gone: one stuck in the kernel must not stop us.
 END_TIMEOUT_S: Final = 5.0
 
@@ -39,7 +42,7 @@ class _Marked:
 
 
 async def end_leftovers(owner: Path, directories: Sequence[Path]) -> int:
-    """Kill the plugins of an earlier life and wait until they are gone; how many there were.
+    """Have the plugins of an earlier life gone, killed if they must be; how many there were.
 
     Args:
         owner: the cache directory, by which our plugins are marked.
@@ -52,18 +55,28 @@ async def end_leftovers(owner: Path, directories: Sequence[Path]) -> int:
             process = Process.open(found.pid, found.start_ticks, boot)
             if process is not None:
                 held.append(process)
-                _log.warning("ending a plugin left running", pid=found.pid, program=found.program)
+                _log.warning("a plugin was left running", pid=found.pid, program=found.program)
+        if not await _ended(held, FINISH_S):
+            for process in held:
                 process.send_signal(signal.SIGKILL)
-        try:
-            async with asyncio.timeout(END_TIMEOUT_S):
-                for process in held:
-                    await process.wait()
-        except TimeoutError:
-            _log.error("a killed plugin does not end", pids=str([p.pid for p in held if p.alive()]))
+            if not await _ended(held, END_TIMEOUT_S):
+                alive = [process.pid for process in held if process.alive()]
+                _log.error("a killed plugin does not end", pids=str(alive))
         return len(held)
     finally:
         for process in held:
             process.close()
+
+
+async def _ended(processes: Sequence[Process], seconds: float) -> bool:
+    """Whether all of them have ended within the time."""
+    try:
+        async with asyncio.timeout(seconds):
+            for process in processes:
+                await process.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _find(owner: Path, directories: Sequence[Path]) -> list[_Marked]:

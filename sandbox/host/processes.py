@@ -122,13 +122,15 @@ class ProcessRunner(Protocol):
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
         drain_s: float = DRAIN_S,
+        finish_s: float = 0.0,
         check: type[PodwrightError] | None = None,
     ) -> Finished:
         """Run to the end, in a session of its own.
 
         `env` is laid over MINIMAL_ENV. `output_limit_bytes` counts for each stream; beyond it the
         program is killed, or with `truncate` the rest is read and dropped. With `check` an exit
-        status other than 0 raises that class, with the end of standard error.
+        status other than 0 raises that class, with the end of standard error. A caller that is
+        cancelled leaves the program `finish_s` to end by itself before it is killed.
 
         Raises:
             NotFound: no such program, or no such directory.
@@ -179,6 +181,7 @@ class HostProcessRunner:
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
         drain_s: float = DRAIN_S,
+        finish_s: float = 0.0,
         check: type[PodwrightError] | None = None,
     ) -> Finished:
         """See `ProcessRunner`."""
@@ -193,7 +196,11 @@ class HostProcessRunner:
                     await self._until_ended(child, out, err, changed, truncate=truncate)
                 held = not await self._drained(out, err, changed, drain_s, truncate=truncate)
             except BaseException as error:
-                child.kill_group(signals.SIGKILL)
+                try:
+                    if isinstance(error, asyncio.CancelledError) and finish_s > 0:
+                        await _ended_within(child, finish_s)
+                finally:
+                    child.kill_group(signals.SIGKILL)
                 await _ended_within(child, KILL_WAIT_S)
                 if isinstance(error, TimeoutError):
                     raise DeadlineExceeded(

@@ -90,6 +90,7 @@ class ScriptedRunner:
         cwd=None,
         pass_fds=(),
         drain_s=1.0,
+        finish_s=0.0,
         check=None,
     ):
         env = dict(env or {})

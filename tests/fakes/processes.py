@@ -109,6 +109,7 @@ class FakeProcessRunner:
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
         drain_s: float = 1.0,
+        finish_s: float = 0.0,
         check: type[PodwrightError] | None = None,
     ) -> Finished:
         run = Run(tuple(argv), dict(env or {}), stdin, timeout_s, cwd, tuple(pass_fds))

@@ -198,6 +198,33 @@ async def test_a_cancelled_add_leaves_no_plugin_running(bench):
     assert not alive(bench.first.calls[0]["pid"])
 
 
+@pytest.mark.cell("CN4")
+async def test_a_cancelled_add_may_finish_what_it_has_begun(tmp_path):
+    """Killed while it reserves an address, host-local leaves a file that names no pod."""
+    node = Node(tmp_path)
+    try:
+        real = node.bin_dir / "bridge"
+        real.rename(node.bin_dir / "real-bridge")
+        rule = {"command": "ADD", "do": "slow", "seconds": 0.3}
+        slow = FaultyPlugin(
+            node.bin_dir, "bridge", real=str(node.bin_dir / "real-bridge"), rules=[rule]
+        )
+        node.configure()
+        network = node.network()
+        pod = node.pod()
+        adding = asyncio.create_task(network.add(pod))
+        await until_called(slow)
+        adding.cancel()
+        await asyncio.wait({adding})
+
+        assert adding.cancelled()
+        assert len(node.leased()) == 2
+        await network.delete(pod, config_json="", result_json="")
+        assert node.leased() == set()
+    finally:
+        node.close()
+
+
 @pytest.mark.cell("CN7")
 async def test_a_del_that_hangs_does_not_keep_the_others_from_theirs(bench):
     bench.second.control(rules=[{"command": "DEL", "do": "hang", "times": 1}])
@@ -299,6 +326,25 @@ async def test_status_and_gc_reach_the_plugins(bench):
     assert len(statuses) == 1
     expected = [{"containerID": "a" * 64, "ifname": "eth0"}]
     assert collected[0]["config"]["cni.dev/valid-attachments"] == expected
+
+
+@pytest.mark.cell("RP5")
+async def test_a_plugin_left_by_a_dead_daemon_may_finish(bench):
+    bench.first.control(rules=[{"command": "ADD", "do": "slow", "seconds": 0.3}])
+    environment = {"CNI_COMMAND": "ADD", "PODWRIGHT_CNI_OWNER": str(bench.root / "cache")}
+    (bench.root / "document").write_text('{"cniVersion": "1.0.0"}')
+    with (bench.root / "document").open() as document:
+        left = await HostProcessRunner().spawn(
+            [str(bench.first.path)], env=environment, stdin_fd=document.fileno()
+        )
+    await until_called(bench.first)
+
+    async with asyncio.TaskGroup() as group:
+        network = bench.network()
+        await network.start(group)
+        await network.close()
+
+    assert await left.wait() == 0
 
 
 @pytest.mark.cell("RP5")
