@@ -91,7 +91,9 @@ def serve(
     from cri.daemon import Daemon
     from cri.server import planned_failure
     from sandbox.host import journal
+    from sandbox.host.heap import one_heap
 
+    one_heap()  # before there are threads
     journal.configure(chosen.get(table.LOG_LEVEL), json=chosen.get(table.LOG_FORMAT) == "json")
     try:
         asyncio.run(Daemon(chosen, version=package_version(), load=read).run())

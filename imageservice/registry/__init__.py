@@ -8,7 +8,8 @@
       exchange.py  one request to one host: authorization, redirects, answers by status
         auth.py      challenge -> Authorization header; tokens kept until they expire
         challenge.py   WWW-Authenticate grammar (pure)
-        transport.py one HTTP exchange on the wire (aiohttp), bounds, TLS
+        transport.py one HTTP exchange on the wire: the protocol
+          http.py      the same by aiohttp: bounds, TLS; imported with the first request
           proxying.py  the same through a proxy
       hosts.py     certs.d/HOST/hosts.toml -> endpoints in order (hostfields.py reads a table)
       origins.py   who may be talked to and who may see a secret: scheme, host, port (pure)

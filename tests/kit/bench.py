@@ -229,8 +229,9 @@ def table(targets: list[Target], last: Samples | None = None, floor: Target | No
 def machine() -> str:
     """One line that says where the numbers come from."""
     cgroup = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
-        f"{os.cpu_count()} cores, Linux {platform.release()}, cgroup {cgroup}, "
+        f"{os.cpu_count()} cores, Linux {kernel}, cgroup {cgroup}, "
         f"Python {platform.python_version()}"
     )
 

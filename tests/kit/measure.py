@@ -165,7 +165,11 @@ def running_pod(target: Target, name: str, *, note: bool) -> Iterator[tuple[str,
     ).container_id
     start = api.StartContainerRequest(container_id=container)
     step(STEPS[2], lambda: runtime.StartContainer(start, timeout=patience_s))
-    yield pod, container
+    try:
+        yield pod, container
+    except BaseException:
+        _take_away(target, pod)
+        raise
     stop = api.StopContainerRequest(container_id=container, timeout=0)
     step(STEPS[4], lambda: runtime.StopContainer(stop, timeout=patience_s))
     remove = api.RemoveContainerRequest(container_id=container)
@@ -174,6 +178,14 @@ def running_pod(target: Target, name: str, *, note: bool) -> Iterator[tuple[str,
     step(STEPS[6], lambda: runtime.StopPodSandbox(stop_pod, timeout=patience_s))
     remove_pod = api.RemovePodSandboxRequest(pod_sandbox_id=pod)
     step(STEPS[7], lambda: runtime.RemovePodSandbox(remove_pod, timeout=patience_s))
+
+
+def _take_away(target: Target, pod: str) -> None:
+    """Leave nothing of a pod whose life was not lived to its end."""
+    stop = api.StopPodSandboxRequest(pod_sandbox_id=pod)
+    target.runtime.StopPodSandbox(stop, timeout=CALL_PATIENCE_S)
+    remove = api.RemovePodSandboxRequest(pod_sandbox_id=pod)
+    target.runtime.RemovePodSandbox(remove, timeout=CALL_PATIENCE_S)
 
 
 def one_life(target: Target, name: str, *, note: bool = True) -> None:

@@ -14,7 +14,7 @@ from imageservice.errors import SizeMismatch, TooLarge
 from imageservice.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Descriptor
 from imageservice.reference import parse_reference
 from imageservice.registry.client import RegistryClient
-from imageservice.registry.transport import _AiohttpResponse
+from imageservice.registry.http import _AiohttpResponse
 from imageservice.settings import ImageSettings, RetryPolicy
 from tests.fakes.registry import FOREVER, Alter, FakeRegistry
 

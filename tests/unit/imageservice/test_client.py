@@ -358,7 +358,7 @@ async def test_cancelling_closes_the_connection():
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
-        connector = client._transport._session.connector  # no public view of the pool
+        connector = client._transport._made._session.connector  # no public view of the pool
         assert not connector._acquired
 
 
@@ -553,7 +553,7 @@ async def test_time_spent_waiting_for_a_place_uses_up_no_patience():
             group.create_task(client.fetch_blob(reference, described(held), None, Sink()))
             await until(lambda: registry.held)
             resolving = group.create_task(client.resolve(reference, None))
-            gate = next(iter(client._transport._gates.values()))
+            gate = next(iter(client._transport._made._gates.values()))
             await until(lambda: gate._waiters)
             clock.advance(3600.0)
             registry.release()
