@@ -23,6 +23,7 @@ from sandbox.errors import ContainerNotRunning, PodNotReady
 from sandbox.execs import ExecRequest
 from sandbox.host.errors import AlreadyExists, Internal, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.host.undoing import begin_undo
 from sandbox.mapping import id_map
 from sandbox.model import Container, container_name_key
 from sandbox.states import ContainerState, PodState
@@ -179,6 +180,7 @@ class ContainerLifecycle:
         return f"{pod.config.log_directory.rstrip('/')}/{config.log_path}"
 
     async def _undo(self, container: Container, error: BaseException) -> None:
+        begin_undo()
         current = self._store.containers.get(container.id, container)
         try:
             await self._take_apart(current)

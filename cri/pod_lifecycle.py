@@ -37,6 +37,7 @@ from sandbox.host.errors import (
     PodwrightError,
 )
 from sandbox.host.journal import get_logger
+from sandbox.host.undoing import begin_undo
 from sandbox.model import NamespaceMode, PodSandbox, pod_name_key
 from sandbox.spec.sysctls import pod_sysctls
 from sandbox.states import PodState
@@ -188,6 +189,7 @@ class PodLifecycle:
         return pod.id
 
     async def _undo(self, pod: PodSandbox, error: BaseException) -> None:
+        begin_undo()
         current = self._store.pods.get(pod.id, pod)
         try:
             await self._take_apart(current)

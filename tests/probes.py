@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from imageservice.snapshots.indexed import probe_indexed
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import Denied, PodwrightError, Unsupported
@@ -45,6 +47,13 @@ def no_indexed_layers(directory: Path) -> str:
     # Where the kernel can, a refusal is a fault of our index, not a reason to skip its tests.
     assert not (able and reason and not no_root()), reason
     return reason
+
+
+def form_or_skip(form: str, directory: Path) -> str:
+    """A form of layers, `tree` or `indexed`, if this kernel has it; else the test is left out."""
+    if reason := no_overlay() or (no_indexed_layers(directory) if form == "indexed" else ""):
+        pytest.skip(reason)
+    return form
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,7 @@ from sandbox.host.journal import get_logger
 from sandbox.host.mounts import Mount, mount_all, mount_one, unmount, unmount_tree
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from sandbox.host.clock import Clock
     from sandbox.host.processes import ProcessRunner
@@ -71,27 +71,15 @@ def probe_mapping(directory: Path, namespace: Path, syscalls: Syscalls) -> str:
     """
     parts = {name: directory / name for name in ("layer", "lower", "upper", "work", "target")}
     words = tuple(f"{name}dir={parts[name]}" for name in ("lower", "upper", "work"))
+    bind = Mount("bind", str(parts["layer"]), parts["lower"], ("bind", "ro", f"{WORD}={namespace}"))
     try:
-        # A daemon that was killed in the middle of this has left mounts.
-        unmount_tree(directory, syscalls=syscalls)
-        remove_tree(directory)
-        with map_os_errors("cannot make probe directories", path=str(directory)):
-            directory.mkdir(0o700)
-            for path in parts.values():
-                path.mkdir(0o700)
+        with _probing_now(directory, parts, syscalls):
             (parts["layer"] / "file").touch(0o600)
-        bind = Mount(
-            "bind", str(parts["layer"]), parts["lower"], ("bind", "ro", f"{WORD}={namespace}")
-        )
-        try:
             mount_all(
                 [bind, Mount("overlay", "overlay", parts["target"], words)], syscalls=syscalls
             )
             if (parts["target"] / "file").stat().st_uid == 0:
                 return "overlayfs does not follow the mapping of its layers"
-        finally:
-            unmount_tree(directory, syscalls=syscalls)
-            remove_tree(directory)
     except (PodwrightError, OSError) as error:
         return str(error)
     return ""
@@ -182,53 +170,51 @@ async def probe_fuse_mapping(
     return ""
 
 
-@asynccontextmanager
-async def _probing(
-    directory: Path, parts: Mapping[str, Path], syscalls: Syscalls
-) -> AsyncIterator[None]:
-    """Make the directories, and take away everything below when the block ends."""
+def probe_bind_mapping(directory: Path, namespace: Path, syscalls: Syscalls) -> str:
+    """As `probe_mapping`, for a directory that is bound as it is; blocking."""
+    parts = {name: directory / name for name in ("source", "target")}
+    mapped = Mount("bind", str(parts["source"]), parts["target"], ("bind", f"{WORD}={namespace}"))
+    try:
+        with _probing_now(directory, parts, syscalls):
+            mount_one(mapped, syscalls=syscalls)
+            if parts["target"].stat().st_uid == 0:
+                return "owners are not mapped"
+    except (PodwrightError, OSError) as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _probing_now(directory: Path, parts: Mapping[str, Path], syscalls: Syscalls) -> Iterator[None]:
+    """Make the directories, and take away everything below when the block ends; blocking."""
 
     def clear() -> None:
         # A daemon that was killed in the middle of this has left mounts.
         unmount_tree(directory, syscalls=syscalls)
         remove_tree(directory)
 
-    def make() -> None:
-        clear()
-        with map_os_errors("cannot make probe directories", path=str(directory)):
-            directory.mkdir(0o700)
-            for path in parts.values():
-                path.mkdir(0o700)
-
-    await asyncio.to_thread(make)
+    clear()
+    with map_os_errors("cannot make probe directories", path=str(directory)):
+        directory.mkdir(0o700)
+        for path in parts.values():
+            path.mkdir(0o700)
     try:
         yield
     finally:
-        await asyncio.shield(asyncio.to_thread(clear))
+        clear()
 
 
-def probe_bind_mapping(directory: Path, namespace: Path, syscalls: Syscalls) -> str:
-    """As `probe_mapping`, for a directory that is bound as it is; blocking."""
-    source, target = directory / "source", directory / "target"
+@asynccontextmanager
+async def _probing(
+    directory: Path, parts: Mapping[str, Path], syscalls: Syscalls
+) -> AsyncIterator[None]:
+    """`_probing_now` in threads."""
+    block = _probing_now(directory, parts, syscalls)
+    await asyncio.to_thread(block.__enter__)
     try:
-        unmount_tree(directory, syscalls=syscalls)
-        remove_tree(directory)
-        with map_os_errors("cannot make probe directories", path=str(directory)):
-            for path in (directory, source, target):
-                path.mkdir(0o700)
-        try:
-            mount_one(
-                Mount("bind", str(source), target, ("bind", f"{WORD}={namespace}")),
-                syscalls=syscalls,
-            )
-            if target.stat().st_uid == 0:
-                return "owners are not mapped"
-        finally:
-            unmount_tree(directory, syscalls=syscalls)
-            remove_tree(directory)
-    except (PodwrightError, OSError) as error:
-        return str(error)
-    return ""
+        yield
+    finally:
+        await asyncio.shield(asyncio.to_thread(block.__exit__, None, None, None))
 
 
 def _mounts(options: tuple[str, ...], target: Path, syscalls: Syscalls) -> bool:

@@ -33,6 +33,7 @@ from sandbox.host.errors import (
 from sandbox.host.mounts import Mount, list_mounts
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.host.processes import KILL_WAIT_S
+from sandbox.host.undoing import begin_undo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -90,6 +91,7 @@ async def serve(
                 await _until_served(mount.target, program, said, clock)
             fcntl.fcntl(said, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         except BaseException as error:
+            begin_undo()
             # Its end also wakes a thread that waits for an answer of the mount.
             program.kill_group(signal.SIGKILL)
             await asyncio.shield(asyncio.to_thread(detach, mount.target, syscalls))

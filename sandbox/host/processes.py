@@ -18,7 +18,7 @@ import asyncio
 import os
 import shlex
 import signal as signals
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -370,7 +370,12 @@ def _open_input(content: bytes) -> int:
 
 
 async def _ended_within(child: Child, seconds: float) -> None:
-    """Wait for a killed child; one that is stuck is reaped later by its own callback."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await child.wait()
+    """Wait for a child that shall end; one that is stuck is reaped later by its own callback.
+
+    Not by `asyncio.timeout`, which does not hold in a task that is being cancelled (`begin_undo`).
+    """
+    ended = asyncio.ensure_future(child.wait())
+    try:
+        await asyncio.wait({ended}, timeout=seconds)
+    finally:
+        ended.cancel()

@@ -37,6 +37,7 @@ from sandbox.errors import (
 from sandbox.host.errors import NotFound, PodwrightError, ResourceExhausted, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import boot_id, start_ticks
+from sandbox.host.undoing import begin_undo
 from sandbox.model import ProcessRef
 from sandbox.monitor import control, logfile
 from sandbox.monitor.request import Created, conmon_argv, parse_report
@@ -116,6 +117,7 @@ class Conmon:
             await asyncio.to_thread(_prepare_bundle, request.bundle, log)
             pid = await self._run(request, log.path if log is not None else None)
         except BaseException:
+            begin_undo()
             self._observe(request, began_ns, ok=False)
             await self._clear(request)
             if log is not None:

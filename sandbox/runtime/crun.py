@@ -20,6 +20,7 @@ from sandbox.host import files
 from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
+from sandbox.host.undoing import begin_undo
 from sandbox.runtime import direct
 from sandbox.runtime.books import Books
 from sandbox.runtime.command import (
@@ -132,6 +133,7 @@ class CommandRuntime:
                 raise self._failure("create", cid, status, message, argv)
             pid = await asyncio.to_thread(read_pid_file, pid_file)
         except BaseException:
+            begin_undo()
             self._observe("create", began_ns, ok=False)
             with suppress(PodwrightError):
                 await self.delete(cid, force=True)

@@ -82,6 +82,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def faulty_bridge(node: Node, rule: dict) -> FaultyPlugin:
+    """Have the real bridge plugin do its work under a rule."""
+    real = node.bin_dir / "real-bridge"
+    (node.bin_dir / "bridge").rename(real)
+    return FaultyPlugin(node.bin_dir, "bridge", real=str(real), rules=[rule])
+
+
 async def until_called(plugin: FaultyPlugin, times: int = 1) -> None:
     while len(plugin.calls) < times:  # noqa: ASYNC110 - another process cannot set an event
         await asyncio.sleep(0.01)
@@ -203,12 +210,7 @@ async def test_a_cancelled_add_may_finish_what_it_has_begun(tmp_path):
     """Killed while it reserves an address, host-local leaves a file that names no pod."""
     node = Node(tmp_path)
     try:
-        real = node.bin_dir / "bridge"
-        real.rename(node.bin_dir / "real-bridge")
-        rule = {"command": "ADD", "do": "slow", "seconds": 0.3}
-        slow = FaultyPlugin(
-            node.bin_dir, "bridge", real=str(node.bin_dir / "real-bridge"), rules=[rule]
-        )
+        slow = faulty_bridge(node, {"command": "ADD", "do": "slow", "seconds": 0.3})
         node.configure()
         network = node.network()
         pod = node.pod()
@@ -267,10 +269,7 @@ async def test_a_grandchild_that_keeps_the_output_open_does_not_hold_us(bench):
 async def test_a_plugin_killed_after_its_work_is_undone(tmp_path):
     node = Node(tmp_path)
     try:
-        real = node.bin_dir / "bridge"
-        real.rename(node.bin_dir / "real-bridge")
-        rule = {"command": "ADD", "do": "kill", "after_work": True, "times": 1}
-        FaultyPlugin(node.bin_dir, "bridge", real=str(node.bin_dir / "real-bridge"), rules=[rule])
+        faulty_bridge(node, {"command": "ADD", "do": "kill", "after_work": True, "times": 1})
         node.configure()
         network = node.network()
         pod = node.pod()

@@ -24,11 +24,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(params=["tree", "indexed"])
 def form(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if reason := probes.no_overlay():
-        pytest.skip(reason)
-    if request.param == "indexed" and (reason := probes.no_indexed_layers(tmp_path)):
-        pytest.skip(reason)
-    return str(request.param)
+    return probes.form_or_skip(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -43,11 +43,7 @@ WORKER_BYTES = 2 << 30
 @pytest.fixture(scope="module", params=["indexed", "tree"])
 def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Each form of layers that this kernel has."""
-    if request.param == "indexed":
-        reason = probes.no_indexed_layers(tmp_path_factory.mktemp("probe"))
-        if reason:
-            pytest.skip(reason)
-    return str(request.param)
+    return probes.form_or_skip(request.param, tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture(scope="module")
