@@ -43,8 +43,8 @@ from sandbox.running import (
     prepare,
 )
 from sandbox.runtime import proctree
-from sandbox.runtime.crun import read_pid_file
 from sandbox.runtime.pipes import Budget, Captured, Pool, drain, make_pipe
+from sandbox.runtime.written import read_pid_file
 
 if TYPE_CHECKING:
     from pathlib import Path

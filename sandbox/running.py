@@ -25,7 +25,7 @@ from sandbox.host.journal import get_logger
 from sandbox.host.threads import to_its_end
 from sandbox.runtime import proctree
 from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime_message
-from sandbox.runtime.crun import read_pid_file
+from sandbox.runtime.written import read_pid_file
 
 if TYPE_CHECKING:
     from sandbox.cgroups import Cgroups

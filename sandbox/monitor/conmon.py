@@ -43,8 +43,8 @@ from sandbox.monitor import control, logfile
 from sandbox.monitor.request import Created, conmon_argv, parse_report
 from sandbox.monitor.survivors import end_monitor, find_monitor
 from sandbox.runtime.command import failure, runtime_message, says_exhausted
-from sandbox.runtime.crun import read_log
 from sandbox.runtime.pipes import drain, make_pipe, read_line
+from sandbox.runtime.written import read_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from sandbox.host.errors import PodwrightError
 from sandbox.host.pidfd import boot_id, start_ticks
 from sandbox.model import ProcessRef
 from sandbox.runtime import proctree
-from sandbox.runtime.crun import read_pid_file
+from sandbox.runtime.written import read_pid_file
 
 
 def find_monitor(bundle: Path) -> ProcessRef | None:

@@ -1,8 +1,9 @@
 """The OCI runtime: the program that turns a bundle into a container and then leaves.
 
 `driver` is the manual (what each step means, how it can fail), `command` holds the pure parts
-(argument lists, reading what the program logs), `crun` runs them. crun and runc share one command
-line, so there is one implementation; what differs between them is data.
+(argument lists, reading what the program logs), `crun` runs them, `written` reads the files they
+leave. crun and runc share one command line, so there is one implementation; what differs between
+them is data.
 
 The engine keeps to three rules, each learnt from somebody's outage:
 

@@ -9,14 +9,12 @@ asked for it, because only he knows the cgroup.
 from __future__ import annotations
 
 import asyncio
-import errno
 import shlex
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sandbox.errors import RuntimeBusy, RuntimeFailed, RuntimeMissing, RuntimeTimeout
-from sandbox.host import files
 from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
@@ -34,6 +32,7 @@ from sandbox.runtime.command import (
     says_gone,
 )
 from sandbox.runtime.driver import RuntimeState, RuntimeStatus
+from sandbox.runtime.written import read_log, read_pid_file
 from sandbox.settings import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
     from sandbox.settings import RuntimeHandler, SandboxTimeouts
 
 _log = get_logger("runtime")
-
-#: A pid file is a decimal number; anything longer is not one.
-_PID_FILE_LIMIT_BYTES: Final = 64
 
 
 class CommandRuntime:
@@ -373,30 +369,3 @@ class CommandRuntime:
 def is_crun(handler: RuntimeHandler) -> bool:
     """Whether the handler's program is crun; by its name, as it must be known before it is run."""
     return handler.path.name == "crun"
-
-
-def read_log(path: Path) -> str:
-    """What a runtime wrote into its log file; empty when there is none. Blocking."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(size - LOG_LIMIT_BYTES, 0))
-            return runtime_message(file.read(LOG_LIMIT_BYTES))
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return ""
-        return f"its log cannot be read: {error}"
-
-
-def read_pid_file(path: Path) -> int:
-    """A pid that the runtime has just written. Blocking. Raises RuntimeFailed."""
-    try:
-        text = files.read_limited(path, _PID_FILE_LIMIT_BYTES).strip()
-    except PodwrightError as error:
-        raise RuntimeFailed("the runtime wrote no pid file", path=str(path)) from error
-    pid = int(text) if text.isdigit() and len(text) < 11 else 0
-    if pid <= 1:
-        raise RuntimeFailed(
-            "the runtime's pid file holds no process id", path=str(path), text=repr(text)
-        )
-    return pid
