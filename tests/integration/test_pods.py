@@ -92,7 +92,7 @@ def test_address_is_real_in_both_families(node: Node, handler: str) -> None:
     assert len(addresses) == 2
     shown = node.exec(container, "ip", "addr", "show", "dev", "eth0")[1]
     assert all(address in shown for address in addresses)
-    node.host("busybox", "ping", "-c", "1", "-W", "10", network.ip)
+    node.ping(network.ip)
     hosts = node.exec(container, "cat", "/etc/hosts")[1]
     assert f"{network.ip}\tpod" in hosts
 

@@ -112,7 +112,7 @@ def _retry_run_pod(node: Node, scene: Scene) -> None:
     assert [p.id for p in node.pods() if p.metadata.name == "victim"] == [pod]
     status = node.pod_status(pod)
     assert status.state == api.SANDBOX_READY
-    node.host("busybox", "ping", "-c", "1", "-W", "10", status.network.ip)
+    node.ping(status.network.ip)
 
 
 # StopPodSandbox, RemovePodSandbox.
