@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
 import signal as signals
-import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument, from_os_error
+from sandbox.host.spawning import SPAWNER, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,28 +24,18 @@ if TYPE_CHECKING:
 
 _READ_BYTES: Final = 64 * 1024
 
-#: The daemon's own 077 is for files of its own. An OCI runtime makes the directories that lead to a
-#: mount inside a container's root, and a user of the container must be able to walk them.
-CHILD_UMASK: Final = 0o022
-
 
 class Child:
-    """Made from a `Popen` that nobody else polls; see the module text."""
+    """A program by its pidfd, which it owns, and nobody else waits for it; see the module text."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, group: bool) -> None:
-        self.pid = process.pid
+    def __init__(self, pid: int, pidfd: int, *, group: bool) -> None:
+        self.pid = pid
         self.exit_status: int | None = None
-        self._process = process
+        self._fd = pidfd
         self._group = group
         self._released = False
         self._callbacks: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
-        try:
-            self._fd = os.pidfd_open(process.pid)
-        except OSError as error:
-            process.kill()
-            process.wait()
-            raise from_os_error(error, "cannot watch program", pid=process.pid) from error
         self._loop.add_reader(self._fd, self._ended)
 
     @property
@@ -104,7 +95,6 @@ class Child:
             self.exit_status = result.si_status
         else:
             self.exit_status = -result.si_status
-        self._process.returncode = self.exit_status
         if self._released:
             self._reap()
         callbacks, self._callbacks = self._callbacks, []
@@ -163,7 +153,7 @@ class Collector:
         self._changed.set()
 
 
-def start_child(
+async def start_child(
     argv: Sequence[str],
     env: Mapping[str, str],
     cwd: Path,
@@ -185,29 +175,45 @@ def start_child(
         raise InvalidArgument(f"argument or variable of {name} is malformed")
     if any(fd < 3 for fd in pass_fds):
         raise InvalidArgument(f"descriptors passed to {name} must not be standard streams")
-    stdin, stdout, stderr = (subprocess.DEVNULL if fd is None else fd for fd in streams)
-    # A descriptor kept free for the pidfd: a child that runs unwatched would be worse than none.
-    spare = -1
     try:
-        spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        process = subprocess.Popen(  # noqa: S603 - arguments are a list, no shell reads them
-            list(argv),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=dict(env),
-            cwd=str(cwd),
-            pass_fds=tuple(pass_fds),
-            start_new_session=new_session,
-            umask=CHILD_UMASK,
-        )
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            stdin, stdout, stderr = (null if fd is None else fd for fd in streams)
+            start = functools.partial(
+                spawn,
+                tuple(argv),
+                dict(env),
+                str(cwd),
+                tuple(pass_fds),
+                (stdin, stdout, stderr),
+                new_session=new_session,
+            )
+            pid, pidfd, cancelled = await _started(start)
+        finally:
+            os.close(null)
     except OSError as error:
         missing = error.errno == errno.ENOENT and error.filename == name
         hint = "install it, or correct the configured path" if missing else ""
         raise from_os_error(error, f"cannot start {name}", hint=hint) from error
     except ValueError as error:  # a surrogate in an argument
         raise InvalidArgument(f"argument of {name} cannot be encoded") from error
-    finally:
-        if spare >= 0:
-            os.close(spare)
-    return Child(process, group=new_session)
+    child = Child(pid, pidfd, group=new_session)
+    if cancelled is not None:
+        child.kill_group()
+        child.release()
+        raise cancelled
+    return child
+
+
+async def _started(
+    start: Callable[[], tuple[int, int]],
+) -> tuple[int, int, asyncio.CancelledError | None]:
+    """Process id, pidfd, and the cancellation that came meanwhile: no start is left half-done."""
+    cancelled = None
+    starting = asyncio.get_running_loop().run_in_executor(SPAWNER, start)
+    while not starting.done():
+        try:
+            await asyncio.wait({starting})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return *starting.result(), cancelled

@@ -2,11 +2,10 @@
 
 Why not asyncio's own subprocesses: their default watcher costs a thread for each child,
 `communicate` waits for as long as any grandchild holds the pipe, and a cancelled wait leaves the
-child running. Here a child is started on `subprocess.Popen`'s vfork path (no preexec_fn: that
-would fork the whole daemon with other threads' locks held), its end is told by its pidfd to the
-event loop, and whatever ends the wait (time, cancellation, too much output) kills the child's
-whole process group. The child is reaped only after the last signal to its group, so a group
-number cannot have passed to a stranger.
+child running. Here a child is started by posix_spawn in a thread (`spawning`), its end is told by
+its pidfd to the event loop, and whatever ends the wait (time, cancellation, too much output) kills
+the child's whole process group. The child is reaped only after the last signal to its group, so a
+group number cannot have passed to a stranger.
 
 Standard input is a memory file, not a pipe: any size is there before the program starts, and a
 program that does not read it costs nothing.
@@ -188,7 +187,7 @@ class HostProcessRunner:
         began_ns = self._clock.monotonic_ns()
         changed = asyncio.Event()
         with ExitStack() as stack:
-            child, out, err = self._start(
+            child, out, err = await self._start(
                 argv, env, stdin, cwd, pass_fds, output_limit_bytes, changed, stack
             )
             try:
@@ -234,7 +233,7 @@ class HostProcessRunner:
             )
         return finished
 
-    def _start(
+    async def _start(
         self,
         argv: Sequence[str],
         env: Mapping[str, str] | None,
@@ -257,7 +256,7 @@ class HostProcessRunner:
                 theirs.callback(os.close, err_write)
             except OSError as error:
                 raise from_os_error(error, f"cannot start {argv[0] if argv else ''}") from error
-            child = self._start_child(
+            child = await self._start_child(
                 argv, env, cwd, pass_fds, (source, out_write, err_write), new_session=True
             )
             ours.pop_all()
@@ -318,11 +317,11 @@ class HostProcessRunner:
     ) -> Spawned:
         """See `ProcessRunner`."""
         streams = (stdin_fd, stdout_fd, stderr_fd)
-        child = self._start_child(argv, env, cwd, pass_fds, streams, new_session=new_session)
+        child = await self._start_child(argv, env, cwd, pass_fds, streams, new_session=new_session)
         child.release()
         return child
 
-    def _start_child(
+    async def _start_child(
         self,
         argv: Sequence[str],
         env: Mapping[str, str] | None,
@@ -332,7 +331,7 @@ class HostProcessRunner:
         *,
         new_session: bool,
     ) -> Child:
-        child = start_child(
+        child = await start_child(
             argv,
             {**MINIMAL_ENV, **(env or {})},
             cwd or Path("/"),

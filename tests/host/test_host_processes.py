@@ -14,12 +14,9 @@ from sandbox.host.errors import PodwrightError, ResourceExhausted
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.processes import HostProcessRunner
 from tests import probes
+from tests.kit.held import children
 
 pytestmark = pytest.mark.root
-
-
-def children():
-    return [int(n) for n in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 STARTER = """
@@ -61,15 +58,15 @@ async def test_a_program_that_cannot_be_killed_is_let_go_and_reaped_later(monkey
     from sandbox.host import processes
 
     # A registry of the session may be among them.
-    others = set(children())
+    others = set(children(os.getpid()))
     monkeypatch.setattr(processes, "KILL_WAIT_S", 0.05)
     monkeypatch.setattr("sandbox.host.children.os.killpg", lambda *_: None)
     with pytest.raises(PodwrightError, match="did not end"):
         await HostProcessRunner().run(["sleep", "1000"], timeout_s=0.05)
     monkeypatch.undo()
-    (stuck,) = set(children()) - others
+    (stuck,) = set(children(os.getpid())) - others
     os.kill(stuck, signal.SIGKILL)
-    while set(children()) - others:  # noqa: ASYNC110 - the kernel sets no Event
+    while set(children(os.getpid())) - others:  # noqa: ASYNC110 - the kernel sets no Event
         await asyncio.sleep(0.001)
 
 

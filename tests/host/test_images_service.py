@@ -46,6 +46,7 @@ from tests.fakes.registry import (
 )
 from tests.host.image_node import image_node, layer_directories, leftovers, rootfs, until
 from tests.kit import oci
+from tests.kit.held import children
 from tests.kit.registry import Pusher, running_registry
 from tests.kit.signing import attachment, new_key, payload, public_pem, signature_tag, signed
 from tests.kit.tars import Tar
@@ -678,10 +679,9 @@ async def test_a_worker_that_dies_fails_one_pull(tmp_path: Path) -> None:
 
 def _workers() -> list[int]:
     """Unpack workers that this process has started."""
-    own = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     return [
-        int(pid)
-        for pid in own
+        pid
+        for pid in children(os.getpid())
         if b"imageservice.unpack.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 

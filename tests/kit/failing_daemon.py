@@ -33,6 +33,7 @@ import sandbox.host.database as database
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import from_os_error
 from sandbox.host.libc import LibcSyscalls
+from sandbox.host.spawning import AUDIT_EVENT
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -59,7 +60,7 @@ _EVENTS: Final = {
     "os.symlink": 1,
     "os.link": 1,
     "os.truncate": 0,
-    "subprocess.Popen": 1,
+    AUDIT_EVENT: 0,
 }
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _RANDOM: Final = re.compile(r"\.[0-9a-f]{8,}\.tmp\b|\bexec-[0-9a-f]+")
@@ -154,7 +155,7 @@ def _plain(text: str) -> str:
 
 
 def _words(event: str, argument: object) -> str:
-    if event == "subprocess.Popen":
+    if event == AUDIT_EVENT:
         argv = [os.fsdecode(word) for word in argument]  # type: ignore[attr-defined]
         verbs = [word for word in argv[1:] if word in _VERBS]
         return f"run {Path(argv[0]).name} {' '.join(verbs[:1])}".strip()

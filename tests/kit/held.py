@@ -15,11 +15,19 @@ def descriptors(pid: int) -> list[Path]:
     return list(Path(f"/proc/{pid}/fd").iterdir())
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of what any of its threads has started."""
+    return [
+        int(word)
+        for thread in Path(f"/proc/{pid}/task").glob("*/children")
+        for word in thread.read_text().split()
+    ]
+
+
 def held(pid: int) -> tuple[int, int, int]:
     """(descriptors, threads, children) of the process."""
-    threads = list(Path(f"/proc/{pid}/task").glob("*/children"))
-    children = sum(len(each.read_text().split()) for each in threads)
-    return len(descriptors(pid)), len(threads), children
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    return len(descriptors(pid)), len(threads), len(children(pid))
 
 
 def resident_bytes(pid: int) -> int:

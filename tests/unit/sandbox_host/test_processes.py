@@ -19,6 +19,7 @@ from sandbox.host.errors import (
 )
 from sandbox.host.pidfd import is_zombie
 from sandbox.host.processes import MINIMAL_ENV, Finished, HostProcessRunner
+from tests.kit.held import children
 
 KIB = 1024
 
@@ -42,10 +43,6 @@ def exists(pid: int) -> bool:
 
 def descriptors() -> set[str]:
     return {link.name for link in Path("/proc/self/fd").iterdir()}
-
-
-def children() -> str:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 
 
 async def until(condition):
@@ -243,12 +240,12 @@ async def test_no_descriptors_left_is_said_so_and_leaves_nothing(runner):
 
 async def test_many_at_once_leave_no_zombie_and_no_descriptor(runner):
     await runner.run(["true"])
-    before, others = descriptors(), children()  # a whole run has a registry of its own
+    before, others = descriptors(), children(os.getpid())  # a whole run has a registry of its own
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(runner.run(["sh", "-c", f"exit {n}"])) for n in range(50)]
     assert [task.result().exit_status for task in tasks] == list(range(50))
     assert descriptors() == before
-    assert children() == others
+    assert children(os.getpid()) == others
 
 
 async def test_spawned_programs_run_on_and_are_reaped_without_anybody_waiting(runner):
