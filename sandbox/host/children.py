@@ -26,11 +26,17 @@ _READ_BYTES: Final = 64 * 1024
 
 
 class Child:
-    """A program by its pidfd, which it owns, and nobody else waits for it; see the module text."""
+    """A program by its pidfd, which it owns, and nobody else waits for it; see the module text.
+
+    Attributes:
+        called_off: the cancellation that came while the program was being started. Whoever started
+            it ends it, as if the cancellation had come right afterwards, and raises this.
+    """
 
     def __init__(self, pid: int, pidfd: int, *, group: bool) -> None:
         self.pid = pid
         self.exit_status: int | None = None
+        self.called_off: asyncio.CancelledError | None = None
         self._fd = pidfd
         self._group = group
         self._released = False
@@ -58,6 +64,18 @@ class Child:
             await ended.wait()
         assert self.exit_status is not None, "on_end calls after the status is set"
         return self.exit_status
+
+    async def ended_within(self, seconds: float) -> None:
+        """Wait for its end, but not longer; one that is stuck is reaped later by its own callback.
+
+        Not by `asyncio.timeout`, which does not hold in a task that is being cancelled
+        (`begin_undo`).
+        """
+        ended = asyncio.ensure_future(self.wait())
+        try:
+            await asyncio.wait({ended}, timeout=seconds)
+        finally:
+            ended.cancel()
 
     def kill_group(self, signal: int = signals.SIGKILL) -> bool:
         """Signal the process group (the process alone, when it has none of its own).
@@ -164,6 +182,8 @@ async def start_child(
 ) -> Child:
     """Start a program; `env` is all of its environment, a stream that is None is /dev/null.
 
+    A cancellation does not end it: look at `called_off`.
+
     Raises:
         NotFound, Denied, InvalidArgument, ResourceExhausted: as `ProcessRunner.run`.
     """
@@ -198,10 +218,7 @@ async def start_child(
     except ValueError as error:  # a surrogate in an argument
         raise InvalidArgument(f"argument of {name} cannot be encoded") from error
     child = Child(pid, pidfd, group=new_session)
-    if cancelled is not None:
-        child.kill_group()
-        child.release()
-        raise cancelled
+    child.called_off = cancelled
     return child
 
 

@@ -191,16 +191,18 @@ class HostProcessRunner:
                 argv, env, stdin, cwd, pass_fds, output_limit_bytes, changed, stack
             )
             try:
+                if child.called_off is not None:
+                    raise child.called_off
                 async with asyncio.timeout(timeout_s):
                     await self._until_ended(child, out, err, changed, truncate=truncate)
                 held = not await self._drained(out, err, changed, drain_s, truncate=truncate)
             except BaseException as error:
                 try:
                     if isinstance(error, asyncio.CancelledError) and finish_s > 0:
-                        await _ended_within(child, finish_s)
+                        await child.ended_within(finish_s)
                 finally:
                     child.kill_group(signals.SIGKILL)
-                await _ended_within(child, KILL_WAIT_S)
+                await child.ended_within(KILL_WAIT_S)
                 if isinstance(error, TimeoutError):
                     raise DeadlineExceeded(
                         f"{Path(argv[0]).name} did not end within {timeout_s} s and was killed",
@@ -318,6 +320,11 @@ class HostProcessRunner:
         """See `ProcessRunner`."""
         streams = (stdin_fd, stdout_fd, stderr_fd)
         child = await self._start_child(argv, env, cwd, pass_fds, streams, new_session=new_session)
+        if child.called_off is not None:
+            child.kill_group()
+            child.release()
+            await child.ended_within(KILL_WAIT_S)
+            raise child.called_off
         child.release()
         return child
 
@@ -366,15 +373,3 @@ def _open_input(content: bytes) -> int:
         os.close(fd)
         raise
     return fd
-
-
-async def _ended_within(child: Child, seconds: float) -> None:
-    """Wait for a child that shall end; one that is stuck is reaped later by its own callback.
-
-    Not by `asyncio.timeout`, which does not hold in a task that is being cancelled (`begin_undo`).
-    """
-    ended = asyncio.ensure_future(child.wait())
-    try:
-        await asyncio.wait({ended}, timeout=seconds)
-    finally:
-        ended.cancel()
