@@ -18,6 +18,9 @@ from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import Mount, mount_one
 from sandbox.host.syscalls import MNT_DETACH
 
+#: Of the kernel: (6, 12).
+RELEASE = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
 
 @functools.cache
 def no_root() -> str:

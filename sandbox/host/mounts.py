@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Final
 from sandbox.host import idmap, overlay
 from sandbox.host import syscalls as sc
 from sandbox.host.clock import Clock, SystemClock
-from sandbox.host.errors import Busy, InvalidArgument, PodwrightError, from_os_error
+from sandbox.host.errors import (
+    Busy,
+    InvalidArgument,
+    PodwrightError,
+    Unsupported,
+    from_os_error,
+)
 from sandbox.host.mountinfo import MountInfo, list_mounts, mount_of, mounts_below
 from sandbox.host.trees import remove_tree
 
@@ -232,13 +238,18 @@ def _mount_new(mount: Mount, parsed: _Parsed, syscalls: sc.Syscalls) -> None:
         return
     data = overlay.join_options(parsed.data, path=str(mount.target))
     if mount.type == "overlay" and len(os.fsencode(data)) >= overlay.DATA_LIMIT_BYTES:
-        overlay.mount_by_layers(
-            mount.source,
-            mount.target,
-            parsed.data,
-            attributes=_attributes(parsed.flags),
-            syscalls=syscalls,
-        )
+        try:
+            overlay.mount_by_layers(
+                mount.source,
+                mount.target,
+                parsed.data,
+                attributes=_attributes(parsed.flags),
+                syscalls=syscalls,
+            )
+        except Unsupported:
+            overlay.mount_by_descriptors(
+                mount.source, mount.target, parsed.data, flags=parsed.flags, syscalls=syscalls
+            )
         return
     syscalls.mount(mount.source, mount.target, mount.type, parsed.flags, data)
 

@@ -4,7 +4,8 @@ mount(2) copies at most a page of option text (mount(2), "data"); 128 layers nee
 paths after a chdir are the old way around, but the working directory belongs to the whole process.
 The new mount interface takes each layer by itself ("lowerdir+", Linux 6.7), by descriptor where the
 path is longer than the 255 bytes a value may have (6.13), before that by the descriptor's name in
-/proc, which mountinfo shows then.
+/proc, which mountinfo shows then. Older kernels get the names of descriptors for all of them: a
+page has room for some 200.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import syscalls as sc
@@ -51,7 +53,11 @@ def _escaped(word: str, path: str) -> str:
 
 def split_layers(value: str) -> list[str]:
     r"""The directories of a `lowerdir=` value, topmost first; `\:` and `\,` are unescaped."""
-    return [re.sub(r"\\(.)", r"\1", part) for part in _COLON.split(value)]
+    return [_plain(part) for part in _COLON.split(value)]
+
+
+def _plain(escaped: str) -> str:
+    return re.sub(r"\\(.)", r"\1", escaped)
 
 
 def mount_by_layers(
@@ -89,6 +95,41 @@ def mount_by_layers(
         os.close(context)
 
 
+def mount_by_descriptors(
+    source: str, target: Path, words: Sequence[str], *, flags: int, syscalls: sc.Syscalls
+) -> None:
+    """Mount an overlay by mount(2), every directory by the short name of a descriptor of ours.
+
+    Raises:
+        Unsupported: there are too many layers even so.
+        PodwrightError: what the kernel said.
+    """
+    with ExitStack() as stack:
+
+        def short(path: str) -> str:
+            fd = syscalls.openat2(sc.AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, fd)
+            return f"/proc/self/fd/{fd}"
+
+        told = []
+        for word in words:
+            key, _, value = word.partition("=")
+            if key == "lowerdir":
+                told.append(f"{key}={':'.join(map(short, split_layers(value)))}")
+            elif key in _PATH_KEYS:
+                told.append(f"{key}={short(_plain(value))}")
+            else:
+                told.append(word)
+        data = join_options(told, path=str(target))
+        if len(os.fsencode(data)) >= DATA_LIMIT_BYTES:
+            raise Unsupported(
+                "overlay has more layers than this kernel takes",
+                hint="use an image with fewer layers, or Linux 6.7 or later",
+                path=str(target),
+            )
+        syscalls.mount(source, target, "overlay", flags, data)
+
+
 def _supported(call: Callable[[], int]) -> int:
     try:
         return call()
@@ -109,7 +150,7 @@ def _configure(context: int, word: str, syscalls: sc.Syscalls) -> None:
         for layer in split_layers(value):
             _set_path(context, "lowerdir+", layer, syscalls)
     elif key in _PATH_KEYS:
-        _set_path(context, key, re.sub(r"\\(.)", r"\1", value), syscalls)
+        _set_path(context, key, _plain(value), syscalls)
     else:
         # Quotes are the grammar of mount(2)'s text (context="a,b"); here a value is by itself.
         quoted = len(value) > 1 and value.startswith('"') and value.endswith('"')

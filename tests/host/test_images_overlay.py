@@ -21,6 +21,7 @@ from sandbox.host.database import Database
 from sandbox.host.errors import Corrupt, FailedPrecondition, from_os_error
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import Mount, mount_all, unmount
+from tests.probes import RELEASE
 
 pytestmark = pytest.mark.root
 
@@ -100,9 +101,11 @@ def touch(*names: str):
 
 @pytest.mark.cell("MT6")
 async def test_many_layers(node: Node, tmp_path: Path) -> None:
-    chain = [await node.layer(n, make=touch(f"f{n}", "same")) for n in range(1, 301)]
+    # Older kernels take as many as a page has room for (sandbox.host.overlay).
+    number = 300 if RELEASE >= (6, 7) else 200
+    chain = [await node.layer(n, make=touch(f"f{n}", "same")) for n in range(1, number + 1)]
     with mounted(await node.prepare(*chain), tmp_path / "m") as target:
-        assert len(list(target.iterdir())) == 301
+        assert len(list(target.iterdir())) == number + 1
         (target / "new").write_text("x")
     # What fits into a page must be mountable without the new interface: 128 with a short root.
     mount = await node.prepare(*chain[:128])
