@@ -37,7 +37,8 @@ OPENED_BY: Final = {
         "fsopen": (probe(430, 0, 0), "EFAULT"),
     },
     "SYS_BOOT": {"reboot": (probe(169, 0, 0), "EINVAL")},
-    "DAC_READ_SEARCH": {"open-by-handle": (probe(304, 0xFFFFFFFF, 0), "EFAULT")},
+    # At the working directory: kernels differ in which of a bad descriptor and handle comes first.
+    "DAC_READ_SEARCH": {"open-by-handle": (probe(304, 0xFFFFFF9C, 0), "EFAULT")},
     "SYS_PTRACE": {"kcmp": (probe(312, 0, 0), "ESRCH")},
     "SYS_TIME": {"settimeofday": (probe(164, 1, 0), "EFAULT")},
     "SYSLOG": {"syslog": (probe(103, 99), "EINVAL")},
