@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -14,6 +13,7 @@ from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S, Order
 from tests.kit.messages import namespaces
 from tests.kit.node import Node
+from tests.kit.operations import supersede
 
 SLEEP = ["sleep", "1000"]
 #: Hanging plugins are killed soon, and what could not be detached is tried again soon.
@@ -81,15 +81,8 @@ def test_delete_goes_wrong_once(node: Node, plugin: str, order: Order) -> None:
 @pytest.mark.cell("CN7")
 def test_delete_hangs_where_a_creation_is_called_off(node: Node) -> None:
     """Its time limit holds there as well, so the undo goes on, and what is left is tried again."""
-    node.faults.order("crun", "create", "hold-before")
     node.faults.order("bridge", "DEL", "hold-before")
-    with ThreadPoolExecutor(1) as client:
-        older = client.submit(node.run_pod, "pod")
-        node.faults.wait_reached("crun", "create")
-        newer = node.run_config(node.pod_config("pod", attempt=1))
-        with pytest.raises(grpc.RpcError) as ended:
-            older.result()
-    assert code_of(ended) is grpc.StatusCode.CANCELLED
+    newer = supersede(node, "pod")
     assert not node.faults.release("bridge", "DEL"), "the plugin was not killed"
     until(lambda: [pod.id for pod in node.pods()] == [newer], "the older pod is gone")
     node.assert_true()

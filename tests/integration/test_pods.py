@@ -16,6 +16,7 @@ from tests.kit import groups
 from tests.kit.calls import until
 from tests.kit.messages import WEB_SERVER, namespaces
 from tests.kit.node import Node
+from tests.kit.operations import ping, supersede
 
 IMAGES = ("registry.localhost/busybox:latest", WEB_SERVER)
 
@@ -92,7 +93,7 @@ def test_address_is_real_in_both_families(node: Node, handler: str) -> None:
     assert len(addresses) == 2
     shown = node.exec(container, "ip", "addr", "show", "dev", "eth0")[1]
     assert all(address in shown for address in addresses)
-    node.ping(network.ip)
+    ping(node, network.ip)
     hosts = node.exec(container, "cat", "/etc/hosts")[1]
     assert f"{network.ip}\tpod" in hosts
 
@@ -227,14 +228,7 @@ def test_stopped_pod_keeps_its_name_until_it_is_removed(node: Node) -> None:
 
 
 def test_newer_attempt_supersedes_one_in_flight(node: Node) -> None:
-    node.faults.order("crun", "create", "hold-before")
-    with ThreadPoolExecutor(1) as client:
-        older = client.submit(node.run_pod, "pod")
-        node.faults.wait_reached("crun", "create")
-        newer = node.run_config(node.pod_config("pod", attempt=1))
-        with pytest.raises(grpc.RpcError) as ended:
-            older.result()
-    assert code_of(ended) is grpc.StatusCode.CANCELLED
+    newer = supersede(node, "pod")
     assert [(p.id, p.metadata.attempt) for p in node.pods()] == [(newer, 1)]
     node.assert_true()
 

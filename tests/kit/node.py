@@ -308,18 +308,6 @@ class Node(Calls):
         command = ["nsenter", f"--net={self.network}", *argv]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def ping(self, address: str) -> None:
-        """Return when the address answers.
-
-        Not always the first time: the host may still have the hardware address of a pod that had
-        this address long ago, and asks anew only when nothing came back.
-        """
-        command = ["nsenter", f"--net={self.network}", "busybox", "ping", "-c", "1", "-W", "1"]
-        until(
-            lambda: subprocess.run([*command, address], capture_output=True).returncode == 0,
-            f"{address} answers",
-        )
-
     def write_network(self) -> None:
         """Put the network's configuration into its place."""
         self.conf_dir.mkdir(exist_ok=True)
