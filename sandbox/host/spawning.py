@@ -76,9 +76,11 @@ def spawn(
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
     actions = ctypes.create_string_buffer(_OPAQUE_BYTES)
     attributes = ctypes.create_string_buffer(_OPAQUE_BYTES)
-    _check(_libc.posix_spawn_file_actions_init(actions))
-    _check(_libc.posix_spawnattr_init(attributes))
+    # Kept free for the pidfd: a program that runs unwatched would be worse than none.
+    spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _check(_libc.posix_spawn_file_actions_init(actions))
+        _check(_libc.posix_spawnattr_init(attributes))
         _check(_libc.posix_spawn_file_actions_addchdir_np(actions, os.fsencode(cwd)))
         for target, source in enumerate(streams):
             _check(_libc.posix_spawn_file_actions_adddup2(actions, source, target))
@@ -96,14 +98,15 @@ def spawn(
     finally:
         _libc.posix_spawn_file_actions_destroy(actions)
         _libc.posix_spawnattr_destroy(attributes)
+        os.close(spare)
     if number:
         # The directory is entered before the program is executed, and both say ENOENT.
         where = argv[0] if Path(cwd).is_dir() else cwd
         raise OSError(number, os.strerror(number), where)
     try:
         return pid.value, os.pidfd_open(pid.value)
-    except OSError:
-        os.kill(pid.value, signal.SIGKILL)
+    except OSError:  # another thread has taken the number meanwhile
+        (os.killpg if new_session else os.kill)(pid.value, signal.SIGKILL)
         os.waitpid(pid.value, 0)
         raise
 
