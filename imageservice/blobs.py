@@ -16,12 +16,14 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imageservice.digest import Digest
 from imageservice.errors import DigestInvalid
 from sandbox.host.errors import map_os_errors
 from sandbox.host.files import make_private_dir, remove_tree
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -109,8 +111,8 @@ class KeptBlobs:
             PodwrightError: it cannot be moved; it is then where it was.
         """
         async with self._changing:
-            await asyncio.to_thread(self._take, diff_id, digest, file)
             self._layers.add(diff_id)
+            await to_its_end(partial(self._take, diff_id, digest, file))
 
     def _take(self, diff_id: str, digest: str, file: Path) -> None:
         directory = self._directory / _name(diff_id)
@@ -127,11 +129,14 @@ class KeptBlobs:
 
     async def drop(self, diff_ids: Collection[str]) -> None:
         """Remove all blobs of these layers; unknown ones are fine. Raises PodwrightError."""
-        gone = self._layers.intersection(diff_ids)
-        self._layers -= gone
         async with self._changing:
-            for diff_id in gone:
-                await asyncio.to_thread(remove_tree, self._directory / _name(diff_id))
+            gone = self._layers.intersection(diff_ids)
+            self._layers -= gone
+            await to_its_end(partial(self._drop, gone))
+
+    def _drop(self, diff_ids: Collection[str]) -> None:
+        for diff_id in diff_ids:
+            remove_tree(self._directory / _name(diff_id))
 
     async def remove(self, blob: KeptBlob) -> None:
         """Remove one that `all` named; raises PodwrightError."""

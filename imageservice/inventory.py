@@ -17,6 +17,7 @@ from imageservice.errors import ImageNotFound
 from imageservice.images import Image, image_of, read_whole, renew_names
 from sandbox.host.errors import PodwrightError, ResourceExhausted, Unavailable
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -104,10 +105,16 @@ class Inventory:
                     hint="pull it again",
                     image=record.id,
                 )
-            await self._catalog.record(record, names)
-            self._images[record.id] = image_of(record, config, self._pinned)
-            renew_names(self._images, self._catalog.images(), self._pinned)
-            return self._images[record.id]
+            return await in_one_piece(self._record(record, names, config))
+
+    async def _record(
+        self, record: ImageRecord, names: Iterable[str], config: ImageConfig
+    ) -> Image:
+        """Rows and memory, which who is called off in between must not find apart."""
+        await self._catalog.record(record, names)
+        self._images[record.id] = image_of(record, config, self._pinned)
+        renew_names(self._images, self._catalog.images(), self._pinned)
+        return self._images[record.id]
 
     async def add_pulled(
         self, pulled: Pulled, names: Iterable[str], *, created_ns: int, pinned: bool = False
@@ -151,12 +158,18 @@ class Inventory:
         """
         record = self._catalog.find(image)
         async with self._naming:
-            changed = await self._catalog.pin(record.id, pinned=pinned) if record else None
-            if changed is None or changed.id not in self._images:
-                raise ImageNotFound("image is not on this node", image=image)
-            value = image_of(changed, self._images[changed.id].config, self._pinned)
-            self._images[changed.id] = value
-            return value
+            value = await in_one_piece(self._mark(record, pinned=pinned))
+        if value is None:
+            raise ImageNotFound("image is not on this node", image=image)
+        return value
+
+    async def _mark(self, record: ImageRecord | None, *, pinned: bool) -> Image | None:
+        changed = await self._catalog.pin(record.id, pinned=pinned) if record else None
+        if changed is None or changed.id not in self._images:
+            return None
+        value = image_of(changed, self._images[changed.id].config, self._pinned)
+        self._images[changed.id] = value
+        return value
 
     def configure_pinned(self, pinned: Iterable[str]) -> None:
         """Take other references, ids and patterns of the operator from now on."""

@@ -33,6 +33,7 @@ from imageservice.unpack.pool import UnpackPool
 from imageservice.usage import FsInfo
 from sandbox.host.errors import DiskFull
 from sandbox.host.files import make_private_dir
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -239,13 +240,18 @@ class ImageService:
             if isinstance(error, DiskFull):
                 # What was fetched and unpacked for nothing is in the way of everybody else. Only
                 # then: an image beyond a limit takes nobody's room.
-                await self._sweeper.partials(older_than_s=0.0)
-                await self._sweep_layers(rests_too=True)
+                await in_one_piece(self._make_room())
             else:
                 self._sweeper.later()
             raise
         finally:
             self._usage.changed()
+
+    async def _make_room(self) -> None:
+        """Remove all rests of pulls, those too of layers that end because another one failed."""
+        await self._puller.settle()
+        await self._sweeper.partials(older_than_s=0.0)
+        await self._sweep_layers(rests_too=True)
 
     async def _name(self, reference: Reference, named: Digest, pulled: Pulled) -> Image:
         names = [str(reference.with_digest(named))]

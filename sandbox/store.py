@@ -15,6 +15,7 @@ that is lost is begun anew from its backup and the second copies (`sandbox.state
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sandbox import rows
@@ -256,7 +257,7 @@ class StateStore:
 
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod and free its name; the last step of its removal."""
-        await self._delete("pods", pod_id)
+        await self._delete(PodSandbox, pod_id)
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
         if pod is not None:
@@ -265,7 +266,7 @@ class StateStore:
 
     async def delete_container(self, container_id: str) -> None:
         """Forget a container and free its name; the last step of its removal."""
-        await self._delete("containers", container_id)
+        await self._delete(Container, container_id)
         container = self._containers.pop(container_id, None)
         self._unwritten.pop(container_id, None)
         if container is not None:
@@ -340,12 +341,18 @@ class StateStore:
             rows.insert(db, value, document)
 
         self._backups.changed = True
-        await self._database.write(work)
+        try:
+            await self._database.write(work)
+        except asyncio.CancelledError:
+            # The transaction may go on. What is given to its thread now comes after it.
+            with suppress(PodwrightError):
+                await self._delete(type(value), value.id)
+            raise
 
-    async def _delete(self, table: rows.Table, object_id: str) -> None:
+    async def _delete(self, kind: type[PodSandbox] | type[Container], object_id: str) -> None:
         def work(db: Connection) -> None:
-            self._forget_record(PodSandbox if table == "pods" else Container, object_id)
-            rows.delete(db, table, object_id)
+            self._forget_record(kind, object_id)
+            rows.delete(db, "pods" if kind is PodSandbox else "containers", object_id)
 
         self._backups.changed = True
         await self._database.write(work, cleanup=True)

@@ -96,11 +96,16 @@ class Ledger:
 
     async def update(self, rows: Collection[LayerRow]) -> None:
         """Replace what is recorded of layers; those dropped meanwhile stay dropped."""
-        known = [row for row in rows if row.diff_id in self._layers]
+        known = [row for row in rows if self._has(row)]
         for row in known:
             self._layers[row.diff_id] = row
         if known:
             await self._database.write(lambda connection: _insert(connection, known))
+
+    def _has(self, row: LayerRow) -> bool:
+        """Not so when the layer was removed and committed anew."""
+        now = self._layers.get(row.diff_id)
+        return now is not None and now.directory == row.directory
 
     def hide(self, diff_ids: Iterable[str]) -> list[LayerRow]:
         """Take layers out of memory, leased ones excepted; `erase` follows for those returned."""

@@ -30,7 +30,12 @@ from imageservice.snapshots.audit import LayerAudit
 from imageservice.snapshots.drivers import DriverWish, Plan, Storage, choose_driver
 from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.ledger import LayerRow, Ledger
-from imageservice.snapshots.places import LayerPlaces, lent_name
+from imageservice.snapshots.places import (
+    LayerPlaces,
+    directory_name,
+    directory_number,
+    lent_name,
+)
 from imageservice.snapshots.root import effective, layers_in_use
 from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
 from imageservice.snapshots.syncing import SyncGate
@@ -49,6 +54,7 @@ from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import unmount_tree
 from sandbox.host.pidfd import boot_id
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -64,7 +70,6 @@ _EMPTY: Final = "empty"
 #: A worker of a daemon that was killed may write for a moment longer.
 _CLEAN_TRIES: Final = 50
 _CLEAN_DELAY_S: Final = 0.1
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class OverlaySnapshotter:
@@ -123,7 +128,7 @@ class OverlaySnapshotter:
         present = await asyncio.to_thread(self._list_layers)
         await self._drop_broken(present, was_orderly=was_orderly)
         await self._places.open(self._leased())
-        self._next = 1 + max((_number(name) for name in present), default=0)
+        self._next = 1 + max((directory_number(name) for name in present), default=0)
 
     async def _choose_form(self) -> None:
         if self._choice == "tree":
@@ -170,7 +175,7 @@ class OverlaySnapshotter:
 
     async def stage(self, diff_id: str) -> Staging:
         """See `Snapshotter`."""
-        path = self._staging_dir / _name(self._next)
+        path = self._staging_dir / directory_name(self._next)
         self._next += 1
         self._staged[path] = self._sync.failures
         try:
@@ -189,17 +194,17 @@ class OverlaySnapshotter:
             await self.discard(staging)
             return
         await self._sync.run(self._staged[staging.path])
-        publishing = asyncio.get_running_loop().run_in_executor(None, self._publish, staging.path)
+        # Name, row and memory are one: who is called off in between has committed it or has not.
+        await in_one_piece(self._make_visible(staging, facts))
+
+    async def _make_visible(self, staging: Staging, facts: LayerFacts) -> None:
+        name = staging.path.name
         try:
-            await asyncio.shield(publishing)
-            row = LayerRow(staging.diff_id, staging.path.name, facts, boot_id())
-            await self._ledger.add(row)
+            await asyncio.to_thread(self._publish, staging.path)
+            await self._ledger.add(LayerRow(staging.diff_id, name, facts, boot_id()))
         except BaseException:
-            # Cancelled or full: back to where `discard` finds it, once the thread is done. A row
-            # that was written nevertheless names no directory and is dropped at the next start.
-            await asyncio.wait({publishing})
             with suppress(OSError):
-                (self.layers_dir / staging.path.name).rename(staging.path)
+                (self.layers_dir / name).rename(staging.path)  # where `discard` finds it
             raise
         self._staged.pop(staging.path, None)
 
@@ -281,6 +286,9 @@ class OverlaySnapshotter:
         self._corrections = {
             names: found for names, found in self._corrections.items() if gone.isdisjoint(names)
         }
+        await in_one_piece(self._remove(rows))
+
+    async def _remove(self, rows: Collection[LayerRow]) -> None:
         try:
             await self._ledger.erase(rows)
         except ResourceExhausted:
@@ -384,17 +392,3 @@ class OverlaySnapshotter:
                 self._remove_directory(name)
             except PodwrightError as error:
                 _log.warning("cannot remove stray layer", directory=name, error=error)
-
-
-def _name(number: int) -> str:
-    """Base 36: two characters for the first 1296 layers of a node."""
-    digits = ""
-    while True:
-        number, digit = divmod(number, len(_DIGITS))
-        digits = _DIGITS[digit] + digits
-        if not number:
-            return digits
-
-
-def _number(name: str) -> int:
-    return int(name, 36) if name.isascii() and name.isalnum() else 0

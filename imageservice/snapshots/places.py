@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 #: Digits of a diffID; our own layers' names are a few characters long.
 _LENT_NAME_CHARS: Final = 16
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class LayerPlaces:
@@ -157,6 +158,21 @@ def layer_problem(directory: Path, row: LayerRow) -> str:
         if count_tree(directory) == (row.facts.entries, row.facts.size_bytes):
             return ""
     return "its files are not as many or not as long as they were"
+
+
+def directory_name(number: int) -> str:
+    """Base 36: two characters for the first 1296 layers of a node."""
+    digits = ""
+    while True:
+        number, digit = divmod(number, len(_DIGITS))
+        digits = _DIGITS[digit] + digits
+        if not number:
+            return digits
+
+
+def directory_number(name: str) -> int:
+    """The number that a directory of ours is named by; 0 for another's."""
+    return int(name, 36) if name.isascii() and name.isalnum() else 0
 
 
 def lent_name(diff_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Work in a thread that is not left behind: its owner ends after it, however it is called off."""
+"""Work that is not left behind: its owner ends after it, however it is called off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -18,7 +18,18 @@ async def to_its_end(call: Callable[[], T]) -> T:
     closed or removed by whoever cleans up, and the number of a closed descriptor may already be
     somebody else's file.
     """
-    running = asyncio.get_running_loop().run_in_executor(None, call)
+    return await _until_done(asyncio.get_running_loop().run_in_executor(None, call))
+
+
+async def in_one_piece(work: Coroutine[None, None, T]) -> T:
+    """The same for a coroutine of ours that must not be torn in two, such as disk and memory.
+
+    It needs no task group: it never outlives its caller.
+    """
+    return await _until_done(asyncio.get_running_loop().create_task(work))
+
+
+async def _until_done(running: asyncio.Future[T]) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -27,5 +38,6 @@ async def to_its_end(call: Callable[[], T]) -> T:
                 await asyncio.wait({running})
             except asyncio.CancelledError:
                 continue  # once is enough
-        running.exception()  # looked at, so that nobody complains; the cancellation is the answer
+        if not running.cancelled():
+            running.exception()  # looked at, so that nobody complains; the cancellation counts
         raise

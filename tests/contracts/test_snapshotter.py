@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from imageservice.catalog import APPLICATION_ID, MIGRATIONS
 from imageservice.forms import INDEX_NAME, TAR_NAME
 from imageservice.snapshots.drivers import DriverWish
+from imageservice.snapshots.ledger import read_layers
 from imageservice.snapshots.overlay import OverlaySnapshotter
 from imageservice.snapshots.snapshotter import LayerFacts, Snapshotter, Staging
 from imageservice.unpack.archive import read_members
@@ -132,6 +134,65 @@ async def test_of_two_stagings_the_first_commit_stays(
     await snapshots.commit(second, fill(second, "second"))
     assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "first"
     assert not second.path.exists()
+
+
+class _Slow(frozenset[bytes]):
+    """Paths that are read within the transaction, and not before it is let."""
+
+    begun = threading.Event()
+    may_go_on = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun.set()
+        self.may_go_on.wait()
+        return super().__iter__()
+
+
+async def test_who_is_called_off_while_it_is_recorded_has_committed(tmp_path: Path) -> None:
+    """Memory, the record and the directory say the same."""
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
+    await snapshots.open()
+    staging = await snapshots.stage(A)
+    implied = _Slow((b"etc",))
+    facts = replace(fill(staging), implied=implied)
+    committing = asyncio.ensure_future(snapshots.commit(staging, facts))
+    await asyncio.to_thread(implied.begun.wait)
+    committing.cancel()
+    await asyncio.sleep(0)
+    implied.may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    await snapshots.discard(staging)
+    assert [row.diff_id for row in await database.read(read_layers)] == [A]
+    assert list(snapshots.layers()) == [A]
+    assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "text"
+    await snapshots.close()
+    await database.close()
+
+
+async def test_removal_goes_on_without_its_caller(tmp_path: Path) -> None:
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
+    await snapshots.open()
+    for moment in range(20):
+        await commit(snapshots, A)
+        await commit(snapshots, B)
+        removing = asyncio.ensure_future(snapshots.remove({A, B}))
+        for _ in range(1 + moment):
+            await asyncio.sleep(0.0001)
+        removing.cancel()
+        await asyncio.wait({removing})
+        left = [path.name for path in (tmp_path / "images/layers").iterdir()]
+        assert left == ["empty"], moment
+        assert not list((tmp_path / "images/staging").iterdir())
+        assert await database.read(read_layers) == []
+    await snapshots.close()
+    await database.close()
 
 
 async def test_discarding_after_commit_keeps_the_layer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 
 import msgspec
 import pytest
@@ -46,6 +47,41 @@ async def store(tmp_path):
     opened = await StateStore.open(tmp_path / "state.db")
     yield opened
     await opened.close()
+
+
+@pytest.mark.parametrize("value", [pod("a" * 64), container("b" * 64)], ids=["pod", "container"])
+async def test_what_was_called_off_while_it_was_written_was_never_there(tmp_path, value):
+    """Its name is free at once, and no later daemon finds it."""
+    path = tmp_path / "state.db"
+    copies = Records(tmp_path)
+    copies.open()
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Records):
+        def write(self, value, document):
+            begun.set()
+            go_on.wait()
+            copies.write(value, document)
+
+    store = await StateStore.open(path, records=Slow(tmp_path))
+    add = store.add_pod if isinstance(value, PodSandbox) else store.add_container
+    adding = asyncio.ensure_future(add(value))
+    await asyncio.to_thread(begun.wait)
+    adding.cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(AlreadyExists):
+        await add(msgspec.structs.replace(value, id="c" * 64))
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert (store.pods, store.containers) == ({}, {})
+    assert copies.load(type(value)) == {}
+    begun.clear()
+    await add(msgspec.structs.replace(value, id="c" * 64))
+    await store.close()
+    again = await StateStore.open(path, records=copies)
+    assert [*again.pods, *again.containers] == ["c" * 64]
+    await again.close()
 
 
 async def test_what_was_written_is_there_after_a_restart(tmp_path):

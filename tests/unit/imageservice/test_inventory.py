@@ -1,0 +1,66 @@
+"""What is recorded of images and what is answered agree, also when a caller goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imageservice.catalog import APPLICATION_ID, MIGRATIONS, Catalog, ImageRecord
+from imageservice.content import ContentStore
+from imageservice.inventory import Inventory
+from imageservice.manifest import ImageConfig
+from sandbox.host.database import Database
+from tests.fakes.snapshotter import MemorySnapshotter
+
+NAME = "docker.io/library/busybox:1.36"
+
+
+class _Slow(tuple[str, ...]):
+    """A chain that is read within the transaction, and not before it is let."""
+
+    begun = threading.Event()
+    may_go_on = threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        if threading.current_thread() is not threading.main_thread():
+            self.begun.set()
+            self.may_go_on.wait()
+        return super().__iter__()
+
+
+async def test_an_image_that_was_recorded_is_there_for_whoever_asks(tmp_path: Path) -> None:
+    """A pull that is called off at its very end has not made an image that only a restart shows."""
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    catalog, content = Catalog(database), ContentStore(tmp_path)
+    await content.open()
+    snapshots = MemorySnapshotter(tmp_path / "images")
+    inventory = Inventory(catalog, content, snapshots, pinned=())
+    chain = _Slow()
+    record = ImageRecord(
+        id="sha256:" + "a" * 64,
+        manifest="sha256:" + "b" * 64,
+        chain=chain,
+        size_bytes=10,
+        created_ns=1,
+    )
+    config = ImageConfig(architecture="amd64", os="linux")
+    adding = asyncio.ensure_future(inventory.add(record, [NAME], (), config))
+    await asyncio.to_thread(chain.begun.wait)
+    adding.cancel()
+    await asyncio.sleep(0)
+    chain.may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    found = inventory.find(NAME)
+    assert found is not None
+    assert inventory.list() == [found]
+    restarted = Catalog(database)
+    await restarted.load()
+    assert [image.id for image in restarted.images()] == [found.id]
+    await database.close()
