@@ -23,6 +23,7 @@ from imageservice.errors import DigestInvalid, SizeMismatch
 from imageservice.verified import Verifier
 from sandbox.host.errors import Corrupt, NotFound, PodwrightError, map_os_errors
 from sandbox.host.files import make_private_dir, read_limited, write_atomic
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -346,6 +347,9 @@ class Ingest:
 
     async def release(self) -> None:
         """Stop writing and leave the file for a later download; safe to call at any time."""
+        await in_one_piece(self._release())
+
+    async def _release(self) -> None:
         flushing, self._flushing = self._flushing, None
         self._batch.clear()
         if flushing is not None:
@@ -361,7 +365,10 @@ class Ingest:
 
     async def discard(self) -> None:
         """Stop writing and delete the file; safe to call at any time."""
-        await self.release()
+        await in_one_piece(self._discard())
+
+    async def _discard(self) -> None:
+        await self._release()
         with map_os_errors("cannot remove download", path=str(self.path)):
             await asyncio.to_thread(self.path.unlink, missing_ok=True)
 

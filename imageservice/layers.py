@@ -26,6 +26,7 @@ from imageservice.unpack.feed import Feed
 from imageservice.unpack.protocol import Job
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted, Unsupported
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,32 +169,41 @@ class LayerPuller:
         """Fetch, unpack and commit; what may help the next try is kept."""
         layer = work.layer
         ingest = await self._content.begin(layer.parsed_digest, layer.size_bytes)
+        staging: Staging | None = None
         try:
             staging = await self._snapshots.stage(work.diff_id)
+            done = await self._fill(ingest, staging, work, origin_only=origin_only)
+            said = declared(layer.media_type)
+            if said is not None and said.value != done.compression:
+                _log.warning(
+                    "layer is not compressed as its media type says",
+                    layer=layer.digest,
+                    media_type=layer.media_type,
+                    compression=done.compression,
+                )
+            with measured(self._observer, "commit", self._clock):
+                await self._snapshots.commit(staging, _facts(done))
+        except BaseException as error:
+            # Wholly, although another layer that fails now calls this one off as well.
+            await in_one_piece(self._give_up(ingest, staging, error))
+            raise
+        await in_one_piece(self._end(ingest, work, done))
+
+    async def _give_up(self, ingest: Ingest, staging: Staging | None, why: BaseException) -> None:
+        """Remove what was unpacked; keep what was fetched if it may help the next try."""
+        if staging is not None:
             try:
-                done = await self._fill(ingest, staging, work, origin_only=origin_only)
-                said = declared(layer.media_type)
-                if said is not None and said.value != done.compression:
-                    _log.warning(
-                        "layer is not compressed as its media type says",
-                        layer=layer.digest,
-                        media_type=layer.media_type,
-                        compression=done.compression,
-                    )
-                with measured(self._observer, "commit", self._clock):
-                    await self._snapshots.commit(staging, _facts(done))
-            except BaseException:
-                await self._discard(staging)
-                raise
-        except RegistryThrottled:
-            await ingest.release()  # exhausted is the registry's patience
-            raise
-        except (Corrupt, ResourceExhausted, Unsupported):
-            await ingest.discard()  # the same bytes would fail again, or are in the way
-            raise
-        except BaseException:
+                await self._snapshots.discard(staging)
+            except PodwrightError as error:
+                _log.warning("staging cannot be removed now", layer=staging.diff_id, error=error)
+        # The same bytes would fail again, or are in the way; a registry's patience is neither.
+        in_vain = isinstance(why, Corrupt | ResourceExhausted | Unsupported)
+        if in_vain and not isinstance(why, RegistryThrottled):
+            await ingest.discard()
+        else:
             await ingest.release()
-            raise
+
+    async def _end(self, ingest: Ingest, work: _Work, done: Done) -> None:
         await self._keep(ingest, work, done)
         await ingest.discard()
 
@@ -250,12 +260,6 @@ class LayerPuller:
                 )
             await ingest.finish()
         self._observer.layer_fetched(fetched_bytes=layer.size_bytes - held_bytes)
-
-    async def _discard(self, staging: Staging) -> None:
-        try:
-            await self._snapshots.discard(staging)
-        except PodwrightError as error:
-            _log.warning("staging cannot be removed now", layer=staging.diff_id, error=error)
 
 
 def _name(failure: PodwrightError, work: _Work) -> None:

@@ -24,6 +24,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imageservice.snapshots.audit import LayerAudit
@@ -54,7 +55,7 @@ from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import unmount_tree
 from sandbox.host.pidfd import boot_id
-from sandbox.host.threads import in_one_piece
+from sandbox.host.threads import in_one_piece, to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -180,8 +181,10 @@ class OverlaySnapshotter:
         self._staged[path] = self._sync.failures
         try:
             with map_os_errors("cannot stage layer"):
-                await asyncio.to_thread(path.mkdir, 0o755)
+                await to_its_end(partial(path.mkdir, 0o755))
         except BaseException:
+            with suppress(OSError):
+                path.rmdir()
             self._staged.pop(path, None)
             raise
         return Staging(diff_id, path, self.layer_form)
@@ -220,7 +223,7 @@ class OverlaySnapshotter:
     async def discard(self, staging: Staging) -> None:
         """See `Snapshotter`."""
         if staging.path in self._staged:
-            await asyncio.to_thread(remove_tree, staging.path)
+            await to_its_end(partial(remove_tree, staging.path))
             self._staged.pop(staging.path, None)
 
     async def prepare(

@@ -30,6 +30,7 @@ from imageservice.unpack.turns import Turns
 from sandbox.host import errors as host_errors
 from sandbox.host.errors import DeadlineExceeded, Internal, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +167,7 @@ class UnpackPool:
         try:
             reply = await self._ask(worker, job, on_progress, feed)
         except BaseException:
-            await self._kill(worker)
+            await in_one_piece(self._kill(worker))
             raise
         if self._closed:
             await self._end(worker)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +171,41 @@ async def test_who_is_called_off_while_it_is_recorded_has_committed(tmp_path: Pa
     assert [row.diff_id for row in await database.read(read_layers)] == [A]
     assert list(snapshots.layers()) == [A]
     assert (await prepare(snapshots, tmp_path, "k", A) / "file").read_text() == "text"
+    await snapshots.close()
+    await database.close()
+
+
+@contextmanager
+def no_thread_free() -> Iterator[None]:
+    """Whatever the event loop gives to a thread meanwhile waits in the queue."""
+    may_go_on = threading.Event()
+    threads = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.submit(may_go_on.wait)
+    try:
+        yield
+    finally:
+        may_go_on.set()
+
+
+async def test_a_staging_does_not_outlive_whoever_is_called_off(tmp_path: Path) -> None:
+    """Neither one that is being made nor one that is being discarded, before a thread is free."""
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
+    await snapshots.open()
+    staging = await snapshots.stage(A)
+    fill(staging)
+    for work in (snapshots.discard(staging), snapshots.stage(B)):
+        task = asyncio.ensure_future(work)
+        with no_thread_free():
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert list((tmp_path / "images/staging").iterdir()) == []
     await snapshots.close()
     await database.close()
 

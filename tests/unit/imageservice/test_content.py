@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,26 @@ async def test_a_download_called_off_while_it_is_opened_leaves_nothing(
         await beginning
     assert not list((tmp_path / "ingest").iterdir())
     assert descriptors() <= before
+
+
+async def test_a_download_that_is_given_up_is_gone_whoever_is_called_off(
+    store: ContentStore,
+) -> None:
+    """Its end is called off before a thread is free for it: another layer has failed meanwhile."""
+    ingest = await store.begin(DIGEST, len(BLOB))
+    await ingest.write(BLOB[: 4 << 20])
+    may_go_on, threads = threading.Event(), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.submit(may_go_on.wait)
+    ending = asyncio.ensure_future(ingest.discard())
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.sleep(0)
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert not ingest.path.exists()
+    (ingest.path.parent / ingest.path.name).write_bytes(b"left by an earlier daemon")
+    again = await store.begin(DIGEST, len(BLOB))
+    assert again.path == ingest.path  # nobody holds the name any more
+    await again.discard()
