@@ -16,9 +16,7 @@ import resource
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from metrics.cgroup_stats import FileReader
+    from metrics.cgroup_grammar import FileName
     from sandbox.host.cgroupfs import CgroupLayout
 
 #: memory.stat has 1 to 2 KiB, nothing read here has more than this but lists of processes.
@@ -61,34 +59,63 @@ class CgroupFiles:
         self._layout = layout
         self._path = path
         self._budget = budget
-        self._open: dict[tuple[str, str], int] = {}
+        self._open: dict[FileName, int] = {}
+        #: Descriptors of files that are asked for together; -1 for one that is not open.
+        self._together: dict[tuple[FileName, ...], list[int]] = {}
+        #: Directories by controller, with a slash; empty where the machine lacks it.
+        self._directories: dict[str, str] = {}
         controllers = layout.controllers if layout.version == 1 else ()
         controller = next((name for name in _MEMBERSHIP if name in controllers), UNIFIED)
         self._membership = (controller, "cgroup.procs")
-        members = self._file(*self._membership) if path else None
-        self._directory = str(members.parent) if members is not None else ""
+        self._directory = self._directory_of(controller) if path else ""
 
     @property
     def path(self) -> str:
         """The group, as a path below every hierarchy's root."""
         return self._path
 
-    def read(self, controller: str, name: str) -> bytes | None:
-        """The text of a file; None when it does not exist or cannot be read."""
-        key = (controller, name)
-        fd = self._open.get(key)
+    def read(self, names: tuple[FileName, ...]) -> list[bytes | None]:
+        """The texts of files, None for one that does not exist or cannot be read.
+
+        Together, because then nothing is looked up or compared between one read and the next: half
+        the time of a look was that, not the kernel's.
+        """
+        fds = self._together.get(names)
+        if fds is None:
+            return self._first(names)
+        try:
+            texts = [os.pread(fd, _READ_BYTES, 0) if fd >= 0 else None for fd in fds]
+        except OSError:
+            self.close()  # the group was removed; perhaps it was made again
+            return self._first(names)
+        if sum(map(len, filter(None, texts))) >= _WHOLE_BYTES:
+            texts = [None if fd < 0 else _text(fd) for fd in fds]
+        # Only now, because this may close all that is open, and then a number is somebody else's.
+        if None in texts:
+            texts = [self._read(n) if t is None else t for n, t in zip(names, texts, strict=True)]
+            self._note(names)
+        return texts
+
+    def _first(self, names: tuple[FileName, ...]) -> list[bytes | None]:
+        texts = [self._read(name) for name in names]
+        self._note(names)
+        return texts
+
+    def _note(self, names: tuple[FileName, ...]) -> None:
+        self._together[names] = [self._open.get(name, -1) for name in names]
+
+    def _read(self, name: FileName) -> bytes | None:
+        fd = self._open.get(name)
         if fd is not None:
             try:
-                # `_text` by hand: this line runs for every file of every container.
-                text = os.pread(fd, _READ_BYTES, 0)
-                return text if len(text) < _WHOLE_BYTES else _text(fd)
+                return _text(fd)
             except OSError:
-                self.close()  # the group was removed; perhaps it was made again
-        file = self._file(controller, name)
-        if file is None:
+                self.close()
+        directory = self._directory_of(name[0])
+        if not directory:
             return None
         try:
-            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(directory + name[1], os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
@@ -97,14 +124,14 @@ class CgroupFiles:
             os.close(fd)
             return None
         if self._budget.take():
-            self._open[key] = fd
+            self._open[name] = fd
         else:
             os.close(fd)
         return text
 
     def processes(self) -> list[int]:
         """Process ids in the group and in those that the container made below it."""
-        pids = _pids(self.read(*self._membership))
+        pids = _pids(self._read(self._membership))
         try:
             # Two links and one more for each sub-directory (kernfs).
             nested = os.stat(self._directory).st_nlink > 2  # noqa: PTH116 - of a text, thrice as fast
@@ -118,33 +145,23 @@ class CgroupFiles:
 
     def close(self) -> None:
         """Close everything; reading opens anew. Idempotent."""
-        held, self._open = self._open, {}
+        held, self._open, self._together = self._open, {}, {}
         for fd in held.values():
             os.close(fd)
             self._budget.give_back()
 
-    def _file(self, controller: str, name: str) -> Path | None:
+    def _directory_of(self, controller: str) -> str:
+        found = self._directories.get(controller)
+        if found is None:
+            found = self._directories[controller] = self._find(controller)
+        return found
+
+    def _find(self, controller: str) -> str:
         if controller == UNIFIED:
             root = self._layout.root
-            return None if root is None else root / self._path.lstrip("/") / name
-        return self._layout.file(self._path, controller, name)
-
-
-def read_once(read: FileReader) -> FileReader:
-    """`read` for one look: a file that is asked for twice is read once, and so agrees with itself.
-
-    Of 26 files of a container on version 1 one is asked for twice, but that is the longest: reading
-    and parsing it takes as long as five of the others.
-    """
-    kept: dict[tuple[str, str], bytes | None] = {}
-
-    def once(controller: str, name: str) -> bytes | None:
-        key = (controller, name)
-        if key not in kept:
-            kept[key] = read(controller, name)
-        return kept[key]
-
-    return once
+            return "" if root is None else f"{root / self._path.lstrip('/')}/"
+        file = self._layout.file(self._path, controller, "any")
+        return "" if file is None else f"{file.parent}/"
 
 
 def _text(fd: int) -> bytes:

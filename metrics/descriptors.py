@@ -17,7 +17,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from metrics.cgroup_stats import CpuDetail, DeviceIo, MemoryDetail, MemoryUsage, PressureUsage
+    from metrics.cgroup_detail import CpuDetail, DeviceIo, MemoryDetail
+    from metrics.cgroup_stats import MemoryUsage, PressureUsage
     from metrics.disk_usage import LayerUsage
     from metrics.network_stats import InterfaceUsage
     from metrics.sampler import Sample

@@ -22,17 +22,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from metrics.cgroup_files import CgroupFiles, DescriptorBudget, read_once
-from metrics.cgroup_stats import (
-    NO_STATS,
-    CgroupDetail,
-    CgroupStats,
-    HugetlbUsage,
-    hugepage_sizes,
-    read_detail,
-    read_stats,
-)
-from metrics.network_stats import NetworkPlace, NetworkUsage, read_network
+from metrics.cgroup_detail import CgroupDetail, DetailReader, HugetlbUsage, hugepage_sizes
+from metrics.cgroup_files import CgroupFiles, DescriptorBudget
+from metrics.cgroup_stats import NO_STATS, CgroupStats, UsageReader
+from metrics.network_stats import NetworkPlace, NetworkReader, NetworkUsage
 from metrics.process_stats import ProcessStats, read_processes
 from sandbox.host.errors import Unavailable
 from sandbox.host.journal import get_logger
@@ -184,13 +177,11 @@ class Sampler:
             if followed is None or followed.target.cgroup != target.cgroup:
                 if followed is not None:
                     followed.close()
-                followed = _Followed(CgroupFiles(self._layout, target.cgroup, self._budget), target)
+                followed = _Followed(self._layout, self._budget, self._page_sizes, target)
                 self._followed[target.id] = followed
             newest_ns = self._clock.monotonic_ns() - least_age_ns
             if not followed.serves(target, newest_ns, detail=detail):
-                followed.take(
-                    target, self._layout.version, self._clock, self._page_sizes, detail=detail
-                )
+                followed.take(target, self._clock, detail=detail)
             if followed.sample is not None:
                 found[target.id] = followed.sample
         return found
@@ -208,10 +199,20 @@ class Sampler:
 class _Followed:
     """A target, its open files and what was seen of it last; for the sampler's thread."""
 
-    def __init__(self, files: CgroupFiles, target: Target) -> None:
+    def __init__(
+        self,
+        layout: CgroupLayout,
+        budget: DescriptorBudget,
+        page_sizes: tuple[str, ...],
+        target: Target,
+    ) -> None:
         self.target = target
         self.sample: Sample | None = None
-        self._files = files
+        self._budget = budget
+        self._files = CgroupFiles(layout, target.cgroup, budget)
+        self._usage = UsageReader(layout.version, self._files.read)
+        self._detail = DetailReader(layout.version, self._files.read, page_sizes)
+        self._network: NetworkReader | None = None
         self._taken_ns: int | None = None
         #: Where the next rate begins: (monotonic, usage).
         self._base: tuple[int, int] | None = None
@@ -228,22 +229,13 @@ class _Followed:
             return False
         return self.sample is not None and (not detail or self.sample.detail is not None)
 
-    def take(
-        self,
-        target: Target,
-        version: int,
-        clock: Clock,
-        page_sizes: tuple[str, ...],
-        *,
-        detail: bool,
-    ) -> None:
+    def take(self, target: Target, clock: Clock, *, detail: bool) -> None:
         """Look now."""
         files = self._files
         self.target = target
         self._taken_ns = clock.monotonic_ns()
         wall_ns = clock.wall_ns()
-        read = read_once(files.read) if detail else files.read
-        stats = read_stats(version, read) if target.cgroup else NO_STATS
+        stats = self._usage.read() if target.cgroup else NO_STATS
         if target.cgroup and stats.cpu_usage_ns is None and stats.memory is None:
             self.sample = None
             self._base = self._rate = None
@@ -255,19 +247,25 @@ class _Followed:
             pids = files.processes()
         more = None
         if detail:
-            found = read_detail(version, read, page_sizes)
-            more = Detail(
-                msgspec.structs.replace(found, hugetlb=tuple(map(self._peak, found.hugetlb))),
-                read_processes(pids or (), target.first_pid),
-            )
+            found = self._detail.read(self._usage.shared)
+            if any(pages.max_usage_bytes is None for pages in found.hugetlb):
+                pages = tuple(map(self._peak, found.hugetlb))
+                found = msgspec.structs.replace(found, hugetlb=pages)
+            more = Detail(found, read_processes(pids or (), target.first_pid))
         self.sample = Sample(
             taken_at_ns=wall_ns,
             stats=stats,
             usage_nano_cores=self._rate,
             processes=None if not target.members else 1 if pids is None else len(pids),
-            network=None if target.network is None else read_network(target.network),
+            network=self._read_network(target.network),
             detail=more,
         )
+
+    def _read_network(self, place: NetworkPlace | None) -> NetworkUsage | None:
+        if self._network is None or self._network.place != place:
+            self._close_network()
+            self._network = None if place is None else NetworkReader(place, self._budget)
+        return None if self._network is None else self._network.read()
 
     def _measure(self, now_ns: int, usage_ns: int) -> None:
         base = self._base
@@ -288,6 +286,11 @@ class _Followed:
     def close(self) -> None:
         """Let go of the files."""
         self._files.close()
+        self._close_network()
+
+    def _close_network(self) -> None:
+        if self._network is not None:
+            self._network.close()
 
 
 def _page_sizes() -> tuple[str, ...]:

@@ -111,18 +111,22 @@ async def test_processes_below_the_group_are_counted(sampler, layout, group, sta
 def test_open_files_of_a_group_that_was_made_again_tell_of_the_new_one(layout, group, start):
     files = CgroupFiles(layout, group, DescriptorBudget())
     name = ("memory", "memory.max" if layout.version == 2 else "memory.limit_in_bytes")
-    before = files.read(*name)
+    names = (("pids", "pids.current"), name, ("pids", "none"))
+    before = files.read(names)
     layout.remove(group, clock=FakeClock())
-    assert files.read(*name) is None
+    assert files.read(names) == [None, None, None]
     layout.create(group)
     layout.write(group, *name, str(8 * MIB))
-    assert files.read(*name) == f"{8 * MIB}\n".encode() != before
+    assert files.read(names) == [b"0\n", f"{8 * MIB}\n".encode(), None] != before
+    layout.remove(group, clock=FakeClock())
+    layout.create(group)
+    assert files.read(names) == before
     files.close()
 
 
 def test_an_open_file_does_not_keep_a_group(layout, group):
     files = CgroupFiles(layout, group, DescriptorBudget())
-    assert files.read("pids", "pids.current") == b"0\n"
+    assert files.read((("pids", "pids.current"),)) == [b"0\n"]
     layout.remove(group, clock=FakeClock())
     assert not any(directory.exists() for directory in layout.dirs(group))
     files.close()

@@ -1,14 +1,7 @@
 """Samples as the sampler would give them, for tests of what is made of them."""
 
-from metrics.cgroup_stats import (
-    CgroupDetail,
-    CgroupStats,
-    CpuDetail,
-    HugetlbUsage,
-    MemoryDetail,
-    MemoryUsage,
-    PressureUsage,
-)
+from metrics.cgroup_detail import CgroupDetail, CpuDetail, HugetlbUsage, MemoryDetail
+from metrics.cgroup_stats import CgroupStats, MemoryUsage, PressureUsage
 from metrics.descriptors import Limits, Measured
 from metrics.network_stats import InterfaceUsage, NetworkUsage
 from metrics.process_stats import ProcessStats

@@ -2,14 +2,15 @@
 
 import pytest
 
-from metrics.cgroup_stats import (
+from metrics.cgroup_detail import (
     CpuDetail,
+    DetailReader,
     DeviceIo,
     HugetlbUsage,
     hugepage_sizes,
     read_detail,
-    read_stats,
 )
+from metrics.cgroup_stats import UsageReader, read_stats
 
 NO_LIMIT_V1 = b"9223372036854771712\n"
 
@@ -68,7 +69,7 @@ V2 = {
 
 
 def reader(files):
-    return lambda controller, name: files.get((controller, name))
+    return lambda names: [files.get(name) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -149,3 +150,49 @@ def test_a_line_of_another_shape_costs_only_itself():
 def test_names_of_huge_pages():
     names = ["hugepages-1048576kB", "hugepages-2048kB", "hugepages-64kB", "other", "hugepages-0kB"]
     assert hugepage_sizes(names) == ("64KB", "2MB", "1GB")
+
+
+@pytest.mark.parametrize(("version", "files"), [(1, V1), (2, V2)])
+def test_a_look_tells_the_present_whatever_has_changed(version, files):
+    """Values are kept only for texts that are the same: change each file in turn and in between."""
+    now = dict(files)
+    usage = UsageReader(version, lambda names: [now.get(name) for name in names])
+    detail = DetailReader(version, lambda names: [now.get(name) for name in names], ["2MB"])
+    for name in files:
+        for text in (files[name].replace(b"1", b"2").replace(b"7", b"8"), None, files[name]):
+            now[name] = text
+            fresh = reader(dict(now))
+            assert usage.read() == read_stats(version, fresh)
+            assert detail.read(usage.shared) == read_detail(version, fresh, ["2MB"])
+
+
+def test_what_the_kernel_says_in_the_same_words_is_not_made_again():
+    usage = UsageReader(2, reader(V2))
+    detail = DetailReader(2, reader(V2), ["2MB"])
+    first, again = usage.read(), usage.read()
+    assert first.memory is again.memory
+    assert first.pressure is again.pressure
+    assert detail.read(usage.shared) is detail.read(usage.shared)
+
+
+@pytest.mark.parametrize(
+    ("above", "own", "limit"),
+    [
+        (NO_LIMIT_V1, NO_LIMIT_V1, None),
+        (b"50000\n", b"50000\n", 50000),
+        (b"50000\n", b"70000\n", 70000),
+        (b"50000\n", NO_LIMIT_V1, None),
+    ],
+)
+def test_a_limit_is_the_groups_own_and_read_only_where_there_may_be_one(above, own, limit):
+    """hierarchical_memory_limit is the least of the group's own and of all above it."""
+    stat = V1["memory", "memory.stat"].replace(b"limit 50000\n", b"limit " + above)
+    files = V1 | {("memory", "memory.stat"): stat, ("memory", "memory.limit_in_bytes"): own}
+    asked = []
+
+    def read(names):
+        asked.extend(names)
+        return reader(files)(names)
+
+    assert read_stats(1, read).memory.limit_bytes == limit
+    assert (("memory", "memory.limit_in_bytes") in asked) == (above != NO_LIMIT_V1)

@@ -5,16 +5,8 @@ import re
 import msgspec
 import pytest
 
-from metrics.cgroup_stats import (
-    CgroupDetail,
-    CgroupStats,
-    CpuDetail,
-    DeviceIo,
-    HugetlbUsage,
-    MemoryDetail,
-    MemoryUsage,
-    PressureUsage,
-)
+from metrics.cgroup_detail import CgroupDetail, CpuDetail, DeviceIo, HugetlbUsage, MemoryDetail
+from metrics.cgroup_stats import CgroupStats, MemoryUsage, PressureUsage
 from metrics.descriptors import (
     CONTAINER_FAMILIES,
     POD_FAMILIES,
