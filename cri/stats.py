@@ -199,14 +199,14 @@ class Stats:
         return targets
 
     async def _read_layers(self, containers: Iterable[Container]) -> dict[str, LayerUsage]:
-        return await self._layers.read(
-            {c.id: self._paths.layer(c.id) / "upper" for c in containers}
-        )
+        return await self._layers.read([container.id for container in containers])
 
-    def _measure_layer(self, upper: Path) -> TreeUsage:
+    def _measure_layer(self, container_id: str) -> TreeUsage:
         """What the kernel has counted where the layer has a limit; a walk where it has none."""
-        use = self._limits.use(upper.parent.name)
-        return filesystem_usage(upper) if use is None else TreeUsage(use.used_bytes, use.inodes)
+        use = self._limits.use(container_id)
+        if use is None:
+            return filesystem_usage(self._paths.layer(container_id) / "upper")
+        return TreeUsage(use.used_bytes, use.inodes)
 
     def _usages(
         self,

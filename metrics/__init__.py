@@ -4,7 +4,8 @@
 with the methods they need (`rpc`, `operation`, `pull` ...) and know nothing of Prometheus.
 `endpoint` serves them to a scraper. What pods and containers use is looked at by `sampler` (control
 groups and networks) and `disk_usage` (writable layers), both in threads of their own;
-`cgroup_stats` and `network_stats` know the grammar, `descriptors` the names of CRI metrics.
+`cgroup_stats`, `cgroup_detail` and `network_stats` know what files mean, `descriptors` the names of
+CRI metrics.
 
 Nothing here imports another engine.
 """

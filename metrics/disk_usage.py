@@ -16,11 +16,9 @@ import msgspec
 
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.trees import filesystem_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Collection
 
     from sandbox.host.clock import Clock
     from sandbox.host.trees import TreeUsage
@@ -33,7 +31,7 @@ FIRST_WAIT_S: Final = 0.5
 _log = get_logger("sampler")
 
 
-class LayerUsage(msgspec.Struct, frozen=True):
+class LayerUsage(msgspec.Struct, frozen=True, gc=False):
     """A writable layer, the hard-linked files once."""
 
     used_bytes: int
@@ -49,9 +47,12 @@ class LayerMeter:
         *,
         clock: Clock,
         max_age_s: float,
-        measure: Callable[[Path], TreeUsage] = filesystem_usage,
+        measure: Callable[[str], TreeUsage],
     ) -> None:
-        """`max_age_s`: how old a number may be before the layer is walked again."""
+        """Measure with `measure`, which is given an id and may raise PodwrightError or OSError.
+
+        `max_age_s`: how old a number may be before the layer is walked again.
+        """
         self._clock = clock
         self._max_age_ns = int(max_age_s * 1e9)
         self._walk = measure
@@ -61,12 +62,12 @@ class LayerMeter:
         self._walking: Future[None] | None = None
         self._closed = False
 
-    async def read(self, layers: Mapping[str, Path]) -> dict[str, LayerUsage]:
-        """What is known of the layers (id to directory); missing: not measured yet."""
+    async def read(self, layers: Collection[str]) -> dict[str, LayerUsage]:
+        """What is known of the layers with these ids; missing: not measured yet."""
         now_ns = self._clock.monotonic_ns()
         unknown = any(key not in self._known for key in layers)
         if self._walking is None or self._walking.done():
-            due = {k: path for k, path in layers.items() if self._due_ns.get(k, 0) <= now_ns}
+            due = [key for key in layers if self._due_ns.get(key, 0) <= now_ns]
             if due:
                 self._walking = self._thread.submit(self._measure, due)
         if self._walking is not None and unknown:
@@ -84,14 +85,14 @@ class LayerMeter:
         self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _measure(self, layers: Mapping[str, Path]) -> None:
+    def _measure(self, layers: Collection[str]) -> None:
         # New ones first: somebody waits for them.
         for key in sorted(layers, key=lambda k: k in self._known):
             if self._closed:
                 return
             began_ns = self._clock.monotonic_ns()
             try:
-                usage = self._walk(layers[key])
+                usage = self._walk(key)
             except (PodwrightError, OSError) as error:
                 _log.warning("writable layer not measured", container=key, error=error)
                 self._due_ns[key] = began_ns + self._max_age_ns

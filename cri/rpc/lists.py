@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from cri import validate
+from cri.encoding import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,8 +79,12 @@ class ListCache(Generic[V]):
 
 def entry(message: Message) -> bytes:
     """A message as one entry of the response's repeated field."""
-    body = message.SerializeToString()
-    return _TAG + _varint(len(body)) + body
+    return entry_of(message.SerializeToString())
+
+
+def entry_of(body: bytes) -> bytes:
+    """A serialised message as one entry of the response's repeated field."""
+    return _TAG + varint(len(body)) + body
 
 
 def chunks(entries: Iterable[bytes], limit_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -94,15 +99,6 @@ def chunks(entries: Iterable[bytes], limit_bytes: int = CHUNK_BYTES) -> Iterator
             parts, size = [], 0
     if parts:
         yield b"".join(parts)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def id_prefix(value: str, field: str) -> str:

@@ -10,22 +10,15 @@ import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cri import validate
-from cri.convert_stats import (
-    container_stats,
-    event_message,
-    metric_descriptors,
-    pod_metrics,
-    pod_stats,
-)
-from cri.rpc.lists import chunks, entry, has_labels, id_prefix
+from cri.convert_stats import event_message, metric_descriptors
+from cri.encode_stats import UsageEncoder, pod_metrics
+from cri.rpc.lists import chunks, entry_of, has_labels, id_prefix
 from protos import api_pb2 as pb
 from sandbox.errors import PodNotReady
 from sandbox.states import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-
-    from google.protobuf.message import Message
 
     from cri.events import ContainerEvent
     from cri.rpc.ports import Containers, EventSource, Pods, Usages
@@ -47,6 +40,7 @@ class ObserveCalls:
         self._containers = containers
         self._usages = usages
         self._events = events
+        self._encoder = UsageEncoder()
         self._descriptors = metric_descriptors()
         self._last: tuple[ContainerEvent, pb.ContainerEventResponse] | None = None
 
@@ -56,7 +50,7 @@ class ObserveCalls:
             validate.object_id(request.container_id, "container_id")
         )
         [usage] = await self._usages.containers([container])
-        return pb.ContainerStatsResponse(stats=container_stats(usage))
+        return pb.ContainerStatsResponse.FromString(entry_of(self._encoder.container(usage)))
 
     async def list_container_stats(self, request: pb.ListContainerStatsRequest) -> bytes:
         """Usage of the containers that have processes and pass the filter."""
@@ -77,7 +71,7 @@ class ObserveCalls:
         usages = await self._usages.pods([pod])
         if not usages:
             raise PodNotReady("pod sandbox is not ready, it uses nothing", pod=pod.id)
-        return pb.PodSandboxStatsResponse(stats=pod_stats(usages[0]))
+        return pb.PodSandboxStatsResponse.FromString(entry_of(self._encoder.pod(usages[0])))
 
     async def list_pod_sandbox_stats(self, request: pb.ListPodSandboxStatsRequest) -> bytes:
         """Usage of the ready pods that pass the filter."""
@@ -98,13 +92,13 @@ class ObserveCalls:
 
     async def list_pod_sandbox_metrics(self, request: pb.ListPodSandboxMetricsRequest) -> bytes:
         """All metrics of all ready pods."""
-        return b"".join(await _entries(await self._usages.scrape(), pod_metrics))
+        return b"".join(await self._entries(await self._usages.scrape(), pod_metrics))
 
     async def stream_pod_sandbox_metrics(
         self, request: pb.StreamPodSandboxMetricsRequest
     ) -> AsyncIterator[bytes]:
         """The same in several messages."""
-        for message in chunks(await _entries(await self._usages.scrape(), pod_metrics)):
+        for message in chunks(await self._entries(await self._usages.scrape(), pod_metrics)):
             yield message
 
     async def get_container_events(
@@ -135,7 +129,9 @@ class ObserveCalls:
             and has_labels(container.config.labels, wanted.label_selector)
         ]
         usages = await self._usages.containers(chosen)
-        return await _entries([u for u in usages if u.sample is not None], container_stats)
+        return await self._entries(
+            [u for u in usages if u.sample is not None], self._encoder.container
+        )
 
     async def _pod_entries(self, wanted: pb.PodSandboxStatsFilter) -> list[bytes]:
         prefix = id_prefix(wanted.id, "filter.id")
@@ -144,13 +140,13 @@ class ObserveCalls:
             for pod in self._pods.list()
             if pod.id.startswith(prefix) and has_labels(pod.config.labels, wanted.label_selector)
         ]
-        return await _entries(await self._usages.pods(chosen), pod_stats)
+        return await self._entries(await self._usages.pods(chosen), self._encoder.pod)
+
+    async def _entries(self, values: Sequence[V], encode: Callable[[V], bytes]) -> list[bytes]:
+        """Each value as an entry of the response, made in a thread."""
+        self._encoder.trim(len(self._containers.list()) + len(self._pods.list()))
+        return await asyncio.to_thread(_encoded, values, encode)
 
 
-async def _entries(values: Sequence[V], encode: Callable[[V], Message]) -> list[bytes]:
-    """Each value as an entry of the response, made in a thread."""
-
-    def work(values: Iterable[V]) -> list[bytes]:
-        return [entry(encode(value)) for value in values]
-
-    return await asyncio.to_thread(work, values)
+def _encoded(values: Iterable[V], encode: Callable[[V], bytes]) -> list[bytes]:
+    return [entry_of(encode(value)) for value in values]

@@ -7,7 +7,23 @@ from metrics.network_stats import InterfaceUsage, NetworkUsage
 from metrics.process_stats import ProcessStats
 from metrics.sampler import Detail, Sample
 from sandbox.host.cgroup_text import Pressure
+from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox
+from sandbox.states import ContainerState, PodState
 
+CONTAINER = Container(
+    id="c",
+    pod_id="p",
+    config=ContainerConfig(name="web", attempt=2, labels={"a": "1"}, annotations={"b": "2"}),
+    state=ContainerState.RUNNING,
+    created_at_ns=1,
+    image_name="registry/web:1",
+)
+POD = PodSandbox(
+    id="p",
+    config=PodConfig(metadata=PodMetadata(name="pod", uid="u", namespace="ns"), labels={"l": "1"}),
+    state=PodState.READY,
+    created_at_ns=1,
+)
 MEMORY = MemoryUsage(
     usage_bytes=100,
     working_set_bytes=90,
