@@ -202,8 +202,8 @@ class ExitWatch:
         target = watch.target
         monitor = await self._open(target.monitor)
         told = 0
-        await self._kills.begin(target.container_id, target.cgroup_path)
         try:
+            await self._kills.begin(target.container_id, target.cgroup_path)
             process = await self._open(await self._first_process(target))
             if process is not None:
                 with process:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sandbox.host.errors import NotFound, ResourceExhausted
+from sandbox.host.pidfd import boot_id, start_ticks
 from sandbox.model import ProcessRef
 from sandbox.monitor.exitfile import ExitFile, parse_exit_code, read_exit
 from sandbox.monitor.exits import UNKNOWN_EXIT_CODE, Exited, ExitWatch, WatchTarget
@@ -222,6 +224,44 @@ async def test_forgotten_containers_are_told_of_no_more(watching, told, exits_di
 
     await watching(body)
     assert told == []
+
+
+async def test_a_container_that_is_forgotten_at_once_leaves_no_descriptor(
+    watching, exits_dir
+) -> None:
+    """It was made, and its creation was called off while its watch still began."""
+
+    class Slow(Counts):
+        begun = asyncio.Event()
+
+        async def oom_kills_above(self, _cgroup: str) -> int | None:
+            self.begun.set()
+            await asyncio.Event().wait()
+            return None
+
+    def held() -> int:
+        count = 0
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            with suppress(FileNotFoundError):  # the directory's own
+                count += str(entry.readlink()) == "anon_inode:[pidfd]"
+        return count
+
+    async def body(watch: ExitWatch) -> None:
+        before = held()
+        watch.watch(target(exits_dir, monitor=monitor, cgroup_path="/pod/container"))
+        await Slow.begun.wait()
+        assert held() == before + 1
+        watch.forget(CID)
+        await asyncio.sleep(0)
+        assert held() == before
+
+    lives = await asyncio.create_subprocess_exec("sleep", "1000")
+    monitor = ProcessRef(pid=lives.pid, start_ticks=start_ticks(lives.pid) or 0, boot_id=boot_id())
+    try:
+        await watching(body, counts=Slow())
+    finally:
+        lives.kill()
+        await lives.wait()
 
 
 async def test_a_broken_runtime_does_not_end_the_daemon(watching, told, exits_dir) -> None:
