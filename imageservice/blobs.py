@@ -142,7 +142,7 @@ class KeptBlobs:
         """Remove one that `all` named; raises PodwrightError."""
         async with self._changing:
             with map_os_errors("cannot remove blob", blob=blob.digest):
-                await asyncio.to_thread(blob.path.unlink, missing_ok=True)
+                await to_its_end(partial(blob.path.unlink, missing_ok=True))
 
 
 def read_blobs(directory: Path) -> list[KeptBlob]:

@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imageservice.digest import Digest
@@ -23,7 +24,7 @@ from imageservice.errors import DigestInvalid, SizeMismatch
 from imageservice.verified import Verifier
 from sandbox.host.errors import Corrupt, NotFound, PodwrightError, map_os_errors
 from sandbox.host.files import make_private_dir, read_limited, write_atomic
-from sandbox.host.threads import in_one_piece
+from sandbox.host.threads import in_one_piece, to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -68,7 +69,7 @@ class ContentStore:
             DigestMismatch: `body` does not have that digest.
             ResourceExhausted: disk full.
         """
-        await asyncio.to_thread(self._put, digest, body)
+        await to_its_end(partial(self._put, digest, body))
 
     def _put(self, digest: Digest, body: bytes) -> None:
         _verify(digest, body)
@@ -105,7 +106,7 @@ class ContentStore:
 
     async def keep_only(self, digests: Collection[Digest]) -> None:
         """Delete every document that is not named."""
-        await asyncio.to_thread(self._keep_only, frozenset(digests))
+        await to_its_end(partial(self._keep_only, frozenset(digests)))
 
     def _keep_only(self, kept: frozenset[Digest]) -> None:
         with map_os_errors("cannot remove documents", path=str(self._documents)):
@@ -140,7 +141,7 @@ class ContentStore:
                 for digest in digests:
                     self._path(digest).unlink(missing_ok=True)
 
-        await asyncio.to_thread(unlink)
+        await to_its_end(unlink)
 
     async def begin(self, digest: Digest, size_bytes: int) -> Ingest:
         """Take up a download of the blob where an earlier one broke off, or begin one.
@@ -208,7 +209,7 @@ class ContentStore:
                         if now_ns - path.stat().st_mtime_ns >= older_than_s * _NS:
                             path.unlink()
 
-        await asyncio.to_thread(unlink)
+        await to_its_end(unlink)
 
     async def drop(self, digest: Digest) -> None:
         """Delete idle downloads of a blob that is not needed any more."""
@@ -216,7 +217,7 @@ class ContentStore:
         if idle:
             self._active |= idle  # nobody takes them up meanwhile
             try:
-                await asyncio.to_thread(self._unlink, idle)
+                await to_its_end(partial(self._unlink, idle))
             finally:
                 self._active -= idle
 
@@ -260,13 +261,8 @@ class Ingest:
 
     async def open(self) -> None:
         """Open the file and see what an earlier download left in it."""
-        opening = asyncio.get_running_loop().run_in_executor(None, self._open)
-        try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # The thread goes on, and would leave a file and a descriptor that nobody knows.
-            await asyncio.wait({opening})
-            raise
+        # Left to itself the thread would leave a file and a descriptor that nobody knows.
+        await to_its_end(self._open)
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

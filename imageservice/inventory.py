@@ -8,6 +8,7 @@ together under one lock, which is held for milliseconds and never across the net
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from imageservice.catalog import ImageRecord
@@ -97,7 +98,20 @@ class Inventory:
             Unavailable: a layer was dropped meanwhile, because it was found damaged.
         """
         async with self._naming:
+            return await in_one_piece(self._add(record, names, documents, config))
+
+    async def _add(
+        self,
+        record: ImageRecord,
+        names: Iterable[str],
+        documents: Iterable[tuple[Digest, bytes]],
+        config: ImageConfig,
+    ) -> Image:
+        """Documents, rows and memory, which who is called off in between must not find apart."""
+        kept: list[Digest] = []
+        try:
             for digest, document in documents:
+                kept.append(digest)
                 await self._content.put(digest, document)
             if not all(self._snapshots.has(diff_id) for diff_id in record.chain):
                 raise Unavailable(
@@ -105,13 +119,11 @@ class Inventory:
                     hint="pull it again",
                     image=record.id,
                 )
-            return await in_one_piece(self._record(record, names, config))
-
-    async def _record(
-        self, record: ImageRecord, names: Iterable[str], config: ImageConfig
-    ) -> Image:
-        """Rows and memory, which who is called off in between must not find apart."""
-        await self._catalog.record(record, names)
+            await self._catalog.record(record, names)
+        except PodwrightError:
+            with suppress(PodwrightError):
+                await self._content.delete(set(kept) - referenced_documents(self._catalog.images()))
+            raise
         self._images[record.id] = image_of(record, config, self._pinned)
         renew_names(self._images, self._catalog.images(), self._pinned)
         return self._images[record.id]
@@ -195,7 +207,7 @@ class Inventory:
         free_space: Callable[[], Awaitable[None]],
         only: ImageRecord | None = None,
     ) -> bool:
-        """Forget the image with all its names; an unknown one is fine.
+        """Forget the image with all its names; an unknown one is fine. Not to be cancelled.
 
         Args:
             image: see `find`.

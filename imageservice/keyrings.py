@@ -27,6 +27,7 @@ import re
 import stat
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imageservice.auth_files import MAX_AUTH_FILE_BYTES, AuthFile, parse_auth_file
@@ -37,6 +38,7 @@ from sandbox.host.dropins import check_trusted
 from sandbox.host.errors import NotFound, PodwrightError, map_os_errors
 from sandbox.host.files import read_limited
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     import os
@@ -84,7 +86,9 @@ class NodeKeyrings:
                 own goes on without the file, and the log says so.
         """
         try:
-            found = await asyncio.to_thread(find_file, self._settings, reference, namespace)
+            found = await to_its_end(
+                partial(find_file, self._settings, reference, namespace), unless=_remove_if_used
+            )
         except AuthFileInvalid as error:
             if credential is None:
                 raise
@@ -97,8 +101,7 @@ class NodeKeyrings:
             of_file = FileKeyring(found, self._helpers)
             yield of_file if credential is None else _First(credential, of_file)
         finally:
-            if found.is_for_one_pull:
-                await asyncio.to_thread(_remove, found)
+            await to_its_end(partial(_remove_if_used, found))
 
     async def of_node(self, reference: Reference, namespace: str) -> Keyring | None:
         """What the node itself may use for a repository now, outside of any pull; None: nothing.
@@ -218,8 +221,10 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _remove(found: FoundFile) -> None:
+def _remove_if_used(found: FoundFile | None) -> None:
     """Remove a file that was for one pull, unless it was written again for another meanwhile."""
+    if found is None or not found.is_for_one_pull:
+        return
     try:
         if _stamp(found.path.stat()) == found.stamp:
             found.path.unlink()

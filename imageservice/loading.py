@@ -43,7 +43,7 @@ from sandbox.host.errors import (
     map_os_errors,
 )
 from sandbox.host.files import make_private_dir, remove_tree
-from sandbox.host.threads import to_its_end
+from sandbox.host.threads import in_one_piece, to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -243,7 +243,7 @@ class Loader:
                 )
         finally:
             # Called off, it still puts its downloads in order, which are in a place about to go.
-            await puller.settle()
+            await in_one_piece(puller.settle())
             self._pullers.discard(puller)
 
 

@@ -20,6 +20,7 @@ import asyncio
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -37,6 +38,7 @@ from imageservice.manifest import (
 )
 from imageservice.reference import parse_reference
 from sandbox.host.errors import Corrupt, FailedPrecondition, PodwrightError, map_os_errors
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -137,7 +139,7 @@ async def _contents(part: _Part) -> AsyncIterator[bytes]:
         return data
 
     while position < part.size_bytes:
-        data = await asyncio.to_thread(read)
+        data = await to_its_end(read)  # the number is another's once the archive is closed
         if not data:
             break
         position += len(data)
@@ -242,7 +244,7 @@ class Saver:
         archive.add("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": entries}
         archive.add("index.json", msgspec.json.encode(index))
-        await asyncio.to_thread(_add_sorted, archive, documents, files)
+        await to_its_end(partial(_add_sorted, archive, documents, files))
 
     async def _docker(self, archive: SavedArchive, wanted: Sequence[_Wanted]) -> None:
         documents: dict[str, bytes] = {}
@@ -259,7 +261,7 @@ class Saver:
                 files[layers[-1]] = path, digest
             saved.append({"Config": name, "RepoTags": list(one.tags) or None, "Layers": layers})
         archive.add("manifest.json", msgspec.json.encode(saved))
-        await asyncio.to_thread(_add_sorted, archive, documents, files)
+        await to_its_end(partial(_add_sorted, archive, documents, files))
 
     async def _as_it_was(self, record: ImageRecord) -> _Kept | None:
         """The registry's manifest, its media type and its blobs, if all of them are here."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from imageservice.registry.source import ImageSource
     from imageservice.settings import ImageSettings
     from imageservice.snapshots.snapshotter import MappedRoot
+    from imageservice.trust.gate import Found
     from sandbox.host.clock import Clock
     from sandbox.host.database import Database
     from sandbox.host.mounts import Mount
@@ -232,10 +233,8 @@ class ImageService:
                 pulled = await self._puller.fetch(
                     reference, credential, digest, body, manifest, emit
                 )
-                image = await self._name(reference, named, pulled)
-                self._sweeper.named(pulled.chain)
-                await self._gate.keep(reference, signatures)
-                return image
+                # An image whose signatures were not kept could not be run where it was called off.
+                return await in_one_piece(self._keep(reference, named, pulled, signatures))
         except BaseException as error:
             if isinstance(error, DiskFull):
                 # What was fetched and unpacked for nothing is in the way of everybody else. Only
@@ -252,6 +251,14 @@ class ImageService:
         await self._puller.settle()
         await self._sweeper.partials(older_than_s=0.0)
         await self._sweep_layers(rests_too=True)
+
+    async def _keep(
+        self, reference: Reference, named: Digest, pulled: Pulled, signatures: Found
+    ) -> Image:
+        image = await self._name(reference, named, pulled)
+        self._sweeper.named(pulled.chain)
+        await self._gate.keep(reference, signatures)
+        return image
 
     async def _name(self, reference: Reference, named: Digest, pulled: Pulled) -> Image:
         names = [str(reference.with_digest(named))]
@@ -280,9 +287,7 @@ class ImageService:
             FailedPrecondition: only a read-only additional store has it.
             ResourceExhausted: a full disk could not record it even after space was freed.
         """
-        own = self._holdings.own_id(image)
-        await self.inventory.remove(own, free_space=self._sweep_layers)
-        await self._gate.sweep()
+        await in_one_piece(self._forget(self._holdings.own_id(image), None))
 
     async def forget(self, record: ImageRecord) -> bool:
         """Remove an image unless it was pulled again since it had this record; whether it was.
@@ -290,10 +295,14 @@ class ImageService:
         Raises:
             ResourceExhausted: see `remove`.
         """
-        if not await self.inventory.remove(record.id, free_space=self._sweep_layers, only=record):
-            return False
-        await self._gate.sweep()
-        return True
+        return await in_one_piece(self._forget(record.id, record))
+
+    async def _forget(self, image: str, only: ImageRecord | None) -> bool:
+        """Rows, memory and files, which who is called off in between must not leave apart."""
+        known = await self.inventory.remove(image, free_space=self._sweep_layers, only=only)
+        if known or only is None:
+            await self._gate.sweep()
+        return known
 
     async def pin(self, image: str, *, pinned: bool) -> Image:
         """Keep the kubelet's garbage collection from the image, or no longer; see `Inventory`.

@@ -12,7 +12,6 @@ there.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,9 +21,10 @@ from imageservice.findings import Checked, Finding
 from imageservice.snapshots.snapshotter import Snapshotter
 from sandbox.host.errors import PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from imageservice.additional.stores import AdditionalStores
     from imageservice.blobs import KeptBlobs
@@ -114,20 +114,15 @@ class StoreVerifier:
         loose = await self._inventory.loose_documents()
         strays += [Finding("stray", str(d), "a document of no image") for d in loose]
         if repair:
-            await self._audit.drop(bad)
             concerned = {name for f in (*layers, *records, *documents) for name in f.images}
-            images = [
-                image
-                for image in await self._inventory.settled()
-                # One that came meanwhile was not yet there when its layer was found damaged.
-                if _name(image) in concerned or self._lacks(image)
-            ]
             try:
+                await in_one_piece(self._audit.drop(bad))
+                images = await self._doubtful(concerned)
                 outcomes = {_name(image): await self._mend(image) for image in images}
             except BaseException:
                 # Called off, as by a client while a registry is silent: nobody fetches an image
                 # that looks as if it were here.
-                await asyncio.shield(self._forget_broken(images))
+                await in_one_piece(self._forget_broken(concerned))
                 raise
             layers, records, documents = (
                 [_mended(finding, outcomes) for finding in found]
@@ -216,8 +211,16 @@ class StoreVerifier:
             return False
         return True
 
-    async def _forget_broken(self, images: Iterable[ImageRecord]) -> None:
-        for image in images:
+    async def _doubtful(self, concerned: Collection[str]) -> list[ImageRecord]:
+        """Images of these names, and those that lack a layer.
+
+        One that came meanwhile was not yet there when its layer was found damaged.
+        """
+        images = await self._inventory.settled()
+        return [image for image in images if _name(image) in concerned or self._lacks(image)]
+
+    async def _forget_broken(self, concerned: Collection[str]) -> None:
+        for image in await self._doubtful(concerned):
             if await self._forget_if_broken(image.id):
                 _log.warning("repair was called off, image is forgotten", image=image.id)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -45,6 +46,7 @@ from sandbox.host.files import remove_tree
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import Mount
 from sandbox.host.processes import HostProcessRunner
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,12 +130,13 @@ class MountingDriver:
         ids = None
         if plan.mapped is not None:
             ids = plan.mapped.ids
-            parts = await asyncio.to_thread(map_layers, lower or [plan.empty], plan.mapped)
+            parts = await to_its_end(partial(map_layers, lower or [plan.empty], plan.mapped))
             lower = [part.target for part in parts]
         writable: tuple[str, ...] = ()
         if not plan.read_only:
-            await asyncio.to_thread(
-                make_upper, plan.upper_dir, plan.work_dir, plan.root_like, plan.corrections, ids
+            like, corrections = plan.root_like, plan.corrections
+            await to_its_end(
+                partial(make_upper, plan.upper_dir, plan.work_dir, like, corrections, ids)
             )
             writable = (f"upperdir={plan.upper_dir}", f"workdir={plan.work_dir}")
         root = root_mount(lower, writable, options=self._options, empty=plan.empty)
@@ -194,7 +197,7 @@ class CopyingDriver:
             ),
             target=str(place),
         )
-        await asyncio.to_thread(_clear, plan.work_dir)
+        await to_its_end(partial(_clear, plan.work_dir))
         done = await self._machine.runner.run(
             [sys.executable, "-P", "-s", "-m", "imageservice.snapshots.copying"],
             # The package may be on the path by the daemon's environment only.
@@ -203,7 +206,7 @@ class CopyingDriver:
         )
         if done.exit_status:
             raise _failure(done.stdout, done.exit_status, done.message)
-        await asyncio.to_thread(_publish, place, plan.upper_dir)
+        await to_its_end(partial(_publish, place, plan.upper_dir))
 
     async def lack_of_mapping(self, directory: Path, namespace: Path) -> str:
         """See `Driver`."""

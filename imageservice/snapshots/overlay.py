@@ -272,7 +272,10 @@ class OverlaySnapshotter:
         return known
 
     async def release(self, key: str) -> None:
-        """See `Snapshotter`."""
+        """See `Snapshotter`. Torn in two, nobody would know which layers are still mounted."""
+        await in_one_piece(self._release(key))
+
+    async def _release(self, key: str) -> None:
         rows = [self._ledger.get(diff_id) for diff_id in self._ledger.leases().get(key, ())]
         await self._ledger.unlease(key)
         await self._places.unmount_unless(

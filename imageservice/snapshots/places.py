@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imageservice.forms import TAR_NAME
 from imageservice.snapshots.indexed import is_whole, mount_index
 from imageservice.trees import count_tree
-from sandbox.host.errors import PodwrightError, map_os_errors
+from sandbox.host.errors import NotFound, PodwrightError, map_os_errors
 from sandbox.host.files import make_private_dir
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import Mount, list_mounts, mount_one, unmount
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -86,7 +88,7 @@ class LayerPlaces:
         mounted = [row for row in rows if _is_mounted(row)]
         if mounted:
             async with self._changing:
-                await asyncio.to_thread(self._mount, mounted)
+                await to_its_end(partial(self._mount, mounted))
 
     async def unmount_unless(
         self, is_needed: Callable[[LayerRow], bool], rows: Iterable[LayerRow]
@@ -98,7 +100,7 @@ class LayerPlaces:
         async with self._changing:
             idle = [row for row in rows if _is_mounted(row) and not is_needed(row)]
             if idle:
-                await asyncio.to_thread(self._unmount, [_name(row) for row in idle])
+                await to_its_end(partial(self._unmount, [_name(row) for row in idle]))
 
     def find_broken(self, rows: Iterable[LayerRow]) -> list[LayerRow]:
         """Those that are not what was committed; see `layer_problem`. Blocking."""
@@ -136,7 +138,11 @@ class LayerPlaces:
             place = self._mounts_dir / name
             try:
                 unmount(place, syscalls=self._syscalls)
-                with map_os_errors("cannot remove the place of a layer", path=str(place)):
+                # Gone when two leases have ended at the same time.
+                with (
+                    suppress(NotFound),
+                    map_os_errors("cannot remove the place of a layer", path=str(place)),
+                ):
                     place.rmdir()
             except PodwrightError as error:
                 _log.warning("cannot unmount layer", path=str(place), error=str(error))

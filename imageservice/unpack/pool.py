@@ -170,7 +170,7 @@ class UnpackPool:
             await in_one_piece(self._kill(worker))
             raise
         if self._closed:
-            await self._end(worker)
+            await in_one_piece(self._end(worker))
         else:
             self._idle.append(worker)
         if isinstance(reply, Failed):
@@ -250,8 +250,14 @@ class UnpackPool:
             ours.close()
             os.close(stderr_fd)
             raise
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=protocol.MAX_LINE_BYTES)
+        try:
+            ours.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=ours, limit=protocol.MAX_LINE_BYTES)
+        except BaseException:
+            process.kill_group()
+            ours.close()
+            os.close(stderr_fd)
+            raise
         return _Worker(process, reader, writer, stderr_fd)
 
     async def _end(self, worker: _Worker) -> None:
