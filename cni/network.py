@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,7 @@ from sandbox.host.errors import (
     map_os_errors,
 )
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -201,7 +203,7 @@ class PodNetwork:
         if current is not None and current.source != str(target):
             _log.info("pod addresses not used: a network is configured", path=current.source)
             return False
-        await asyncio.to_thread(write_rendered, settings.conf_template, ranges, target)
+        await to_its_end(partial(write_rendered, settings.conf_template, ranges, target))
         await self._readiness.refresh()
         return True
 
@@ -235,12 +237,12 @@ class PodNetwork:
         network = parse_network(config_json) if config_json else await self._network_now()
         async with self._turns.of(attachment.pod_id):
             record = Record(attachment=attachment, config=network.to_json())
-            await asyncio.to_thread(self._begin, record)
+            await to_its_end(partial(self._begin, record))
             self._live.add(attachment.pod_id)
             result, ips = await self._chain.add(network, attachment)
             try:
                 done = msgspec.structs.replace(record, result=result)
-                await asyncio.to_thread(self._cache.save, done)
+                await to_its_end(partial(self._cache.save, done))
             except PodwrightError as error:
                 # The pod is attached and the caller gets the result: not a reason to fail.
                 _log.warning("result not cached", pod=attachment.pod_id, error=str(error))
@@ -280,7 +282,7 @@ class PodNetwork:
                 path = ""
             told = msgspec.structs.replace(record.attachment, netns_path=path)
             await self._chain.delete(network, told, result_json or record.result)
-            await asyncio.to_thread(self._cache.remove, told.pod_id, told.interface)
+            await to_its_end(partial(self._cache.remove, told.pod_id, told.interface))
             self._live.discard(told.pod_id)
 
     async def check(self, attachment: Attachment, *, config_json: str, result_json: str) -> None:

@@ -23,7 +23,7 @@ from sandbox.errors import ContainerNotRunning, PodNotReady
 from sandbox.execs import ExecRequest
 from sandbox.host.errors import AlreadyExists, Internal, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
-from sandbox.host.undoing import begin_undo
+from sandbox.host.threads import in_one_piece
 from sandbox.mapping import id_map
 from sandbox.model import Container, container_name_key
 from sandbox.states import ContainerState, PodState
@@ -154,7 +154,7 @@ class ContainerLifecycle:
         try:
             return await self._build(pod, container, defaults)
         except BaseException as error:
-            await self._undo(container, error)
+            await in_one_piece(self._undo(container, error))
             raise
 
     async def _build(self, pod: PodSandbox, container: Container, defaults: ImageDefaults) -> str:
@@ -180,7 +180,6 @@ class ContainerLifecycle:
         return f"{pod.config.log_directory.rstrip('/')}/{config.log_path}"
 
     async def _undo(self, container: Container, error: BaseException) -> None:
-        begin_undo()
         current = self._store.containers.get(container.id, container)
         try:
             await self._take_apart(current)
@@ -250,6 +249,9 @@ class ContainerLifecycle:
         except PodwrightError as error:
             self.note_trouble(container, error)
             raise
+        finally:
+            # A stop that found it just made, and about to be undone, waits for no exit any more.
+            self._engine.end_stop(container)
         self._retries.settled("container", container.id)
         self._events.container_deleted(container)
 

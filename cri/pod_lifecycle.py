@@ -37,7 +37,7 @@ from sandbox.host.errors import (
     PodwrightError,
 )
 from sandbox.host.journal import get_logger
-from sandbox.host.undoing import begin_undo
+from sandbox.host.threads import in_one_piece
 from sandbox.model import NamespaceMode, PodSandbox, pod_name_key
 from sandbox.spec.sysctls import pod_sysctls
 from sandbox.states import PodState
@@ -153,7 +153,7 @@ class PodLifecycle:
             try:
                 return await self._build(pod, sysctls)
             except BaseException as error:
-                await self._undo(pod, error)
+                await in_one_piece(self._undo(pod, error))
                 raise
 
     async def _build(self, pod: PodSandbox, sysctls: dict[str, str]) -> str:
@@ -189,7 +189,6 @@ class PodLifecycle:
         return pod.id
 
     async def _undo(self, pod: PodSandbox, error: BaseException) -> None:
-        begin_undo()
         current = self._store.pods.get(pod.id, pod)
         try:
             await self._take_apart(current)

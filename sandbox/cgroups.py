@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument, NotFound, Unsupported
 from sandbox.host.pidfd import is_zombie
+from sandbox.host.threads import to_its_end
 from sandbox.limits import Limit, check_memory, hugepage_limits, set_limits
 from sandbox.slices import slice_properties
 
@@ -192,7 +194,7 @@ class Cgroups:
             return
         above = real_path(cgroup).rpartition("/")[0]
         if above and (not parent or not await asyncio.to_thread(self._exists, above)):
-            await asyncio.to_thread(self._layout.create, above)
+            await to_its_end(partial(self._layout.create, above))
 
     def _exists(self, path: str) -> bool:
         return all(directory.is_dir() for directory in self._layout.dirs(path))
@@ -218,7 +220,7 @@ class Cgroups:
             wanted += hugepage_limits(self._layout, path, resources.hugepage_limits)
             set_limits(self._layout, path, [limit for limit in wanted if self._has(path, limit)])
 
-        await asyncio.to_thread(work)
+        await to_its_end(work)
 
     async def _limit_slice(self, path: str, resources: LinuxResources) -> None:
         weight = shares_to_weight(resources.cpu_shares)
@@ -250,7 +252,7 @@ class Cgroups:
                 except ProcessLookupError as error:
                     raise NotFound("process ended before it had its cgroup", pid=pid) from error
 
-        await asyncio.to_thread(move)
+        await to_its_end(move)  # the number must still be that process's
 
     async def processes(self, cgroup: str) -> set[int]:
         """Process ids at and below."""

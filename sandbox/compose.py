@@ -7,8 +7,8 @@ bundle, where `exec` and verbose status read it again.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +20,7 @@ from sandbox.additions import Additions
 from sandbox.errors import ContainerNotRunning
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, NotFound
+from sandbox.host.threads import to_its_end
 from sandbox.mapping import check_mapped, id_map, own_user_namespace
 from sandbox.model import ContainerUser, NamespaceMode
 from sandbox.placing import place_devices, place_sources
@@ -117,7 +118,7 @@ class Composer:
             InvalidArgument, Unsupported, FailedPrecondition: something in the pod's request.
         """
         host = await self._host(pod.runtime)
-        return await asyncio.to_thread(self._pause, pod, pins, host)
+        return await to_its_end(functools.partial(self._pause, pod, pins, host))
 
     async def _host(self, runtime: str) -> HostFacts:
         """The node as it is now."""
@@ -182,8 +183,8 @@ class Composer:
         """
         target = await self._target_pid(pod, container)
         host = await self._host(container.runtime)
-        return await asyncio.to_thread(
-            self._container, pod, container, image, rootfs, volumes, target, host
+        return await to_its_end(
+            functools.partial(self._container, pod, container, image, rootfs, volumes, target, host)
         )
 
     def resize(self, container: Container, asked: LinuxResources) -> Resize:

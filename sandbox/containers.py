@@ -8,20 +8,20 @@ business.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from sandbox import resize
-from sandbox.endings import UNKNOWN_EXIT_CODE
 from sandbox.errors import ContainerNotRunning
 from sandbox.execs import sweep_execs
 from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, Internal, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece, to_its_end
 from sandbox.model import Container
 from sandbox.monitor.exits import WatchTarget
 from sandbox.monitor.request import MonitorRequest
@@ -30,6 +30,7 @@ from sandbox.states import ContainerState, Event, next_state
 from sandbox.stopping import Stop
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
     from sandbox.cgroups import Cgroups
@@ -83,7 +84,7 @@ class ContainerEngine:
         self._conmon = conmon
         self._exits = exits
         self._endings = endings
-        endings.on_exited(self._end_stop)
+        endings.on_exited(self.end_stop)
         self._limits = limits
         self._cgroups = cgroups
         self._syscalls = syscalls
@@ -160,9 +161,8 @@ class ContainerEngine:
             RuntimeFailed: the runtime refused, in its own words.
         """
         bundle = self._paths.container(container.id)
-        await asyncio.to_thread(
-            files.write_atomic, bundle / "config.json", spec, mode=0o600, durable=False
-        )
+        place = bundle / "config.json"
+        await to_its_end(partial(files.write_atomic, place, spec, mode=0o600, durable=False))
         config = container.config
         made = await self._conmon.create(
             MonitorRequest(
@@ -178,7 +178,7 @@ class ContainerEngine:
             )
         )
         if mapped:
-            await asyncio.to_thread(open_streams, made.init)
+            await to_its_end(partial(open_streams, made.init))
         created = msgspec.structs.replace(
             container,
             state=next_state(container.state, Event.CREATE_COMPLETED, container=container.id),
@@ -248,12 +248,8 @@ class ContainerEngine:
         """
         container = self._store.find_container(container_id)
         if container.state is ContainerState.UNKNOWN and not self._endings.lives(container):
-            await self._endings.record_exit(
-                container,
-                UNKNOWN_EXIT_CODE,
-                0,
-                oom=False,
-                message="the daemon lost track of the container",
+            await in_one_piece(
+                self._endings.note_lost(container, "the daemon lost track of the container")
             )
         if container.state not in (
             ContainerState.CREATED,
@@ -315,7 +311,8 @@ class ContainerEngine:
         await self._store.save(removing)
         return removing
 
-    def _end_stop(self, container: Container) -> None:
+    def end_stop(self, container: Container) -> None:
+        """Let those go who wait for the end of a container that is not watched any more."""
         stop = self._stops.get(container.id)
         if stop is not None:
             stop.exit_recorded()

@@ -29,7 +29,7 @@ from sandbox.host.asyncfd import FdReader, FdWriter, RelayedReader
 from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
-from sandbox.host.threads import to_its_end
+from sandbox.host.threads import in_one_piece, to_its_end
 from sandbox.running import Running, give_score, new_directory, prepare
 from sandbox.runtime.pipes import STREAM_MODE
 
@@ -289,8 +289,8 @@ class InteractiveExecs:
             try:
                 master = await self._handed_over(running, console, init)
             except BaseException:
-                # A task of its own: who cancels twice must not leave half of it.
-                await asyncio.shield(self._group.create_task(running.end()))
+                # Who cancels twice must not leave half of it.
+                await in_one_piece(running.end())
                 raise
             ours.callback(master.close)
             return self._on_terminal(request, running, init, ours.pop_all(), master, relayed=False)

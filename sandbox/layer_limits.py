@@ -23,6 +23,7 @@ import asyncio
 import re
 import threading
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host import files
@@ -45,6 +46,7 @@ from sandbox.host.project_quota import (
     quota_state,
     use_of,
 )
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -233,7 +235,7 @@ class LayerLimits:
                 path=str(self._layers),
                 hint=REMEDY,
             )
-        await asyncio.to_thread(self._apply, container_id, limit_bytes)
+        await to_its_end(partial(self._apply, container_id, limit_bytes))
 
     def _apply(self, container_id: str, limit_bytes: int) -> None:
         directory = self._layers / container_id

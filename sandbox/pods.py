@@ -28,6 +28,7 @@ from sandbox.host import files, mounts
 from sandbox.host.errors import InvalidArgument, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, hold, start_ticks
+from sandbox.host.threads import to_its_end
 from sandbox.mapping import id_map
 from sandbox.model import NamespaceMode, PodSandbox, ProcessRef
 from sandbox.spec.linux import check_pod
@@ -178,7 +179,7 @@ class PodEngine:
             podfiles.label_pod_files(pod, self._paths, label, syscalls=self._syscalls)
             podfiles.mount_shm(pod, self._paths, label, syscalls=self._syscalls)
 
-        await asyncio.to_thread(work)
+        await to_its_end(work)
 
     async def start_pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> ProcessRef:
         """Start the pause process in the pinned namespaces; pin its pid namespace where shared.
@@ -196,7 +197,7 @@ class PodEngine:
             files.make_private_dir(bundle, mode=0o700)
             files.write_atomic(bundle / "config.json", spec, mode=0o600, durable=False)
 
-        await asyncio.to_thread(write_bundle)
+        await to_its_end(write_bundle)
         await self._cgroups.prepare(pod.cgroup_path, pod.config.cgroup_parent)
         await self._limit(pod.id, pod.config)
         pid = await runtime.create(bundle, pod.id, bundle / "pid")
@@ -222,7 +223,7 @@ class PodEngine:
             label = self._composer.pod_label(ready)
             podfiles.label_pod_files(ready, self._paths, label, syscalls=self._syscalls)
 
-        await asyncio.to_thread(write_hosts)
+        await to_its_end(write_hosts)
         await self._store.save(ready)
         self.watch(ready)
         return ready

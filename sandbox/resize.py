@@ -12,6 +12,7 @@ before" in the runtime's words cannot say "not set".
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +20,7 @@ import msgspec
 from sandbox import limits
 from sandbox.cgroups import limited_path
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from sandbox.host.cgroupfs import CgroupLayout
@@ -60,9 +62,9 @@ async def apply(
     before, pages = await asyncio.to_thread(_look, layout, path, container, asked)
     try:
         await runtime.update(container.id, change.document)
-        await asyncio.to_thread(_finish, layout, path, pages, change.oom_score_adj)
+        await to_its_end(partial(_finish, layout, path, pages, change.oom_score_adj))
     except BaseException:
-        await asyncio.to_thread(limits.restore_limits, layout, path, before)
+        await to_its_end(partial(limits.restore_limits, layout, path, before))
         raise
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandbox.host import files, fuse, mounts
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import to_its_end
 from sandbox.image_mounts import VOLUME_OPTIONS, mount_image
 from sandbox.placing import open_to_pod
 
@@ -103,7 +104,7 @@ class Roots:
                 files.make_private_dir(self._paths.container(container.id), mode=0o700)
             return mount_image(rootfs, parts, label=label, syscalls=self._syscalls)
 
-        await self._serve(container.id, await asyncio.to_thread(work))
+        await self._serve(container.id, await to_its_end(work))
         return rootfs
 
     async def mount_volume(
@@ -128,7 +129,7 @@ class Roots:
                 place, parts, label=label, options=VOLUME_OPTIONS, syscalls=self._syscalls
             )
 
-        await self._serve(container.id, await asyncio.to_thread(work))
+        await self._serve(container.id, await to_its_end(work))
         return place
 
     async def _serve(self, container_id: str, parts: Sequence[Mount]) -> None:

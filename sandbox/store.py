@@ -22,6 +22,7 @@ from sandbox import rows
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, PodwrightError
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece
 from sandbox.model import Container, PodSandbox, container_name_key, pod_name_key
 from sandbox.statefile import Backups, made_again, open_state
 from sandbox.states import ContainerState, PodState
@@ -257,6 +258,9 @@ class StateStore:
 
     async def delete_pod(self, pod_id: str) -> None:
         """Forget a pod and free its name; the last step of its removal."""
+        await in_one_piece(self._delete_pod(pod_id))
+
+    async def _delete_pod(self, pod_id: str) -> None:
         await self._delete(PodSandbox, pod_id)
         pod = self._pods.pop(pod_id, None)
         self._unwritten.pop(pod_id, None)
@@ -266,6 +270,9 @@ class StateStore:
 
     async def delete_container(self, container_id: str) -> None:
         """Forget a container and free its name; the last step of its removal."""
+        await in_one_piece(self._delete_container(container_id))
+
+    async def _delete_container(self, container_id: str) -> None:
         await self._delete(Container, container_id)
         container = self._containers.pop(container_id, None)
         self._unwritten.pop(container_id, None)
@@ -346,7 +353,7 @@ class StateStore:
         except asyncio.CancelledError:
             # The transaction may go on. What is given to its thread now comes after it.
             with suppress(PodwrightError):
-                await self._delete(type(value), value.id)
+                await in_one_piece(self._delete(type(value), value.id))
             raise
 
     async def _delete(self, kind: type[PodSandbox] | type[Container], object_id: str) -> None:

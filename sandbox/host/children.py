@@ -69,7 +69,7 @@ class Child:
         """Wait for its end, but not longer; one that is stuck is reaped later by its own callback.
 
         Not by `asyncio.timeout`, which does not hold in a task that is being cancelled
-        (`begin_undo`).
+        (`threads.in_one_piece`).
         """
         ended = asyncio.ensure_future(self.wait())
         try:

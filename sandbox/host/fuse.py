@@ -19,6 +19,7 @@ import fcntl
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ from sandbox.host.errors import (
 from sandbox.host.mounts import Mount, list_mounts
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 from sandbox.host.processes import KILL_WAIT_S
-from sandbox.host.undoing import begin_undo
+from sandbox.host.threads import in_one_piece, to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -91,11 +92,9 @@ async def serve(
                 await _until_served(mount.target, program, said, clock)
             fcntl.fcntl(said, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         except BaseException as error:
-            begin_undo()
             # Its end also wakes a thread that waits for an answer of the mount.
             program.kill_group(signal.SIGKILL)
-            await asyncio.shield(asyncio.to_thread(detach, mount.target, syscalls))
-            await ended(program)
+            await in_one_piece(_undo(program, mount.target, syscalls))
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
                     f"{_NAME} did not answer within {limit_s:g} s", path=str(mount.target)
@@ -104,6 +103,11 @@ async def serve(
     finally:
         os.close(said)
     return program
+
+
+async def _undo(program: Spawned, target: Path, syscalls: sc.Syscalls) -> None:
+    await to_its_end(partial(detach, target, syscalls))
+    await ended(program)
 
 
 async def ended(program: Spawned) -> None:

@@ -31,6 +31,7 @@ from sandbox.host.errors import (
     from_os_error,
 )
 from sandbox.host.journal import get_logger
+from sandbox.host.threads import in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -197,12 +198,8 @@ class HostProcessRunner:
                     await self._until_ended(child, out, err, changed, truncate=truncate)
                 held = not await self._drained(out, err, changed, drain_s, truncate=truncate)
             except BaseException as error:
-                try:
-                    if isinstance(error, asyncio.CancelledError) and finish_s > 0:
-                        await child.ended_within(finish_s)
-                finally:
-                    child.kill_group(signals.SIGKILL)
-                await child.ended_within(KILL_WAIT_S)
+                grace_s = finish_s if isinstance(error, asyncio.CancelledError) else 0.0
+                await in_one_piece(_ended(child, grace_s))
                 if isinstance(error, TimeoutError):
                     raise DeadlineExceeded(
                         f"{Path(argv[0]).name} did not end within {timeout_s} s and was killed",
@@ -321,9 +318,8 @@ class HostProcessRunner:
         streams = (stdin_fd, stdout_fd, stderr_fd)
         child = await self._start_child(argv, env, cwd, pass_fds, streams, new_session=new_session)
         if child.called_off is not None:
-            child.kill_group()
             child.release()
-            await child.ended_within(KILL_WAIT_S)
+            await in_one_piece(_ended(child, 0.0))
             raise child.called_off
         child.release()
         return child
@@ -353,6 +349,13 @@ class HostProcessRunner:
 
 class _TooMuchOutput(Exception):
     """Ends the wait; becomes ResourceExhausted after the kill."""
+
+
+async def _ended(child: Child, grace_s: float) -> None:
+    if grace_s > 0:
+        await child.ended_within(grace_s)
+    child.kill_group(signals.SIGKILL)
+    await child.ended_within(KILL_WAIT_S)
 
 
 def _check_output(out: Collector, err: Collector, truncate: bool) -> None:

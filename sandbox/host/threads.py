@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -11,18 +12,35 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def to_its_end(call: Callable[[], T]) -> T:
+async def to_its_end(call: Callable[[], T], *, unless: Callable[[T], object] | None = None) -> T:
     """`call` in a thread; who is cancelled meanwhile learns of it when the thread is done.
 
-    `asyncio.to_thread` ends at once then and leaves the thread to itself. What it works on is then
-    closed or removed by whoever cleans up, and the number of a closed descriptor may already be
-    somebody else's file.
+    `asyncio.to_thread` ends at once then and leaves the thread to itself, or has never begun. What
+    it works on is then closed or removed by whoever cleans up while it still works on it, and the
+    number of a closed descriptor may already be somebody else's file.
+
+    Args:
+        call: blocks, but not for ever: nothing ends the wait for it.
+        unless: is called, in a thread too, with a result that nobody gets because the caller was
+            cancelled: it takes that back.
     """
-    return await _until_done(asyncio.get_running_loop().run_in_executor(None, call))
+    loop = asyncio.get_running_loop()
+    running = loop.run_in_executor(None, call)
+    try:
+        return await _until_done(running)
+    except asyncio.CancelledError:
+        if unless is not None and not running.cancelled() and running.exception() is None:
+            await _until_done(loop.run_in_executor(None, partial(unless, running.result())))
+        raise
 
 
 async def in_one_piece(work: Coroutine[None, None, T]) -> T:
     """The same for a coroutine of ours that must not be torn in two, such as disk and memory.
+
+    It is what undoes something, too: a task that is cancelled while it already undoes, for a
+    failure or because it was cancelled before, would leave the rest. And in a task of its own that
+    knows of no cancellation, time limits hold: `asyncio.timeout` of Python 3.11 ends in
+    CancelledError instead of TimeoutError while one is not taken back.
 
     It needs no task group: it never outlives its caller.
     """

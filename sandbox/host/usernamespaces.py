@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +42,7 @@ from sandbox.host.errors import (
 from sandbox.host.namespaces import check_hostname
 from sandbox.host.processes import KILL_WAIT_S
 from sandbox.host.sysctls import plan_sysctls, sysctl_kind
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +122,8 @@ class UserNamespaces:
     ) -> dict[str, Path]:
         loop = asyncio.get_running_loop()
         await _expect(connection, "made")
-        await asyncio.to_thread(_write_mappings, helper.pid, uids, gids)
+        # Not left to itself: the number would be another's once the helper has ended.
+        await to_its_end(partial(_write_mappings, helper.pid, uids, gids))
         await loop.sock_sendall(connection, b"\n")
         await _expect(connection, "ready")
         pins = {kind: directory / kind for kind in ("user", *sorted(kinds))}

@@ -24,6 +24,7 @@ import asyncio
 import os
 import signal
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -37,7 +38,7 @@ from sandbox.errors import (
 from sandbox.host.errors import NotFound, PodwrightError, ResourceExhausted, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import boot_id, start_ticks
-from sandbox.host.undoing import begin_undo
+from sandbox.host.threads import in_one_piece, to_its_end
 from sandbox.model import ProcessRef
 from sandbox.monitor import control, logfile
 from sandbox.monitor.request import Created, conmon_argv, parse_report
@@ -108,26 +109,23 @@ class Conmon:
                 "the runtime has a container of this id already", container=request.container_id
             )
         began_ns = self._clock.monotonic_ns()
-        log = (
-            await asyncio.to_thread(logfile.prepare_log, request.log_path)
-            if request.log_path
-            else None
-        )
+        log = None
+        if request.log_path:
+            preparing = partial(logfile.prepare_log, request.log_path)
+            log = await to_its_end(preparing, unless=logfile.PreparedLog.discard)
         try:
-            await asyncio.to_thread(_prepare_bundle, request.bundle, log)
+            await to_its_end(partial(_prepare_bundle, request.bundle, log))
             pid = await self._run(request, log.path if log is not None else None)
+            monitor = await asyncio.to_thread(find_monitor, request.bundle)
         except BaseException:
-            begin_undo()
             self._observe(request, began_ns, ok=False)
-            await self._clear(request)
-            if log is not None:
-                await asyncio.to_thread(log.discard)
+            await in_one_piece(self._clear(request, log))
             raise
         self._observe(request, began_ns, ok=True)
         boot = boot_id()
         return Created(
             init=ProcessRef(pid=pid, start_ticks=start_ticks(pid) or 0, boot_id=boot),
-            monitor=await asyncio.to_thread(find_monitor, request.bundle),
+            monitor=monitor,
             log_path=str(log.path) if log is not None else "",
         )
 
@@ -243,7 +241,7 @@ class Conmon:
             seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
             self._observer.runtime_operation("create", request.runtime.handler.name, seconds, ok)
 
-    async def _clear(self, request: MonitorRequest) -> None:
+    async def _clear(self, request: MonitorRequest, log: logfile.PreparedLog | None) -> None:
         """After a failure: end conmon, the runtime, hooks and the container; forget them.
 
         conmon first (its runtime child dies with it), then whatever else is in its session, such as
@@ -264,6 +262,8 @@ class Conmon:
                     container=request.container_id,
                     error=str(error),
                 )
+        if log is not None:
+            await asyncio.to_thread(log.discard)
 
     # Afterwards.
 
@@ -292,12 +292,13 @@ class Conmon:
             raise MonitorGone("the container's monitor is dead", bundle=bundle.name)
         if await asyncio.to_thread(logfile.is_written_by, monitor.pid, log):
             return
-        inode = await asyncio.to_thread(logfile.prepare_reopen, log)
+        discard = partial(logfile.temporary_of(log).unlink, missing_ok=True)
+        inode = await to_its_end(partial(logfile.prepare_reopen, log), unless=lambda _: discard())
         try:
             control.send(bundle / "ctl", control.reopen_message())
             await self._until_renamed(log, inode)
         except BaseException:
-            await asyncio.to_thread(logfile.temporary_of(log).unlink, missing_ok=True)
+            await to_its_end(discard)
             raise
 
     async def _until_renamed(self, log: Path, inode: int) -> None:

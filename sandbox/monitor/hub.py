@@ -161,10 +161,12 @@ class AttachHub:
         """A seat from now on. Raises MonitorGone."""
         async with self._connecting:
             if self._socket is None:
-                self._socket = await AttachSocket.connect(self._bundle)
-                self._hubs.group.create_task(self._read(self._socket), name="attach")
-                # A task that is cancelled before its first step closes nothing: let it begin.
-                await asyncio.sleep(0)
+                self._socket = connection = await AttachSocket.connect(self._bundle)
+                reading = self._hubs.group.create_task(self._read(connection), name="attach")
+                # A task that is cancelled before its first step closes nothing itself. It must not
+                # be waited for here: called off, a connection would be left that nobody has a seat
+                # at, and so nobody leaves.
+                reading.add_done_callback(lambda _ended: connection.close())
             seat = Seat(self, stdin=stdin, stdout=stdout, stderr=stderr)
             self._seats.append(seat)
             return seat

@@ -18,7 +18,7 @@ from sandbox.errors import RuntimeBusy, RuntimeFailed, RuntimeMissing, RuntimeTi
 from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
-from sandbox.host.undoing import begin_undo
+from sandbox.host.threads import in_one_piece
 from sandbox.runtime import direct
 from sandbox.runtime.books import Books
 from sandbox.runtime.command import (
@@ -129,10 +129,9 @@ class CommandRuntime:
                 raise self._failure("create", cid, status, message, argv)
             pid = await asyncio.to_thread(read_pid_file, pid_file)
         except BaseException:
-            begin_undo()
             self._observe("create", began_ns, ok=False)
             with suppress(PodwrightError):
-                await self.delete(cid, force=True)
+                await in_one_piece(self.delete(cid, force=True))
             raise
         self._observe("create", began_ns, ok=True)
         return pid

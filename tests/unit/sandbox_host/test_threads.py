@@ -1,4 +1,4 @@
-"""Threads that are waited for, however often their owner is called off."""
+"""Threads and tasks that are waited for, however often their owner is called off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.host.threads import to_its_end
+from sandbox.host.threads import in_one_piece, to_its_end
 
 
 async def test_what_the_call_returns_or_raises_comes_out():
@@ -27,8 +27,10 @@ async def test_who_is_called_off_ends_after_the_thread(fails):
         ended.append(True)
         if fails:
             raise ZeroDivisionError
+        return "made"
 
-    task = asyncio.ensure_future(to_its_end(work))
+    taken_back = []
+    task = asyncio.ensure_future(to_its_end(work, unless=taken_back.append))
     await begun.wait()
     for _ in range(3):
         task.cancel()
@@ -39,3 +41,43 @@ async def test_who_is_called_off_ends_after_the_thread(fails):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended
+    assert taken_back == ([] if fails else ["made"])
+
+
+async def test_what_somebody_gets_is_not_taken_back():
+    taken_back = []
+    assert await to_its_end(lambda: 3, unless=taken_back.append) == 3
+    assert taken_back == []
+
+
+async def test_a_piece_of_work_ends_and_knows_of_no_cancellation():
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    steps = []
+
+    async def work():
+        begun.set()
+        await go_on.wait()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await asyncio.Event().wait()
+        steps.append("done")
+
+    async def undoing():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await in_one_piece(work())
+            raise
+
+    task = asyncio.ensure_future(undoing())
+    await asyncio.sleep(0)
+    for _ in range(3):
+        task.cancel()
+        await begun.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["done"]
