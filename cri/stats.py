@@ -99,7 +99,7 @@ class Stats:
     async def containers(self, chosen: Collection[Container]) -> list[ContainerUsage]:
         """Usage of each of the containers, in their order; exited ones have their layer only."""
         samples, layers = await asyncio.gather(
-            self._sampler.sample([self._target(c) for c in chosen if _alive(c)]),
+            self._sampler.sample([self._target(c, members=False) for c in chosen if _alive(c)]),
             self._read_layers(chosen),
         )
         return self._usages(chosen, samples, layers)
@@ -130,7 +130,7 @@ class Stats:
         inside = {pod.id: self._inside(pod) for pod in ready}
         everyone = [container for group in inside.values() for container in group]
         networks, samples, layers, facts = await asyncio.gather(
-            self._sampler.sample(self._pod_targets(ready)),
+            self._sampler.networks(self._pod_targets(ready)),
             self._sampler.sample([self._target(c) for c in everyone], detail=True),
             self._read_layers(everyone),
             asyncio.to_thread(self._machine),
@@ -173,11 +173,12 @@ class Stats:
     def _parent(self, pod: PodSandbox) -> str:
         return self._cgroups.parent_path(pod.config.cgroup_parent, pod.id)
 
-    def _target(self, container: Container) -> Target:
+    def _target(self, container: Container, *, members: bool = True) -> Target:
         return Target(
             id=container.id,
             cgroup=limited_path(self._cgroups.layout, container.cgroup_path),
             first_pid=container.init.pid if container.init is not None else 0,
+            members=members,
         )
 
     def _pod_targets(self, pods: Iterable[PodSandbox]) -> list[Target]:

@@ -5,6 +5,7 @@ As in `cgroup_stats`: every look reads every file, and makes nothing anew of the
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     _Texts = Mapping[FileName, bytes | None]
 
+_HUGETLB: Final = "hugetlb"
+_ZERO: Final = b"0\n"
 _USEC_NS: Final = 1_000
 #: Units of huge pages and the shift from KiB.
 _PAGE_UNITS: Final = (("GB", 20), ("MB", 10), ("KB", 0))
@@ -116,8 +119,9 @@ class DetailReader:
         self._version = version
         self._read = read
         self._page_sizes = tuple(page_sizes)
-        pages = [file for size in self._page_sizes for file in _hugetlb_files(version, size)]
-        self._files = (*(_FILES_V1 if version == 1 else _FILES_V2), *pages)
+        self._files = _FILES_V1 if version == 1 else _FILES_V2
+        self._pages = _page_files(version, self._page_sizes)
+        self._most_pages = _most_page_files(version, self._page_sizes)
         self._texts: list[bytes | None] = []
         self._detail: CgroupDetail | None = None
 
@@ -128,12 +132,24 @@ class DetailReader:
             shared: what `UsageReader.shared` has after the same look, so that a file is read once
                 and agrees with itself.
         """
-        texts = [*shared, *self._read(self._files)]
+        texts = [*shared, *self._read(self._files), *self._read_pages()]
         if self._detail is None or texts != self._texts:
-            names = (*(_SHARED_V1 if self._version == 1 else _SHARED_V2), *self._files)
+            names = (
+                *(_SHARED_V1 if self._version == 1 else _SHARED_V2),
+                *self._files,
+                *self._most_pages,
+                *self._pages,
+            )
             self._detail = self._made(dict(zip(names, texts, strict=True)))
             self._texts = texts
         return self._detail
+
+    def _read_pages(self) -> list[bytes | None]:
+        """Those who never had huge pages have none: most groups, and half of the files."""
+        most = self._read(self._most_pages) if self._most_pages else []
+        if most and all(text == _ZERO for text in most):
+            return most * 2
+        return most + self._read(self._pages)
 
     def _made(self, texts: _Texts) -> CgroupDetail:
         one = self._version == 1
@@ -280,16 +296,28 @@ def _io_v2(texts: _Texts) -> tuple[DeviceIo, ...]:
     return tuple(found)
 
 
-def _hugetlb_files(version: int, size: str) -> list[FileName]:
-    if version == 1:
-        return [
-            ("hugetlb", f"hugetlb.{size}.{n}") for n in ("usage_in_bytes", "max_usage_in_bytes")
-        ]
-    return [("hugetlb", f"hugetlb.{size}.current")]
+@lru_cache(maxsize=4)
+def _page_files(version: int, sizes: tuple[str, ...]) -> tuple[FileName, ...]:
+    return tuple((_HUGETLB, _page_file(version, size)) for size in sizes)
+
+
+@lru_cache(maxsize=4)
+def _most_page_files(version: int, sizes: tuple[str, ...]) -> tuple[FileName, ...]:
+    if version != 1:
+        return ()
+    return tuple((_HUGETLB, _most_page_file(size)) for size in sizes)
+
+
+def _page_file(version: int, size: str) -> str:
+    return f"hugetlb.{size}.usage_in_bytes" if version == 1 else f"hugetlb.{size}.current"
+
+
+def _most_page_file(size: str) -> str:
+    return f"hugetlb.{size}.max_usage_in_bytes"
 
 
 def _hugetlb(version: int, texts: _Texts, page_sizes: Iterable[str]) -> Iterator[HugetlbUsage]:
     for size in page_sizes:
-        usage, *most = (number(texts[file]) for file in _hugetlb_files(version, size))
+        usage = number(texts[_HUGETLB, _page_file(version, size)])
         if usage is not None:
-            yield HugetlbUsage(size, usage, most[0] if most else None)
+            yield HugetlbUsage(size, usage, number(texts.get((_HUGETLB, _most_page_file(size)))))

@@ -129,9 +129,14 @@ class CgroupFiles:
             os.close(fd)
         return text
 
-    def processes(self) -> list[int]:
-        """Process ids in the group and in those that the container made below it."""
+    def processes(self, *, tasks: int | None = None) -> list[int]:
+        """Process ids in the group and in those that the container made below it.
+
+        `tasks`: how many threads there are in all of these, where that is known.
+        """
         pids = _pids(self._read(self._membership))
+        if tasks == len(pids) == 1:
+            return pids
         try:
             # Two links and one more for each sub-directory (kernfs).
             nested = os.stat(self._directory).st_nlink > 2  # noqa: PTH116 - of a text, thrice as fast

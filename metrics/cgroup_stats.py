@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 _USEC_NS: Final = 1_000
 
 _PRESSURES: Final = tuple(("unified", f"{name}.pressure") for name in ("cpu", "memory", "io"))
-#: Time, tasks and memory; pressure comes last.
+_TASKS: Final = ("pids", "pids.current")
+#: Time, then memory, then pressure.
 _USAGE_V1: Final = (
     ("cpuacct", "cpuacct.usage"),
-    ("pids", "pids.current"),
     ("memory", "memory.usage_in_bytes"),
     ("memory", "memory.stat"),
     *_PRESSURES,
@@ -46,7 +46,6 @@ _USAGE_V1: Final = (
 _LIMITS_V1: Final = (("memory", "memory.limit_in_bytes"), ("memory", "memory.memsw.limit_in_bytes"))
 _USAGE_V2: Final = (
     ("cpu", "cpu.stat"),
-    ("pids", "pids.current"),
     ("memory", "memory.current"),
     ("memory", "memory.stat"),
     ("memory", "memory.max"),
@@ -54,6 +53,8 @@ _USAGE_V2: Final = (
     ("memory", "memory.swap.max"),
     *_PRESSURES,
 )
+_USAGE_V1_AND_TASKS: Final = (_TASKS, *_USAGE_V1)
+_USAGE_V2_AND_TASKS: Final = (_TASKS, *_USAGE_V2)
 _PRESSURES_AT: Final = -len(_PRESSURES)
 
 _cpu_v2: Final = Keyed("usage_usec")
@@ -109,7 +110,10 @@ class PressureUsage(msgspec.Struct, frozen=True, gc=False):
 
 
 class CgroupStats(msgspec.Struct, frozen=True, gc=False):
-    """What stats answers need of one group; `cpu_usage_ns` since it was made."""
+    """What stats answers need of one group; `cpu_usage_ns` since it was made.
+
+    `tasks` is None also where nobody asked.
+    """
 
     cpu_usage_ns: int | None
     memory: MemoryUsage | None
@@ -127,7 +131,6 @@ class UsageReader:
     def __init__(self, version: int, read: FilesReader) -> None:
         """`version` of the control groups; `read` gives the files of the group."""
         self._version = version
-        self._files = _USAGE_V1 if version == 1 else _USAGE_V2
         self._read = read
         self._memory_texts: list[bytes | None] = []
         self._memory: MemoryUsage | None = None
@@ -136,12 +139,22 @@ class UsageReader:
         #: What the detail needs as well of the last look: memory.stat, and cpu.stat of version 2.
         self.shared: list[bytes | None] = []
 
-    def read(self) -> CgroupStats:
-        """Usage; parts whose files are missing are None. Files that make no sense count 0."""
-        cpu, tasks, *memory = self._read(self._files)
+    def read(self, *, tasks: bool = True) -> CgroupStats:
+        """Usage; parts whose files are missing are None. Files that make no sense count 0.
+
+        Args:
+            tasks: whether they are counted. The kernel takes about as long for each file of a
+                group that nobody has read for a second, so none is read that nobody needs.
+        """
+        one = self._version == 1
+        if tasks:
+            count, cpu, *memory = self._read(_USAGE_V1_AND_TASKS if one else _USAGE_V2_AND_TASKS)
+        else:
+            count = None
+            cpu, *memory = self._read(_USAGE_V1 if one else _USAGE_V2)
         pressure = memory[_PRESSURES_AT:]
         del memory[_PRESSURES_AT:]
-        if self._version == 1:
+        if one:
             usage_ns = number(cpu)
             self.shared = memory[1:2]
             memory += self._limits_v1(memory[1])
@@ -150,12 +163,12 @@ class UsageReader:
             self.shared = [memory[1], cpu]
             usage_ns = None if usage_usec is None else usage_usec * _USEC_NS
         if memory != self._memory_texts:
-            self._memory = _of_v1(memory) if self._version == 1 else _of_v2(memory)
+            self._memory = _of_v1(memory) if one else _of_v2(memory)
             self._memory_texts = memory
         if pressure != self._pressure_texts:
             self._pressure = _pressure_usage(pressure)
             self._pressure_texts = pressure
-        return CgroupStats(usage_ns, self._memory, number(tasks), self._pressure)
+        return CgroupStats(usage_ns, self._memory, number(count), self._pressure)
 
     def _limits_v1(self, stat: bytes | None) -> list[bytes | None]:
         """The texts of the group's own limits; none where no group above has one, nor itself."""

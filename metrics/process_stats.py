@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import resource
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PROC: Final = Path("/proc")
+_PROC: Final = "/proc"
 #: Descriptors of one container that are looked at for being sockets: a link is read for each, and
 #: a proxy with a million connections must not hold up a scrape. All are counted.
 LOOKED_AT_LIMIT: Final = 65_536
@@ -28,23 +28,37 @@ class ProcessStats(msgspec.Struct, frozen=True):
     open_files_soft: int | None
 
 
-def read_processes(pids: Iterable[int], first_pid: int, *, proc: Path = _PROC) -> ProcessStats:
+def read_processes(pids: Iterable[int], first_pid: int) -> ProcessStats:
     """Count what `pids` hold; one that has ended counts nothing. Blocking."""
     descriptors = sockets = 0
     for pid in pids:
         left = LOOKED_AT_LIMIT - descriptors
-        held, of_sockets = _descriptors(f"{proc}/{pid}/fd", left)
+        held, of_sockets = _descriptors(f"{_PROC}/{pid}/fd", left)
         descriptors, sockets = descriptors + held, sockets + of_sockets
-    return ProcessStats(descriptors, sockets, open_files_limit(first_pid, proc=proc))
+    return ProcessStats(descriptors, sockets, open_files_limit(first_pid))
 
 
-def open_files_limit(pid: int, *, proc: Path = _PROC) -> int | None:
-    """The soft limit of open files (proc(5), /proc/PID/limits); None: unlimited or unknown."""
+def open_files_limit(pid: int) -> int | None:
+    """The soft limit of open files; None: unlimited or unknown.
+
+    By prlimit(2) where that may be asked, which takes a tenth of what reading a file of it does.
+    """
     if pid <= 0:
         return None
     try:
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except PermissionError:  # somebody else's process, and this one has no CAP_SYS_RESOURCE
+        return open_files_limit_from(f"{_PROC}/{pid}/limits")
+    except OSError:
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def open_files_limit_from(path: str) -> int | None:
+    """The same from /proc/PID/limits (proc(5))."""
+    try:
         # Without pathlib and file objects, which take thrice as long as the kernel does.
-        fd = os.open(f"{proc}/{pid}/limits", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

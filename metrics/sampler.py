@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import msgspec
 
@@ -45,6 +46,9 @@ _PRUNE_PAUSE_S: Final = 60.0
 _DUE_PART: Final = 0.95
 _HUGEPAGES: Final = Path("/sys/kernel/mm/hugepages")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _log = get_logger("sampler")
 
 
@@ -56,7 +60,8 @@ class Target(msgspec.Struct, frozen=True):
         cgroup: its path below every hierarchy's root; empty for none, only the network counts.
         first_pid: its first process, for limits that a process has; 0 for none.
         network: whose network is counted with it, or None.
-        members: whether its processes are counted (a pod's are the sum of its containers').
+        members: whether its processes are counted (a pod's are the sum of its containers', and
+            a container's by itself are nobody's question but a scrape's).
     """
 
     id: str
@@ -112,13 +117,15 @@ class Sampler:
         found = self._fresh(targets, detail=detail)
         if found is not None:
             return found
-        if self._closed:
-            raise Unavailable("usage is not measured any more, the daemon is stopping")
-        loop = asyncio.get_running_loop()
         least_age_ns = int(self._settings.min_age_s * 1e9)
-        return await loop.run_in_executor(
-            self._thread, self._sample, list(targets), detail, least_age_ns
-        )
+        return await self._asked(self._sample, list(targets), detail, least_age_ns)
+
+    async def networks(self, targets: Collection[Target]) -> dict[str, Sample]:
+        """Samples that have only the networks of the targets, whatever their groups do."""
+        found = self._fresh(targets, detail=False)
+        if found is not None:
+            return found
+        return await self._asked(self._look_at_networks, list(targets))
 
     async def run(self, targets: Callable[[], Collection[Target]]) -> None:
         """Sample at the interval, so that rates exist when they are asked for; let go of others.
@@ -153,6 +160,12 @@ class Sampler:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._keep(set())
 
+    async def _asked(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise Unavailable("usage is not measured any more, the daemon is stopping")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(work, *args, **kwargs))
+
     def _is_closed(self) -> bool:
         return self._closed
 
@@ -170,15 +183,32 @@ class Sampler:
 
     # In the thread.
 
+    def _look_at_networks(self, targets: list[Target]) -> dict[str, Sample]:
+        wall_ns = self._clock.wall_ns
+        return {
+            target.id: Sample(
+                taken_at_ns=wall_ns(),
+                stats=NO_STATS,
+                usage_nano_cores=None,
+                processes=None,
+                network=self._followed_of(target).read_network(target.network),
+            )
+            for target in targets
+        }
+
+    def _followed_of(self, target: Target) -> _Followed:
+        followed = self._followed.get(target.id)
+        if followed is None or followed.target.cgroup != target.cgroup:
+            if followed is not None:
+                followed.close()
+            followed = _Followed(self._layout, self._budget, self._page_sizes, target)
+            self._followed[target.id] = followed
+        return followed
+
     def _sample(self, targets: list[Target], detail: bool, least_age_ns: int) -> dict[str, Sample]:
         found = {}
         for target in targets:
-            followed = self._followed.get(target.id)
-            if followed is None or followed.target.cgroup != target.cgroup:
-                if followed is not None:
-                    followed.close()
-                followed = _Followed(self._layout, self._budget, self._page_sizes, target)
-                self._followed[target.id] = followed
+            followed = self._followed_of(target)
             newest_ns = self._clock.monotonic_ns() - least_age_ns
             if not followed.serves(target, newest_ns, detail=detail):
                 followed.take(target, self._clock, detail=detail)
@@ -225,9 +255,18 @@ class _Followed:
         A look that found nothing is no answer to the next caller: with systemd the group of a
         container may appear, and get its controllers, a moment after the container.
         """
-        if self._taken_ns is None or self._taken_ns < newest_ns or self.target != target:
+        if self._taken_ns is None or self._taken_ns < newest_ns or self.sample is None:
             return False
-        return self.sample is not None and (not detail or self.sample.detail is not None)
+        was = self.target
+        if (was.cgroup, was.network, was.first_pid) != (
+            target.cgroup,
+            target.network,
+            target.first_pid,
+        ):
+            return False
+        if target.members and self.sample.processes is None:
+            return False
+        return not detail or self.sample.detail is not None
 
     def take(self, target: Target, clock: Clock, *, detail: bool) -> None:
         """Look now."""
@@ -235,7 +274,7 @@ class _Followed:
         self.target = target
         self._taken_ns = clock.monotonic_ns()
         wall_ns = clock.wall_ns()
-        stats = self._usage.read() if target.cgroup else NO_STATS
+        stats = self._usage.read(tasks=target.members) if target.cgroup else NO_STATS
         if target.cgroup and stats.cpu_usage_ns is None and stats.memory is None:
             self.sample = None
             self._base = self._rate = None
@@ -244,7 +283,7 @@ class _Followed:
             self._measure(self._taken_ns, stats.cpu_usage_ns)
         pids: list[int] | None = None
         if target.members and (detail or stats.tasks != 1):
-            pids = files.processes()
+            pids = files.processes(tasks=stats.tasks)
         more = None
         if detail:
             found = self._detail.read(self._usage.shared)
@@ -257,11 +296,12 @@ class _Followed:
             stats=stats,
             usage_nano_cores=self._rate,
             processes=None if not target.members else 1 if pids is None else len(pids),
-            network=self._read_network(target.network),
+            network=self.read_network(target.network),
             detail=more,
         )
 
-    def _read_network(self, place: NetworkPlace | None) -> NetworkUsage | None:
+    def read_network(self, place: NetworkPlace | None) -> NetworkUsage | None:
+        """The network's interfaces as of now; None where there is none."""
         if self._network is None or self._network.place != place:
             self._close_network()
             self._network = None if place is None else NetworkReader(place, self._budget)

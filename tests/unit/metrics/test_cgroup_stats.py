@@ -196,3 +196,20 @@ def test_a_limit_is_the_groups_own_and_read_only_where_there_may_be_one(above, o
 
     assert read_stats(1, read).memory.limit_bytes == limit
     assert (("memory", "memory.limit_in_bytes") in asked) == (above != NO_LIMIT_V1)
+
+
+def test_huge_pages_of_a_group_that_never_had_any_are_asked_for_once():
+    """Which are most; the other answer follows from the first."""
+    asked = []
+    most = ("hugetlb", "hugetlb.2MB.max_usage_in_bytes")
+    for text, usage in ((b"0\n", 0), (b"4194304\n", 2097152)):
+        files = V1 | {most: text}
+
+        def read(names, files=files):
+            asked.extend(names)
+            return reader(files)(names)
+
+        [pages] = read_detail(1, read, ("2MB",)).hugetlb
+        assert (pages.usage_bytes, pages.max_usage_bytes) == (usage, int(text))
+    assert asked.count(most) == 2
+    assert asked.count(("hugetlb", "hugetlb.2MB.usage_in_bytes")) == 1

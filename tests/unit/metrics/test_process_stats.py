@@ -1,9 +1,11 @@
 """What processes hold open, counted on this very process."""
 
 import os
+import resource
 import socket
+import subprocess
 
-from metrics.process_stats import open_files_limit, read_processes
+from metrics.process_stats import open_files_limit, open_files_limit_from, read_processes
 
 
 def test_descriptors_and_sockets_of_this_process():
@@ -20,16 +22,30 @@ def test_processes_that_are_gone_count_nothing():
     assert (stats.file_descriptors, stats.sockets, stats.open_files_soft) == (0, 0, None)
 
 
-def test_the_soft_limit(tmp_path):
-    limits = tmp_path / "7" / "limits"
-    limits.parent.mkdir()
-    limits.write_text(
-        "Limit                     Soft Limit           Hard Limit           Units     \n"
-        "Max processes             100                  200                  processes \n"
-        "Max open files            1024                 524288               files     \n"
-    )
-    assert open_files_limit(7, proc=tmp_path) == 1024
+def test_the_soft_limit():
+    process = subprocess.Popen(["sh", "-c", "ulimit -Sn 123; echo; exec sleep 100"], stdout=-1)
+    assert process.stdout.readline() == b"\n"
+    try:
+        assert open_files_limit(process.pid) == 123
+        assert open_files_limit_from(f"/proc/{process.pid}/limits") == 123
+    finally:
+        process.kill()
+        process.communicate()
+    assert open_files_limit(0) is None
+    assert open_files_limit(4_000_000) is None
+
+
+def test_where_the_limit_may_not_be_asked_for_it_is_read(monkeypatch):
+    def refuse(pid, which):
+        raise PermissionError
+
+    expected = open_files_limit(os.getpid())
+    monkeypatch.setattr(resource, "prlimit", refuse)
+    assert open_files_limit(os.getpid()) == expected > 0
+
+
+def test_no_limit_is_none(tmp_path):
+    limits = tmp_path / "limits"
     limits.write_text("Max open files            unlimited            unlimited            files\n")
-    assert open_files_limit(7, proc=tmp_path) is None
-    assert open_files_limit(0, proc=tmp_path) is None
-    assert open_files_limit(8, proc=tmp_path) is None
+    assert open_files_limit_from(str(limits)) is None
+    assert open_files_limit_from(str(tmp_path / "none")) is None

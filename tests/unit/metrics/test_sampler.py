@@ -188,6 +188,28 @@ async def test_a_network_is_counted_also_without_a_group(make):
     assert (sample.stats.memory, sample.processes) == (None, None)
 
 
+async def test_networks_are_counted_alone(make, group, clock):
+    """A scrape has a pod's network and nothing of its group; that is no sample of the group."""
+    sampler = make()
+    own = NetworkPlace(os.getpid(), start_ticks(os.getpid()))
+    pod = Target("c1", group.target.cgroup, network=own, members=False)
+    alone = (await sampler.networks([pod]))["c1"]
+    assert alone.network is not None
+    assert (alone.stats.memory, alone.processes, alone.taken_at_ns) == (None, None, clock.wall_ns())
+    whole = (await sampler.sample([pod]))["c1"]
+    assert (whole.network, whole.stats.memory.usage_bytes) == (alone.network, 1000)
+    assert (await sampler.networks([pod]))["c1"] is whole, "young enough, so not looked at again"
+
+
+async def test_processes_are_counted_for_who_wants_them(make, group):
+    sampler = make()
+    without = Target("c1", group.target.cgroup, members=False)
+    assert (await sampler.sample([without]))["c1"].processes is None
+    counted = await one(sampler, group)
+    assert (counted.processes, counted.stats.tasks) == (2, 3)
+    assert (await sampler.sample([without]))["c1"] is counted
+
+
 async def test_files_stay_open_until_the_target_is_let_go(make, group):
     clock = RoundClock()
     sampler = make(clock)
