@@ -74,6 +74,8 @@ class Stats:
         self._paths = paths
         self._mountpoint = str(paths.layers)
         self._device: str | None = None
+        #: Control groups above pods' containers, each of the pod as it was then.
+        self._parents: dict[str, tuple[PodSandbox, str]] = {}
 
     async def run(self) -> None:
         """Measure in the background, until cancelled or closed."""
@@ -89,8 +91,10 @@ class Stats:
         self._layers.close()
 
     def _targets(self) -> list[Target]:
-        """Everything that is to be sampled in the background; also forgets layers that are gone."""
+        """Everything that is to be sampled in the background; also forgets what is gone."""
         self._layers.keep(set(self._store.containers))
+        for gone in self._parents.keys() - self._store.pods.keys():
+            del self._parents[gone]
         return [
             *(self._target(c) for c in self._store.containers.values() if _alive(c)),
             *self._pod_targets(p for p in self._store.pods.values() if _ready(p)),
@@ -171,7 +175,11 @@ class Stats:
         return [c for c in self._store.containers_of(pod.id) if _alive(c)]
 
     def _parent(self, pod: PodSandbox) -> str:
-        return self._cgroups.parent_path(pod.config.cgroup_parent, pod.id)
+        known = self._parents.get(pod.id)
+        if known is None or known[0] is not pod:
+            path = self._cgroups.parent_path(pod.config.cgroup_parent, pod.id)
+            known = self._parents[pod.id] = (pod, path)
+        return known[1]
 
     def _target(self, container: Container, *, members: bool = True) -> Target:
         return Target(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sandbox.model import Container, PodSandbox
 
 
-class ContainerUsage(msgspec.Struct, frozen=True):
+class ContainerUsage(msgspec.Struct, frozen=True, gc=False):
     """A container; without a sample it has no processes, without a layer it was not measured yet.
 
     `mountpoint` is the directory that writable layers are in, by which the kubelet finds their
@@ -26,7 +26,7 @@ class ContainerUsage(msgspec.Struct, frozen=True):
     mountpoint: str
 
 
-class PodUsage(msgspec.Struct, frozen=True):
+class PodUsage(msgspec.Struct, frozen=True, gc=False):
     """A ready pod with its containers that have processes."""
 
     pod: PodSandbox
@@ -41,7 +41,7 @@ class PodUsage(msgspec.Struct, frozen=True):
         )
 
 
-class PodScrape(msgspec.Struct, frozen=True):
+class PodScrape(msgspec.Struct, frozen=True, gc=False):
     """All metrics of a ready pod; `cgroup` is that of all its containers."""
 
     pod: PodSandbox

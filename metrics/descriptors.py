@@ -51,7 +51,7 @@ class Limits(msgspec.Struct, frozen=True):
     cpu_shares: int = 1024
 
 
-class Measured(msgspec.Struct, frozen=True):
+class Measured(msgspec.Struct, frozen=True, gc=False):
     """Everything that a container's metrics come from; `sample` has its detail."""
 
     cgroup: str

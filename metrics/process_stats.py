@@ -20,7 +20,7 @@ _OPEN_FILES: Final = b"Max open files"
 _LIMITS_BYTES: Final = 4096
 
 
-class ProcessStats(msgspec.Struct, frozen=True):
+class ProcessStats(msgspec.Struct, frozen=True, gc=False):
     """Of all processes of a container. `open_files_soft` is its first process's limit, or None."""
 
     file_descriptors: int

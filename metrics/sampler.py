@@ -52,7 +52,7 @@ T = TypeVar("T")
 _log = get_logger("sampler")
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """What is sampled.
 
     Attributes:
@@ -71,14 +71,14 @@ class Target(msgspec.Struct, frozen=True):
     members: bool = True
 
 
-class Detail(msgspec.Struct, frozen=True):
+class Detail(msgspec.Struct, frozen=True, gc=False):
     """What only a scrape of all metrics asks for."""
 
     cgroup: CgroupDetail
     processes: ProcessStats
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, gc=False):
     """One look at one target. `usage_nano_cores` is None until there is a second one."""
 
     taken_at_ns: int

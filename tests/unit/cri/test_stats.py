@@ -189,3 +189,15 @@ async def test_in_the_background_all_that_lives_is_looked_at(world):
     world.container("gone", pod, state=ContainerState.EXITED)
     world.pod("q", state=PodState.NOT_READY)
     assert [target.id for target in world.stats._targets()] == ["c", "p"]
+
+
+async def test_a_pods_group_is_that_of_the_pod_as_it_is_and_forgotten_with_it(world):
+    world.pod("p", memory=500)
+    [usage] = await world.stats.pods(list(world.pods.values()))
+    assert usage.sample.stats.memory.usage_bytes == 500
+    world.pod("p", "/moved", memory=700)
+    [usage] = await world.stats.pods(list(world.pods.values()))
+    assert usage.sample.stats.memory.usage_bytes == 700
+    world.pods.clear()
+    world.stats._targets()
+    assert world.stats._parents == {}
