@@ -85,11 +85,11 @@ class CgroupFiles:
             return self._first(names)
         try:
             texts = [os.pread(fd, _READ_BYTES, 0) if fd >= 0 else None for fd in fds]
+            if max(map(len, filter(None, texts)), default=0) >= _WHOLE_BYTES:
+                texts = [_rest(fd, text) for fd, text in zip(fds, texts, strict=True)]
         except OSError:
             self.close()  # the group was removed; perhaps it was made again
             return self._first(names)
-        if sum(map(len, filter(None, texts))) >= _WHOLE_BYTES:
-            texts = [None if fd < 0 else _text(fd) for fd in fds]
         # Only now, because this may close all that is open, and then a number is somebody else's.
         if None in texts:
             texts = [self._read(n) if t is None else t for n, t in zip(names, texts, strict=True)]
@@ -145,7 +145,7 @@ class CgroupFiles:
         if nested:
             for at, names, _ in os.walk(self._directory):
                 for name in names:
-                    pids += _pids(_whole(f"{at}/{name}/cgroup.procs"))
+                    pids += _pids(_of_path(f"{at}/{name}/cgroup.procs"))
         return pids
 
     def close(self) -> None:
@@ -170,7 +170,15 @@ class CgroupFiles:
 
 
 def _text(fd: int) -> bytes:
-    text = os.pread(fd, _READ_BYTES, 0)
+    return _whole(fd, os.pread(fd, _READ_BYTES, 0))
+
+
+def _rest(fd: int, text: bytes | None) -> bytes | None:
+    return None if text is None else _whole(fd, text)
+
+
+def _whole(fd: int, text: bytes) -> bytes:
+    """What `text` is the beginning of."""
     # Lists of processes come a page at a time, whatever is asked for; everything else in one piece.
     if len(text) < _WHOLE_BYTES:
         return text
@@ -182,7 +190,7 @@ def _text(fd: int) -> bytes:
     return b"".join(parts)
 
 
-def _whole(path: str) -> bytes | None:
+def _of_path(path: str) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
