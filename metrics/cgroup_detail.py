@@ -114,6 +114,17 @@ class CgroupDetail(msgspec.Struct, frozen=True, gc=False):
 class DetailReader:
     """Reads the detail of one group again and again."""
 
+    __slots__ = (
+        "_detail",
+        "_files",
+        "_most_pages",
+        "_page_sizes",
+        "_pages",
+        "_read",
+        "_texts",
+        "_version",
+    )
+
     def __init__(self, version: int, read: FilesReader, page_sizes: Iterable[str]) -> None:
         """`page_sizes` are the huge pages of this machine (`hugepage_sizes`)."""
         self._version = version

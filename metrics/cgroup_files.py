@@ -55,6 +55,17 @@ class DescriptorBudget:
 class CgroupFiles:
     """Reads the files of the group at `path`; for one thread. Close it."""
 
+    __slots__ = (
+        "_budget",
+        "_directories",
+        "_directory",
+        "_layout",
+        "_membership",
+        "_open",
+        "_path",
+        "_together",
+    )
+
     def __init__(self, layout: CgroupLayout, path: str, budget: DescriptorBudget) -> None:
         self._layout = layout
         self._path = path

@@ -20,6 +20,7 @@ one of those takes two thirds of what it took.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -128,6 +129,16 @@ NO_STATS: Final = CgroupStats(None, None, None, None)
 class UsageReader:
     """Reads the usage of one group again and again."""
 
+    __slots__ = (
+        "_memory",
+        "_memory_texts",
+        "_pressure",
+        "_pressure_texts",
+        "_read",
+        "_version",
+        "shared",
+    )
+
     def __init__(self, version: int, read: FilesReader) -> None:
         """`version` of the control groups; `read` gives the files of the group."""
         self._version = version
@@ -226,4 +237,10 @@ def _of_v2(texts: list[bytes | None]) -> MemoryUsage | None:
 def _pressure_usage(texts: list[bytes | None]) -> PressureUsage | None:
     if all(text is None for text in texts):
         return None
-    return PressureUsage(*(psi((text or b"").decode()) for text in texts))
+    return PressureUsage(*(_psi(text or b"") for text in texts))
+
+
+@lru_cache(maxsize=256)
+def _psi(text: bytes) -> Mapping[str, Pressure]:
+    """One value for all groups that never waited: a thousand groups have three each."""
+    return psi(text.decode())

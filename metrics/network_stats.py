@@ -67,6 +67,8 @@ class NetworkUsage(msgspec.Struct, frozen=True, gc=False):
 class NetworkReader:
     """Looks at one process's network again and again; for one thread. Close it."""
 
+    __slots__ = ("_budget", "_directory", "_fd", "place")
+
     def __init__(
         self, place: NetworkPlace, budget: DescriptorBudget, *, proc: Path = _PROC
     ) -> None:

@@ -229,6 +229,22 @@ class Sampler:
 class _Followed:
     """A target, its open files and what was seen of it last; for the sampler's thread."""
 
+    __slots__ = (
+        "_base",
+        "_budget",
+        "_detail",
+        "_files",
+        "_network",
+        "_page_sizes",
+        "_peaks",
+        "_rate",
+        "_taken_ns",
+        "_usage",
+        "_version",
+        "sample",
+        "target",
+    )
+
     def __init__(
         self,
         layout: CgroupLayout,
@@ -241,7 +257,10 @@ class _Followed:
         self._budget = budget
         self._files = CgroupFiles(layout, target.cgroup, budget)
         self._usage = UsageReader(layout.version, self._files.read)
-        self._detail = DetailReader(layout.version, self._files.read, page_sizes)
+        self._version = layout.version
+        self._page_sizes = page_sizes
+        #: Most are never scraped.
+        self._detail: DetailReader | None = None
         self._network: NetworkReader | None = None
         self._taken_ns: int | None = None
         #: Where the next rate begins: (monotonic, usage).
@@ -286,6 +305,8 @@ class _Followed:
             pids = files.processes(tasks=stats.tasks)
         more = None
         if detail:
+            if self._detail is None:
+                self._detail = DetailReader(self._version, files.read, self._page_sizes)
             found = self._detail.read(self._usage.shared)
             if any(pages.max_usage_bytes is None for pages in found.hugetlb):
                 pages = tuple(map(self._peak, found.hugetlb))
