@@ -1,7 +1,9 @@
 """Container life cycle: composes the container engine with the images; the order of steps.
 
-    create: image found ─► name reserved ─► lease and root file system ─► user, mounts, devices
-            looked up ─► OCI spec composed ─► conmon and runtime ─► CREATED recorded ─► id
+    create: image found ─► name reserved ┬► lease and root file system ─► user, mounts, devices
+                                         │  looked up ─► OCI spec composed ─┐
+                                         └► conmon started, which waits ────┴► let go, runtime ─►
+            CREATED recorded ─► id
     remove: stopped at once ─► engine's leftovers ─► lease released ─► record deleted last
 
 Whatever fails in create is undone by the steps of remove; if that fails too, the container stays
@@ -161,12 +163,15 @@ class ContainerLifecycle:
         await self._engine.limit_layer(pod, container)
         ids = id_map(pod, self._paths)
         label = self._composer.mount_label(pod, container)
-        mounted = await self._images.mount(container, label=label, ids=ids)
-        composed = await self._composer.container(
-            pod, container, defaults, mounted.rootfs, volumes=mounted.volumes
-        )
-        container = msgspec.structs.replace(container, user=composed.user)
-        created = await self._engine.create(container, composed.document, mapped=bool(ids))
+        async with self._engine.begin(container) as begun:
+            mounted = await self._images.mount(container, label=label, ids=ids)
+            composed = await self._composer.container(
+                pod, container, defaults, mounted.rootfs, volumes=mounted.volumes
+            )
+            container = msgspec.structs.replace(container, user=composed.user)
+            created = await self._engine.create(
+                container, begun, composed.document, mapped=bool(ids)
+            )
         # A pod stopped meanwhile has had its processes killed; this one must not outlive it.
         current = self._store.pods.get(pod.id)
         if current is None or current.state is not PodState.READY:

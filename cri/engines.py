@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cri import settings_security as security
+from cri import settings_speed as speed
 from cri import settings_table as table
 from sandbox.additions import Additions
 from sandbox.compose import Composer
@@ -113,6 +114,7 @@ def build_engines(parts: Parts) -> Engines:
         cgroups=parts.cgroups,
         clock=parts.clock,
         observer=parts.instruments,
+        early=parts.config.get(speed.EARLY_MONITOR),
     )
     exits = ExitWatch(
         lambda exit_: endings.exited(exit_),

@@ -30,6 +30,13 @@ WARM_CGROUPS = Setting(
     True,
     "keep the kernel ready to move processes between cgroups while pods and containers are made",
 )
+EARLY_MONITOR = Setting(
+    "runtime",
+    "early_monitor",
+    boolean,
+    True,
+    "start a container's monitor, which then waits, while its root file system is mounted",
+)
 
 TABLE: Final[tuple[Setting[object], ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Setting)

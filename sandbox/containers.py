@@ -32,6 +32,7 @@ from sandbox.stopping import Stop
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from sandbox.cgroups import Cgroups
     from sandbox.endings import Endings
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from sandbox.layer_limits import LayerLimits
     from sandbox.model import ContainerConfig, ImageVolume, PodSandbox
     from sandbox.monitor.conmon import Conmon
+    from sandbox.monitor.creation import Creation
     from sandbox.monitor.exits import ExitWatch
     from sandbox.paths import Paths
     from sandbox.resize import Resize
@@ -149,11 +151,34 @@ class ContainerEngine:
             container.id, pod.runtime, pod.config.annotations, container.config.annotations
         )
 
-    async def create(self, container: Container, spec: bytes, *, mapped: bool) -> Container:
+    def begin(self, container: Container) -> AbstractAsyncContextManager[Creation]:
+        """Have a reserved container's conmon started, while the caller makes what `create` needs.
+
+        Leaving the block by an error undoes what was begun; see `Conmon.begin`.
+        """
+        config = container.config
+        return self._conmon.begin(
+            MonitorRequest(
+                container_id=container.id,
+                runtime=self.runtime_of(container),
+                bundle=self._paths.container(container.id),
+                exit_dir=self._paths.exits,
+                cgroup_path=container.cgroup_path,
+                log_path=container.log_path,
+                terminal=config.tty,
+                stdin=config.stdin,
+                stdin_once=config.stdin_once,
+            )
+        )
+
+    async def create(
+        self, container: Container, begun: Creation, spec: bytes, *, mapped: bool
+    ) -> Container:
         """Write the bundle and have conmon and the runtime make the init process.
 
         Args:
-            container: the reserved container.
+            container: the reserved container, whose root file system is mounted.
+            begun: what `begin` gave for it.
             spec: its OCI document.
             mapped: it is in a user namespace.
 
@@ -163,20 +188,7 @@ class ContainerEngine:
         bundle = self._paths.container(container.id)
         place = bundle / "config.json"
         await to_its_end(partial(files.write_atomic, place, spec, mode=0o600, durable=False))
-        config = container.config
-        made = await self._conmon.create(
-            MonitorRequest(
-                container_id=container.id,
-                runtime=self.runtime_of(container),
-                bundle=bundle,
-                exit_dir=self._paths.exits,
-                cgroup_path=container.cgroup_path,
-                log_path=container.log_path,
-                terminal=config.tty,
-                stdin=config.stdin,
-                stdin_once=config.stdin_once,
-            )
-        )
+        made = await begun.finish()
         if mapped:
             await to_its_end(partial(open_streams, made.init))
         created = msgspec.structs.replace(

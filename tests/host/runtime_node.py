@@ -59,6 +59,7 @@ class RuntimeNode:
         program: Path | None = None,
         conmon: Path = Path("/usr/bin/conmon"),
         monitor_cgroup: str = "",
+        early: bool = True,
     ) -> None:
         self.root = root
         self.parent = cgroup_parent
@@ -96,6 +97,7 @@ class RuntimeNode:
             cgroups=self.cgroups,
             clock=self.clock,
             observer=self.observed,
+            early=early,
         )
         self.execs = Execs(
             self.settings,

@@ -24,7 +24,9 @@ from sandbox.errors import (
 )
 from sandbox.monitor.attach import AttachSocket
 from sandbox.monitor.logs import parse_line
+from sandbox.monitor.request import conmon_argv
 from sandbox.monitor.survivors import find_monitor
+from sandbox.runtime import proctree
 from sandbox.runtime.driver import RuntimeStatus
 from sandbox.settings import SandboxTimeouts
 from tests.host.runtime_node import (
@@ -171,6 +173,79 @@ async def test_a_missing_program_is_told(make: Make) -> None:
     node = make()
     with pytest.raises(CommandNotFound, match="/bin/nope"):
         await node.run("/bin/nope")
+
+
+class Refused(Exception):
+    """What the maker of a bundle met."""
+
+
+def waits_at_its_start_pipe(cid: str) -> bool:
+    """Whether the container's conmon has come to where it is held."""
+    found = proctree.with_word(proctree.snapshot(), f"--cid={cid}")
+    with suppress(FileNotFoundError):
+        return ["pipe" in Path(f"/proc/{one.pid}/wchan").read_text() for one in found] == [True]
+    return False
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+async def test_conmon_waits_while_the_bundle_is_made(make: Make, early: bool) -> None:
+    node = make(early=early)
+    cid, bundle = node.bundle("/bin/echo", "hello")
+    document = (bundle / "config.json").read_text()
+    (bundle / "config.json").unlink()
+    async with node.conmon.begin(node.request(cid)) as creation:
+        if early:
+            await until(lambda: waits_at_its_start_pipe(cid))
+        else:
+            assert not command_lines(cid)
+        (bundle / "config.json").write_text(document)
+        created = await creation.finish()
+    assert alive(created.init)
+    assert created.monitor == find_monitor(bundle)
+
+
+@pytest.mark.parametrize("conmon", [True, False], ids=["conmon", "no conmon"])
+async def test_what_the_maker_of_the_bundle_meets_is_told_and_nothing_is_left(
+    make: Make, tmp_path: Path, conmon: bool
+) -> None:
+    node = make() if conmon else make(conmon=tmp_path / "no-conmon")
+    cid, bundle = node.bundle("/bin/true")
+
+    async def refuse() -> None:
+        async with node.conmon.begin(node.request(cid)):
+            if conmon:
+                await until(lambda: waits_at_its_start_pipe(cid))
+            raise Refused
+
+    with pytest.raises(Refused):
+        await refuse()
+    await until(lambda: not command_lines(cid))
+    assert not (bundle / "pid").exists()
+    assert not node.log_path(cid).exists()
+    assert await node.runtime.containers() == frozenset()
+
+
+@pytest.mark.cell("CC6")
+async def test_a_waiting_conmon_of_a_dead_daemon_ends_and_leaves_nothing(make: Make) -> None:
+    """It takes the end of its start pipe for a start, and the runtime finds no document."""
+    node = make()
+    cid, bundle = node.bundle("/bin/true")
+    (bundle / "config.json").unlink()
+    argv = conmon_argv(Path("/usr/bin/conmon"), node.request(cid), log=None, systemd_cgroup=False)
+    reading, ours = os.pipe()
+    try:
+        waiting = await asyncio.create_subprocess_exec(
+            *argv, cwd=bundle, pass_fds=[reading], env={"_OCI_STARTPIPE": str(reading)}
+        )
+        os.close(reading)
+        await until(lambda: waits_at_its_start_pipe(cid))
+    finally:
+        os.close(ours)
+    await waiting.wait()
+    await until(lambda: not command_lines(cid))
+    assert list(node.exits_dir.iterdir()) == []
+    assert await node.runtime.containers() == frozenset()
+    assert not any(d.exists() for d in node.cgroups.directories(node.cgroup(cid)))
 
 
 async def test_missing_conmon_and_missing_runtime(make: Make, tmp_path: Path) -> None:
