@@ -229,9 +229,9 @@ class ContainerEngine:
         next_state(container.state, Event.STARTED, container=container.id)
         runtime = self.runtime_of(container)
         # Intent first: should we die right after the runtime's start, recovery reads its state and
-        # has the time at which it was asked to.
+        # has the time at which it was asked to. A power failure ends what it is about, too.
         container = msgspec.structs.replace(container, start_begun_ns=self._clock.wall_ns())
-        await self._store.save(container)
+        await self._store.save(container, synced=False)
         try:
             with self._endings.starting(container.id):
                 await runtime.start(container.id)

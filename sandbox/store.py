@@ -196,7 +196,10 @@ class StateStore:
         self._pods[pod.id] = pod
 
     async def add_container(self, container: Container) -> None:
-        """Record a new container; raises AlreadyExists when its name is taken."""
+        """Record a new container; raises AlreadyExists when its name is taken.
+
+        Not synced: a power failure leaves only files of it, which `sandbox.sweep` finds by name.
+        """
         config = container.config
         key = container_name_key(container.pod_id, config.name, config.attempt)
         holder = self._container_names.get(key)
@@ -204,7 +207,7 @@ class StateStore:
             raise AlreadyExists(f"container name {key} is taken", container=holder)
         self._container_names[key] = container.id
         try:
-            await self._insert(container)
+            await self._insert(container, synced=False)
         except BaseException:
             self._container_names.pop(key, None)
             self._forget_record(Container, container.id)
@@ -212,12 +215,15 @@ class StateStore:
         self._containers[container.id] = container
         self._by_pod.setdefault(container.pod_id, set()).add(container.id)
 
-    async def save(self, value: PodSandbox | Container) -> None:
-        """Record the new value of an object that exists; a removed one is not brought back."""
+    async def save(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
+        """Record the new value of an object that exists; `synced`: for after a power failure too.
+
+        A removed object is not brought back.
+        """
         if not self._known(value):
             return
         older = self._unwritten.get(value.id)
-        await self._update([value])
+        await self._update([value], synced=synced)
         # A note that did not reach the disk before must not do so after this.
         if older is not None and self._unwritten.get(value.id) is older:
             del self._unwritten[value.id]
@@ -225,11 +231,10 @@ class StateStore:
 
     async def note(self, value: PodSandbox | Container) -> None:
         """Record what has already happened: memory at once, disk now or by a later `flush`."""
-        if not self._known(value):
-            return
-        self._remember(value)
-        self._unwritten[value.id] = value
-        await self.flush()
+        if self._known(value):
+            self._remember(value)
+            self._unwritten[value.id] = value
+            await self.flush()
 
     async def flush(self, *, copies: bool = False) -> None:
         """Write the notes that have not reached the disk; a failure is logged, they are kept.
@@ -311,9 +316,7 @@ class StateStore:
             del self.departed[next(iter(self.departed))]
 
     def _known(self, value: PodSandbox | Container) -> bool:
-        if isinstance(value, PodSandbox):
-            return value.id in self._pods
-        return value.id in self._containers
+        return value.id in (self._pods if isinstance(value, PodSandbox) else self._containers)
 
     def _remember(self, value: PodSandbox | Container) -> None:
         if isinstance(value, PodSandbox):
@@ -322,7 +325,9 @@ class StateStore:
         elif value.id in self._containers:
             self._containers[value.id] = value
 
-    async def _update(self, values: Iterable[PodSandbox | Container]) -> None:
+    async def _update(
+        self, values: Iterable[PodSandbox | Container], *, synced: bool = True
+    ) -> None:
         documents = [(value, rows.encode(value)) for value in values]
 
         def work(db: Connection) -> None:
@@ -337,9 +342,9 @@ class StateStore:
 
         self._backups.changed = True
         # A change of what exists may use the space that is kept for cleaning up.
-        await self._database.write(work, cleanup=True)
+        await self._database.write(work, cleanup=True, synced=synced)
 
-    async def _insert(self, value: PodSandbox | Container) -> None:
+    async def _insert(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
         document = rows.encode(value)
 
         def work(db: Connection) -> None:
@@ -349,7 +354,7 @@ class StateStore:
 
         self._backups.changed = True
         try:
-            await self._database.write(work)
+            await self._database.write(work, synced=synced)
         except asyncio.CancelledError:
             # The transaction may go on. What is given to its thread now comes after it.
             with suppress(PodwrightError):

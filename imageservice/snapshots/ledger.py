@@ -137,7 +137,11 @@ class Ledger:
         await self._database.write(work, cleanup=True)
 
     async def lease(self, key: str, chain: tuple[str, ...]) -> None:
-        """Hold the layers under `key`, instead of what it held before."""
+        """Hold the layers under `key`, instead of what it held before.
+
+        Safe from our own death when it returns. After a power failure nothing uses the layers any
+        more, and what may remove them is recorded after this.
+        """
         before = self._leases.get(key)
         self._leases[key] = chain
 
@@ -150,7 +154,7 @@ class Ledger:
             )
 
         try:
-            await self._database.write(work)
+            await self._database.write(work, synced=False)
         except asyncio.CancelledError:
             raise  # the transaction may go on: who called it off gives up what he may hold
         except BaseException:

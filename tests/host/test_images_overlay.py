@@ -271,9 +271,9 @@ async def test_a_layer_is_synced_before_it_is_named_and_named_before_it_is_recor
     await snapshots.open()
     write = database.write
 
-    async def spy(work: object, *, cleanup: bool = False) -> object:
+    async def spy(work: object, *, cleanup: bool = False, synced: bool = True) -> object:
         order.append(f"row, {len(list(layers.iterdir())) - 1} named")
-        return await write(work, cleanup=cleanup)  # type: ignore[arg-type]
+        return await write(work, cleanup=cleanup, synced=synced)  # type: ignore[arg-type]
 
     database.write = spy  # type: ignore[method-assign,assignment]
     staging = await snapshots.stage("sha256:" + "a" * 64)

@@ -145,7 +145,7 @@ async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, mon
     exited = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.EXITED)
     real_write = store._database.write
 
-    async def refuse(work, *, cleanup=False):
+    async def refuse(work, *, cleanup=False, synced=True):
         from sandbox.host.errors import ResourceExhausted
 
         raise ResourceExhausted("database is full")

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -75,6 +76,25 @@ async def test_the_settings_that_durability_rests_on(open_db):
         return [c.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
 
     assert await database.read(pragmas) == ["wal", 2, "exclusive", 1, 1]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
+async def test_only_a_write_that_says_so_is_not_waited_for_on_disk(open_db, fails):
+    database = await open_db()
+    level = lambda c: c.execute("PRAGMA synchronous").fetchone()[0]  # noqa: E731
+    seen = []
+
+    def work(c):
+        seen.append(level(c))
+        if fails:
+            raise Stop
+        put("a")(c)
+
+    with pytest.raises(Stop) if fails else contextlib.nullcontext():
+        await database.write(work, synced=False)
+    await database.write(lambda c: seen.append(level(c)))
+    assert seen == [1, 2]
+    assert await database.read(keys) == ([] if fails else ["a"])
 
 
 async def test_nobody_else_may_read_any_of_its_files(open_db, tmp_path):
