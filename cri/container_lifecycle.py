@@ -1,9 +1,8 @@
 """Container life cycle: composes the container engine with the images; the order of steps.
 
-    create: image found ─► name reserved ┬► lease and root file system ─► user, mounts, devices
-                                         │  looked up ─► OCI spec composed ─┐
-                                         └► conmon started, which waits ────┴► let go, runtime ─►
-            CREATED recorded ─► id
+    create: image found ─► name reserved ┬► lease, root file system ─► OCI document ┬► runtime
+                                         └► conmon started, which waits ────────────┘
+            ─► CREATED recorded ─► id
     remove: stopped at once ─► engine's leftovers ─► lease released ─► record deleted last
 
 Whatever fails in create is undone by the steps of remove; if that fails too, the container stays
@@ -165,13 +164,11 @@ class ContainerLifecycle:
         label = self._composer.mount_label(pod, container)
         async with self._engine.begin(container) as begun:
             mounted = await self._images.mount(container, label=label, ids=ids)
-            composed = await self._composer.container(
+            user = await self._composer.container(
                 pod, container, defaults, mounted.rootfs, volumes=mounted.volumes
             )
-            container = msgspec.structs.replace(container, user=composed.user)
-            created = await self._engine.create(
-                container, begun, composed.document, mapped=bool(ids)
-            )
+            container = msgspec.structs.replace(container, user=user)
+            created = await self._engine.create(container, begun, mapped=bool(ids))
         # A pod stopped meanwhile has had its processes killed; this one must not outlive it.
         current = self._store.pods.get(pod.id)
         if current is None or current.state is not PodState.READY:

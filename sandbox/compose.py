@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,16 +50,10 @@ if TYPE_CHECKING:
 
 #: What runs as pause, as seen inside its root: `-P` waits for ever and reaps (catatonit(1)).
 PAUSE_ARGV: Final = ("/catatonit", "-P")
+#: Of the document in a bundle (OCI runtime-spec, bundle.md).
+_NAME: Final = "config.json"
 #: A document of ours is some tens of KiB; the limit guards against a damaged file (bytes).
 SPEC_LIMIT_BYTES: Final = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """A container's document and the user it will run as."""
-
-    document: bytes
-    user: ContainerUser
 
 
 class Composer:
@@ -172,10 +165,11 @@ class Composer:
         rootfs: Path,
         *,
         volumes: Mapping[int, Path],
-    ) -> Composed:
-        """The document of a container whose root file system is mounted at `rootfs`.
+    ) -> ContainerUser:
+        """Write the document of a container whose root file system is mounted at `rootfs`.
 
-        `volumes` says by place in the request's mounts where the images of image volumes are.
+        It goes into the container's bundle. `volumes` says by place in the request's mounts where
+        the images of image volumes are. The answer is the user that it will run as.
 
         Raises:
             InvalidArgument, Unsupported, FailedPrecondition: something in the request.
@@ -218,7 +212,7 @@ class Composer:
         Raises:
             NotFound: the container is being removed.
         """
-        path = self._paths.container(container.id) / "config.json"
+        path = self._paths.container(container.id) / _NAME
         document = files.read_limited(path, SPEC_LIMIT_BYTES)
         spec = msgspec.json.decode(document, type=oci.Spec)
         process, linux = spec.process, spec.linux
@@ -231,7 +225,7 @@ class Composer:
                 linux, resources=msgspec.structs.replace(limits, devices=devices)
             )
         spec = msgspec.structs.replace(spec, process=process, linux=linux)
-        files.write_atomic(path, oci.encode(spec), mode=0o600, durable=False)
+        self._write(container, oci.encode(spec))
 
     def exec_process(self, bundle: Path, command: Sequence[str]) -> bytes:
         """The OCI process of a command in a container: its own process with other arguments.
@@ -243,7 +237,7 @@ class Composer:
             ContainerNotRunning: the bundle is gone.
         """
         try:
-            document = files.read_limited(bundle / "config.json", SPEC_LIMIT_BYTES)
+            document = files.read_limited(bundle / _NAME, SPEC_LIMIT_BYTES)
         except NotFound as error:
             raise ContainerNotRunning(
                 "container is being removed", container=bundle.name
@@ -254,7 +248,7 @@ class Composer:
     def stored_spec(self, bundle: Path) -> object:
         """The document in a bundle as JSON values; None once the bundle is gone."""
         try:
-            document = files.read_limited(bundle / "config.json", SPEC_LIMIT_BYTES)
+            document = files.read_limited(bundle / _NAME, SPEC_LIMIT_BYTES)
         except NotFound:
             return None
         return msgspec.json.decode(document)
@@ -268,7 +262,7 @@ class Composer:
         image_mounts: Mapping[int, Path],
         target: Path | None,
         host: HostFacts,
-    ) -> Composed:
+    ) -> ContainerUser:
         config, security = container.config, container.config.security
         all_devices = security.privileged and container.runtime not in self._devices_withheld
         lookup.check_root(rootfs)
@@ -335,7 +329,13 @@ class Composer:
         # Last, when nothing of the request can be refused any more: a label is not taken back.
         if spec.linux is not None:
             relabel_sources(sources, spec.linux.mount_label, syscalls=self._syscalls)
-        return Composed(document=self._encode(spec, pod), user=_stored_user(user))
+        self._write(container, self._encode(spec, pod))
+        return _stored_user(user)
+
+    def _write(self, container: Container, document: bytes) -> None:
+        # Not synced: it lives in the run directory, and no longer than its processes.
+        path = self._paths.container(container.id) / _NAME
+        files.write_atomic(path, document, mode=0o600, durable=False)
 
     def _encode(self, spec: oci.Spec, pod: PodSandbox) -> bytes:
         if pod.runtime in self._own_sandboxes:

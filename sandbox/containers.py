@@ -2,7 +2,7 @@
 
 A container is: a writable layer, a mounted root file system, an OCI bundle, a conmon that holds its
 stdio, log and exit code, and an init process made by the OCI runtime. The engine is given the
-mounts of the root file system and the finished OCI spec; images, users and networks are not its
+root file system mounted and the OCI document written; images, users and networks are not its
 business.
 """
 
@@ -18,7 +18,6 @@ import msgspec
 from sandbox import resize
 from sandbox.errors import ContainerNotRunning
 from sandbox.execs import sweep_execs
-from sandbox.host import files
 from sandbox.host.errors import FailedPrecondition, Internal, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.threads import in_one_piece, to_its_end
@@ -171,23 +170,17 @@ class ContainerEngine:
             )
         )
 
-    async def create(
-        self, container: Container, begun: Creation, spec: bytes, *, mapped: bool
-    ) -> Container:
-        """Write the bundle and have conmon and the runtime make the init process.
+    async def create(self, container: Container, begun: Creation, *, mapped: bool) -> Container:
+        """Have conmon and the runtime make the init process, as the bundle says.
 
         Args:
-            container: the reserved container, whose root file system is mounted.
+            container: the reserved container, its root file system mounted, its document written.
             begun: what `begin` gave for it.
-            spec: its OCI document.
             mapped: it is in a user namespace.
 
         Raises:
             RuntimeFailed: the runtime refused, in its own words.
         """
-        bundle = self._paths.container(container.id)
-        place = bundle / "config.json"
-        await to_its_end(partial(files.write_atomic, place, spec, mode=0o600, durable=False))
         made = await begun.finish()
         if mapped:
             await to_its_end(partial(open_streams, made.init))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from sandbox import oci
 from sandbox.compose import Composer
 from sandbox.host.errors import InvalidArgument
 from sandbox.model import Container, CriMount, PodSandbox
@@ -27,6 +28,10 @@ async def no_apparmor() -> None:
     return None
 
 
+def oci_spec(document: Path) -> oci.Spec:
+    return msgspec.json.decode(document.read_bytes(), type=oci.Spec)
+
+
 class Composing:
     """A composer on a node with or without SELinux, and what it did to the machine."""
 
@@ -35,7 +40,9 @@ class Composing:
         self.rootfs = root / "rootfs"
         self.rootfs.mkdir()
         paths = Paths(run_root=root / "run", state_root=root / "state")
-        paths.pod(POD_ID).mkdir(parents=True)
+        for directory in (paths.pod(POD_ID), paths.container(CONTAINER_ID)):
+            directory.mkdir(parents=True)
+        self.document = paths.container(CONTAINER_ID) / "config.json"
         self.composer = Composer(
             paths=paths,
             store=None,  # type: ignore[arg-type]
@@ -81,6 +88,7 @@ async def test_sources_get_the_containers_label_where_asked(
     await composing.compose(mount, privileged=privileged)
     values = [call.value for call in composing.syscalls.named("lsetxattr")]
     assert values == ([b"system_u:object_r:container_file_t:s0:c1,c2\0"] if labelled else [])
+    assert "/v" in [mount.destination for mount in oci_spec(composing.document).mounts]
 
 
 @pytest.mark.parametrize("selinux", [SELINUX, None], ids=["selinux", "no selinux"])
@@ -102,3 +110,4 @@ async def test_nothing_is_labelled_for_a_container_that_is_refused(tmp_path: Pat
     with pytest.raises(InvalidArgument, match="masked"):
         await composing.compose(mount, masked_paths=("relative",))
     assert composing.syscalls.named("lsetxattr") == []
+    assert not composing.document.exists()
