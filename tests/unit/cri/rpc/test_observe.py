@@ -1,10 +1,12 @@
 """Filters, codes and messages of the calls that tell how pods and containers are doing."""
 
 import asyncio
+import threading
 
 import msgspec
 import pytest
 
+from cri.rpc import observe
 from cri.rpc.observe import ObserveCalls
 from cri.usage import PodScrape
 from protos import api_pb2 as pb
@@ -55,6 +57,22 @@ class World:
 @pytest.fixture
 def world():
     return World()
+
+
+@pytest.mark.parametrize("count", [observe._FEW, observe._FEW + 1])
+async def test_many_are_a_threads_work_and_few_are_not(world, monkeypatch, count):
+    ids = [world.add(container(number)) for number in range(count)]
+    pods = [world.add(pod(number)) for number in range(count)]
+    threads = set()
+
+    def encoded(values, encode, own=observe._encoded):
+        threads.add(threading.current_thread())
+        return own(values, encode)
+
+    monkeypatch.setattr(observe, "_encoded", encoded)
+    assert await world.listed() == ids
+    assert await world.listed_pods() == pods
+    assert (threads == {threading.current_thread()}) == (count == observe._FEW)
 
 
 async def test_one_container(world):
