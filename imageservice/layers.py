@@ -153,6 +153,9 @@ class LayerPuller:
             try:
                 await self._make(work, origin_only=False)
             except (BlobMismatch, SizeMismatch) as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # called off while the task group ended, which tells of its failure only
                 # A mirror may serve rot, and what an earlier try left may have been lost with the
                 # power: once more from the start and from the origin.
                 self._observer.asked_again("mismatch")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from imageservice.registry.origins import origin_of
+from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -144,9 +145,12 @@ class TransportOnDemand:
         """See `HttpTransport`."""
         async with self._making:
             if self._made is None:
-                self._made = await asyncio.to_thread(self._make)
+                await to_its_end(self._make_it)  # called off, it would make one that nobody closes
         async with self._made.open(request) as response:
             yield response
+
+    def _make_it(self) -> None:
+        self._made = self._make()
 
     async def close(self) -> None:
         """See `HttpTransport`."""

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,37 @@ async def test_pull_list_status_mount_remove(tmp_path: Path) -> None:
         assert service.list() == []
         assert layer_directories(tmp_path) == []
         assert not list((tmp_path / "images/content").rglob("*/*"))
+
+
+async def test_a_removal_that_is_called_off_has_removed_everything(tmp_path: Path) -> None:
+    """RemoveImage ends with its client; what it began it must not leave half done."""
+    async with FakeRegistry() as registry:
+        async with image_node(tmp_path) as service:
+            registry.add_image("app", "1", layers=[layer("a"), layer("b")])
+            await pulled(service, registry, "app:1")
+            begun, may_go_on = threading.Event(), threading.Event()
+
+            def block(_connection: object) -> None:
+                begun.set()
+                may_go_on.wait()
+
+            blocking = asyncio.ensure_future(service._database.write(block))
+            await asyncio.to_thread(begun.wait)
+            removing = asyncio.ensure_future(service.remove(registry.reference("app:1")))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            removing.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            may_go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await removing
+            await blocking
+            assert service.list() == []
+            assert layer_directories(tmp_path) == []
+            assert not list((tmp_path / "images/content").rglob("*/*"))
+        async with image_node(tmp_path) as service:
+            assert service.list() == []
 
 
 async def test_pulling_again_fetches_no_layer(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from sandbox.errors import CommandNotFound, ContainerNotRunning, ExecTimeout, RuntimeBusy
 from sandbox.execs import sweep_execs
+from sandbox.running import Running
 from sandbox.settings import SandboxTimeouts
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
 
@@ -219,6 +220,35 @@ async def test_what_a_killed_daemon_left_running_is_swept(make: Make) -> None:
     await until_not_inside(node, cid, "sleep")
     assert leftovers(node, cid) == []
     assert alive(created.init)
+
+
+async def test_a_loop_that_is_called_off_whole_leaves_what_the_next_daemon_needs(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon ends while it ends a command: the directory tells the next one of it."""
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    ending = asyncio.Event()
+
+    async def end(_running: Running) -> None:
+        ending.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Running, "end", end)
+    request = node.shell(cid, created, "/bin/sleep", "1113")
+    task = asyncio.ensure_future(node.execs.exec_sync(request))
+    await until_inside(node, cid, "/bin/sleep 1113")
+    task.cancel()
+    await ending.wait()
+    for each in asyncio.all_tasks() - {asyncio.current_task()}:
+        if each is task or "end" in each.get_coro().__qualname__:
+            each.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(leftovers(node, cid)) == 1
+    assert await sweep_execs(node.made[cid], node.cgroup(cid), node.cgroups, node.clock) == 1
+    await until_not_inside(node, cid, "sleep")
+    assert leftovers(node, cid) == []
 
 
 @pytest.mark.parametrize("own_pids", [True, False], ids=["own pids", "shared pids"])

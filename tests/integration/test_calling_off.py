@@ -9,6 +9,10 @@ from contextlib import suppress
 
 import grpc
 
+from protos import api_pb2 as api
+from tests.kit.calls import until
+from tests.kit.faults import PATIENCE_S
+from tests.kit.messages import WEB_SERVER
 from tests.kit.node import Node
 from tests.kit.operations import SLEEP
 
@@ -55,3 +59,35 @@ def test_containers_whose_pod_is_stopped_and_removed_at_any_moment(node: Node) -
             assert not node.containers()
             node.remove_everything()
             node.assert_clean()
+
+
+def test_clients_that_leave_at_any_moment(node: Node) -> None:
+    """Of calls that end with their client: commands, and the removal and pulls of an image."""
+    moments = random.Random(3)
+    pod = node.run_pod("pod")
+    container = node.run(pod, "main", SLEEP)
+    exec_request = api.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "sleep 0.02; echo"])
+    spec = api.ImageSpec(image=WEB_SERVER)
+    pull_request = api.PullImageRequest(image=spec)
+    remove_request = api.RemoveImageRequest(image=spec)
+
+    def leave(call: object, request: object) -> None:
+        with suppress(grpc.RpcError):
+            call(request, timeout=moments.uniform(0.001, LATEST_S))  # type: ignore[operator]
+
+    with ThreadPoolExecutor(4) as clients:
+        for _ in range(3 * ROUNDS):
+            calls = [
+                clients.submit(leave, node.runtime.ExecSync, exec_request),
+                clients.submit(leave, node.runtime.ExecSync, exec_request),
+                clients.submit(leave, node.images.PullImage, pull_request),
+            ]
+            time.sleep(moments.uniform(0, LATEST_S))
+            leave(node.images.RemoveImage, remove_request)
+            for each in calls:
+                each.result()
+    node.images.PullImage(pull_request, timeout=PATIENCE_S)
+    node.images.RemoveImage(remove_request, timeout=PATIENCE_S)
+    until(lambda: not node.processes_doing("sleep 0.02"), "the commands have ended")
+    node.remove_everything()
+    node.assert_clean()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 
+from cni.cache import AttachmentCache
 from cni.errors import (
     ConfigInvalid,
     NetworkNotReady,
@@ -80,6 +82,34 @@ async def test_the_callers_configuration_wins_over_a_newer_file(bench):
 
     assert attached.config_json == stored
     assert len(bench.runner.seen("ADD")) == 3
+
+
+@pytest.mark.parametrize("saved", [1, 2], ids=["before the plugins", "with the result"])
+async def test_no_record_is_written_after_the_pod_was_detached(bench, monkeypatch, saved):
+    """An attachment that is called off while its record is written is undone after that."""
+    begun, may_go_on = threading.Event(), threading.Event()
+    save, calls = AttachmentCache.save, []
+
+    def slow(cache, record):
+        calls.append(record)
+        if len(calls) == saved:
+            begun.set()
+            may_go_on.wait()
+        save(cache, record)
+
+    monkeypatch.setattr(AttachmentCache, "save", slow)
+    adding = asyncio.ensure_future(bench.network.add(pod()))
+    await asyncio.to_thread(begun.wait)
+    for _ in range(2):
+        adding.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    assert not adding.done()
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    await bench.network.delete(pod(), config_json=calls[0].config, result_json="")
+    assert bench.saved() == []
 
 
 async def test_a_file_written_a_moment_ago_counts(bench):

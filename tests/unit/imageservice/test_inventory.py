@@ -11,9 +11,11 @@ import pytest
 
 from imageservice.catalog import APPLICATION_ID, MIGRATIONS, Catalog, ImageRecord
 from imageservice.content import ContentStore
+from imageservice.digest import Digest
 from imageservice.inventory import Inventory
 from imageservice.manifest import ImageConfig
 from sandbox.host.database import Database
+from sandbox.host.errors import Unavailable
 from tests.fakes.snapshotter import MemorySnapshotter
 
 NAME = "docker.io/library/busybox:1.36"
@@ -30,6 +32,29 @@ class _Slow(tuple[str, ...]):
             self.begun.set()
             self.may_go_on.wait()
         return super().__iter__()
+
+
+async def test_an_image_that_cannot_be_recorded_leaves_no_documents(tmp_path: Path) -> None:
+    """Nor does it take those that another image has, too."""
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    catalog, content = Catalog(database), ContentStore(tmp_path)
+    await content.open()
+    inventory = Inventory(catalog, content, MemorySnapshotter(tmp_path / "images"), pinned=())
+    shared, own = Digest.of(b"shared"), Digest.of(b"own")
+    there = ImageRecord(
+        id=str(shared), manifest="sha256:" + "b" * 64, chain=(), size_bytes=1, created_ns=1
+    )
+    config = ImageConfig(architecture="amd64", os="linux")
+    await inventory.add(there, [NAME], [(shared, b"shared")], config)
+    lacks = ImageRecord(
+        id=str(own), manifest=str(shared), chain=("sha256:1",), size_bytes=1, created_ns=1
+    )
+    with pytest.raises(Unavailable):
+        await inventory.add(lacks, [NAME], [(shared, b"shared"), (own, b"own")], config)
+    assert await content.documents() == {shared}
+    await database.close()
 
 
 async def test_an_image_that_was_recorded_is_there_for_whoever_asks(tmp_path: Path) -> None:
