@@ -26,7 +26,7 @@ from imageservice.unpack.feed import Feed
 from imageservice.unpack.protocol import Job
 from sandbox.host.errors import Corrupt, PodwrightError, ResourceExhausted, Unsupported
 from sandbox.host.journal import get_logger
-from sandbox.host.threads import in_one_piece
+from sandbox.host.threads import apart, in_one_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,18 +234,21 @@ class LayerPuller:
                     job, lambda done: work.report(Stage.UNPACKING, done), feed
                 )
 
-        try:
-            async with asyncio.TaskGroup() as both:
-                unpacking = both.create_task(unpack(), name="unpack")
+        async def both() -> Done:
+            async with asyncio.TaskGroup() as group:
+                unpacking = group.create_task(unpack(), name="unpack")
                 await self._fetch(ingest, work, origin_only=origin_only)
                 work.end_download()
                 work.report(Stage.UNPACKING, 0)
+            return unpacking.result()
+
+        try:
+            return await apart(both())  # a mismatch is followed by another try
         except BaseExceptionGroup as failures:
             failure = first_failure(failures)
             if isinstance(failure, PodwrightError):
                 _name(failure, work)
             raise failure from None
-        return unpacking.result()
 
     async def _fetch(self, ingest: Ingest, work: _Work, *, origin_only: bool) -> None:
         """The whole blob in its file, of the right length."""

@@ -144,13 +144,16 @@ class TransportOnDemand:
     async def open(self, request: Request) -> AsyncIterator[Response]:
         """See `HttpTransport`."""
         async with self._making:
-            if self._made is None:
-                await to_its_end(self._make_it)  # called off, it would make one that nobody closes
-        async with self._made.open(request) as response:
+            made = self._made
+            if made is None:
+                # Left to itself, the thread would make one that nobody closes.
+                made = await to_its_end(self._make_it)
+        async with made.open(request) as response:
             yield response
 
-    def _make_it(self) -> None:
-        self._made = self._make()
+    def _make_it(self) -> HttpTransport:
+        self._made = made = self._make()
+        return made
 
     async def close(self) -> None:
         """See `HttpTransport`."""

@@ -47,6 +47,16 @@ async def in_one_piece(work: Coroutine[None, None, T]) -> T:
     return await _until_done(asyncio.get_running_loop().create_task(work))
 
 
+async def apart(work: Coroutine[None, None, T]) -> T:
+    """`work` in a task of its own that is cancelled with ours, for a task group that may fail.
+
+    Where a task fails while its group is being left, the group of Python 3.11 wakes its owner by a
+    cancellation that it does not take back. Whoever goes on after the failure would find no time
+    limit to hold, and could not tell whether it was called off.
+    """
+    return await asyncio.get_running_loop().create_task(work)
+
+
 async def _until_done(running: asyncio.Future[T]) -> T:
     try:
         return await asyncio.shield(running)

@@ -21,6 +21,7 @@ from imageservice.errors import (
     ImageNotFound,
     ImageUnsupported,
     PlatformNotFound,
+    PullStalled,
     RegistryDenied,
     RegistryThrottled,
     RegistryUnavailable,
@@ -371,6 +372,24 @@ async def test_bytes_that_are_not_the_blob(tmp_path: Path) -> None:
         assert service.list() == []
         assert leftovers(tmp_path) == []
         assert layer_directories(tmp_path) == []
+
+
+async def test_time_limits_hold_when_a_layer_is_asked_for_again(tmp_path: Path) -> None:
+    """It was wrong the first time, and nothing comes the second time."""
+    async with (
+        FakeRegistry() as registry,
+        image_node(tmp_path, pull_progress_timeout_s=0.5) as service,
+    ):
+        made = registry.add_image("app", "1", layers=[layer("a", NOISE)])
+        wrong = gzip.compress(layer("evil"))
+        body = wrong + bytes(made.layers[0].size - len(wrong))
+        registry.on(
+            f"/blobs/{made.layers[0].digest}",
+            Alter(body=body),
+            Stall(after_bytes=10_000, times=FOREVER),
+        )
+        with pytest.raises(PullStalled):
+            await pulled(service, registry, "app:1")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.host.threads import in_one_piece, to_its_end
+from sandbox.host.threads import apart, in_one_piece, to_its_end
 
 
 async def test_what_the_call_returns_or_raises_comes_out():
@@ -48,6 +48,43 @@ async def test_what_somebody_gets_is_not_taken_back():
     taken_back = []
     assert await to_its_end(lambda: 3, unless=taken_back.append) == 3
     assert taken_back == []
+
+
+@pytest.mark.parametrize("is_left", [True, False], ids=["being left", "within"])
+async def test_who_goes_on_after_a_group_that_failed_has_time_limits(is_left):
+    async def fail():
+        raise ZeroDivisionError
+
+    async def group():
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+            if not is_left:
+                await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup):
+        await apart(group())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await asyncio.Event().wait()
+
+
+async def test_what_is_apart_is_called_off_with_its_owner():
+    begun, steps = asyncio.Event(), []
+
+    async def work():
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append("undone")
+
+    task = asyncio.ensure_future(apart(work()))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["undone"]
 
 
 async def test_a_piece_of_work_ends_and_knows_of_no_cancellation():
