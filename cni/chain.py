@@ -19,12 +19,15 @@ from cni.result import Result, as_version, parse_result, pod_addresses
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from cni.settings import CniSettings
     from sandbox.host.clock import Clock
     from sandbox.host.errors import PodwrightError
+
+    #: A plugin's program by its type; None where no directory has it.
+    Programs = Mapping[str, Path | None]
 
 _log = get_logger(__name__)
 
@@ -66,10 +69,19 @@ class PluginChain:
         """Take other settings from the next plugin on."""
         self._settings = settings
 
+    def find(self, network: NetworkConfig) -> Programs:
+        """The network's programs, found in one go and not before each plugin. Blocking.
+
+        A lookup alone costs a change of threads, 0.2 ms, and 1 ms where threads are busy.
+        """
+        return {p.type: find_plugin(p.type, self._settings.bin_dirs) for p in network.plugins}
+
     async def add(
-        self, network: NetworkConfig, attachment: Attachment
+        self, network: NetworkConfig, attachment: Attachment, programs: Programs
     ) -> tuple[str, tuple[str, ...]]:
         """ADD by every plugin, each given the result of the one before.
+
+        `programs` is what `find` has found.
 
         Returns:
             The last result as text in the network's version, and the pod's addresses.
@@ -83,7 +95,9 @@ class PluginChain:
         ips: tuple[str, ...] = ()
         for plugin in network.plugins:
             left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
-            stdout = await self._run(Command.ADD, network, plugin, attachment, previous, left_s)
+            stdout = await self._run(
+                Command.ADD, network, plugin, attachment, previous, left_s, programs
+            )
             try:
                 result = parse_result(stdout, version=network.version)
                 previous = as_version(result, network.version)
@@ -97,13 +111,16 @@ class PluginChain:
             raise ConfigInvalid("network configuration has no plugins")
         return encode(previous).decode(), ips
 
-    async def delete(self, network: NetworkConfig, attachment: Attachment, result: str) -> None:
+    async def delete(
+        self, network: NetworkConfig, attachment: Attachment, result: str, programs: Programs
+    ) -> None:
         """DEL by every plugin in reverse order, whatever the others say.
 
         Args:
             network: the one ADD was made with.
             attachment: with an empty `netns_path` where the namespace is gone.
             result: the saved result, or empty.
+            programs: what `find` has found.
 
         Raises:
             PluginFailed: the first failure.
@@ -113,7 +130,9 @@ class PluginChain:
         failure = FirstFailure()
         for plugin in reversed(network.plugins):
             try:
-                await self._run(Command.DEL, network, plugin, attachment, previous, timeout_s)
+                await self._run(
+                    Command.DEL, network, plugin, attachment, previous, timeout_s, programs
+                )
             except PluginFailed as error:
                 # By the specification, this code says that there is nothing to clean up.
                 if error.code != SpecCode.UNKNOWN_CONTAINER:
@@ -131,8 +150,11 @@ class PluginChain:
             return
         previous = as_version(parse_result(result, version=network.version), network.version)
         timeout_s = self._settings.check_timeout_s
+        programs = await asyncio.to_thread(self.find, network)
         for plugin in network.plugins:
-            await self._run(Command.CHECK, network, plugin, attachment, previous, timeout_s)
+            await self._run(
+                Command.CHECK, network, plugin, attachment, previous, timeout_s, programs
+            )
 
     async def collect(self, network: NetworkConfig, keep: Collection[str]) -> None:
         """GC by every plugin, whatever the others say; nothing before 1.1.0 or with `disableGC`.
@@ -222,6 +244,7 @@ class PluginChain:
         attachment: Attachment,
         previous: JsonObject | None,
         timeout_s: float,
+        programs: Programs,
     ) -> bytes:
         stdin = execution_config(
             network,
@@ -235,15 +258,18 @@ class PluginChain:
             "CNI_IFNAME": attachment.interface,
             "CNI_ARGS": cni_args(attachment),
         }
-        return await self._execute(command, plugin, variables, stdin, timeout_s)
+        path = programs.get(plugin.type)
+        return await self._execute(command, plugin, path, variables, stdin, timeout_s)
 
     async def _query(self, command: Command, plugin: PluginConfig, stdin: bytes) -> bytes:
-        return await self._execute(command, plugin, {}, stdin, self._settings.query_timeout_s)
+        path, timeout_s = await self._find(plugin.type), self._settings.query_timeout_s
+        return await self._execute(command, plugin, path, {}, stdin, timeout_s)
 
     async def _execute(
         self,
         command: Command,
         plugin: PluginConfig,
+        path: Path | None,
         variables: dict[str, str],
         stdin: bytes,
         timeout_s: float,
@@ -258,7 +284,7 @@ class PluginChain:
         call = PluginCall(
             command=command,
             plugin=plugin.type,
-            path=await self._find(plugin.type),
+            path=path,
             environment=environment,
             stdin=stdin,
             timeout_s=timeout_s,

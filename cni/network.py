@@ -43,8 +43,9 @@ from sandbox.host.journal import get_logger
 from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
+    from cni.chain import Programs
     from cni.document import JsonObject, JsonValue
     from cni.settings import CniSettings
     from sandbox.host.clock import Clock
@@ -80,6 +81,16 @@ class Attached:
     ips: tuple[str, ...]
     result_json: str
     config_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is there to detach a pod with."""
+
+    network: NetworkConfig
+    told: Attachment
+    result: str
+    programs: Programs
 
 
 class PodNetwork:
@@ -237,9 +248,9 @@ class PodNetwork:
         network = parse_network(config_json) if config_json else await self._network_now()
         async with self._turns.of(attachment.pod_id):
             record = Record(attachment=attachment, config=network.to_json())
-            await to_its_end(partial(self._begin, record))
+            programs = await to_its_end(partial(self._begin, record, network))
             self._live.add(attachment.pod_id)
-            result, ips = await self._chain.add(network, attachment)
+            result, ips = await self._chain.add(network, attachment, programs)
             try:
                 done = msgspec.structs.replace(record, result=result)
                 await to_its_end(partial(self._cache.save, done))
@@ -248,7 +259,14 @@ class PodNetwork:
                 _log.warning("result not cached", pod=attachment.pod_id, error=str(error))
         return Attached(ips=ips, result_json=result, config_json=record.config)
 
-    async def delete(self, attachment: Attachment, *, config_json: str, result_json: str) -> None:
+    async def delete(
+        self,
+        attachment: Attachment,
+        *,
+        config_json: str,
+        result_json: str,
+        first: Awaitable[object] | None = None,
+    ) -> None:
         """Detach a pod: every plugin in reverse order, over failures; safe to repeat.
 
         Args:
@@ -256,32 +274,24 @@ class PodNetwork:
             config_json: as stored; empty: what the cache has, and if it has nothing either, the
                 pod was never attached and nothing is run.
             result_json: as stored; empty: what the cache has, or none.
+            first: must be done before a plugin is run, while everything is looked up for it. If it
+                fails, that is raised and none is run.
 
         Raises:
             ConfigInvalid: the stored configuration is damaged.
             PluginFailed: the first failure; every other plugin was run all the same.
         """
         async with self._turns.of(attachment.pod_id):
-            record = await self._recorded(attachment)
-            if record is None:
-                try:
-                    check_attachment(attachment)
-                except InvalidArgument as error:
-                    # `add` refuses it as well, so nothing can be attached under it.
-                    _log.info("nothing to detach", pod=attachment.pod_id, why=str(error))
-                    return
-                if not config_json:
-                    self._live.discard(attachment.pod_id)
-                    return
-                record = Record(attachment=attachment, config=config_json)
-            network = parse_network(config_json or record.config)
-            # The arguments of ADD for DEL, but the namespace the caller knows of. Where that is
-            # gone, or a plain file, plugins free what they can without it.
-            path = attachment.netns_path
-            if path and not await asyncio.to_thread(self._is_namespace, Path(path)):
-                path = ""
-            told = msgspec.structs.replace(record.attachment, netns_path=path)
-            await self._chain.delete(network, told, result_json or record.result)
+            known = await asyncio.to_thread(self._recall, attachment, config_json)
+            if first is not None:
+                await first
+            if known is None:
+                self._live.discard(attachment.pod_id)
+                return
+            told = known.told
+            await self._chain.delete(
+                known.network, told, result_json or known.result, known.programs
+            )
             await to_its_end(partial(self._cache.remove, told.pod_id, told.interface))
             self._live.discard(told.pod_id)
 
@@ -297,7 +307,7 @@ class PodNetwork:
         """
         check_attachment(attachment)
         async with self._turns.of(attachment.pod_id):
-            record = await self._recorded(attachment)
+            record = await asyncio.to_thread(self._recorded, attachment)
             config = config_json or (record.config if record else "")
             result = result_json or (record.result if record else "")
             if not config or not result:
@@ -369,15 +379,35 @@ class PodNetwork:
             await self._readiness.reload()
             return self._readiness.config()
 
-    async def _recorded(self, attachment: Attachment) -> Record | None:
+    def _recorded(self, attachment: Attachment) -> Record | None:
         try:
-            return await asyncio.to_thread(
-                self._cache.load, attachment.pod_id, attachment.interface
-            )
+            return self._cache.load(attachment.pod_id, attachment.interface)
         except InvalidArgument:
             return None
 
-    def _begin(self, record: Record) -> None:
+    def _recall(self, attachment: Attachment, config_json: str) -> _Known | None:
+        """All that a detachment needs, in one thread call; None where nothing can be attached."""
+        record = self._recorded(attachment)
+        if record is None:
+            try:
+                check_attachment(attachment)
+            except InvalidArgument as error:
+                # `add` refuses it as well, so nothing can be attached under it.
+                _log.info("nothing to detach", pod=attachment.pod_id, why=str(error))
+                return None
+            if not config_json:
+                return None
+            record = Record(attachment=attachment, config=config_json)
+        network = parse_network(config_json or record.config)
+        # The arguments of ADD for DEL, but the namespace the caller knows of. Where that is gone,
+        # or a plain file, plugins free what they can without it.
+        path = attachment.netns_path
+        if path and not self._is_namespace(Path(path)):
+            path = ""
+        told = msgspec.structs.replace(record.attachment, netns_path=path)
+        return _Known(network, told, record.result, self._chain.find(network))
+
+    def _begin(self, record: Record, network: NetworkConfig) -> Programs:
         told = record.attachment
         known = self._cache.load(told.pod_id, told.interface)
         if known is not None and known.result:
@@ -385,3 +415,4 @@ class PodNetwork:
             # second address and keep the first one for ever.
             raise FailedPrecondition("pod is attached already", pod=told.pod_id)
         self._cache.save(record)
+        return self._chain.find(network)

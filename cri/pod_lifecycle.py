@@ -3,7 +3,8 @@
     run:    reserve name ─► pin namespaces ─┬─► CNI ADD ──────────────┐
                                             ├─► files, /dev/shm        ├─► READY recorded ─► id
                                             └─► pause process ─────────┘
-    stop:   containers killed ∥ CNI DEL ─► pause ended, namespaces unpinned ─► NOTREADY
+    stop:   NOTREADY recorded ─► CNI DEL ─────────────────────┬─► network unpinned ─► answer
+            containers, pause killed ─► the others unpinned ─┘    ∥ detached recorded
     remove: stop ─► containers removed ─► directory ─► record deleted last
 
 | what fails                    | then                                                            |
@@ -25,9 +26,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cri.attachment import bandwidth, make_attachment
+from cri.attachment import bandwidth
 from cri.host_ports import HostPorts
 from cri.inflight import Inflight
+from cri.pod_wiring import PodWiring
 from cri.resizing import PodResizing
 from sandbox.host.errors import (
     AlreadyExists,
@@ -45,7 +47,6 @@ from sandbox.states import PodState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from cni.attachment import Attachment
     from cni.network import PodNetwork
     from cri.container_lifecycle import ContainerLifecycle
     from cri.events import Events
@@ -73,7 +74,7 @@ class PodLifecycle:
     ) -> None:
         self._retries = retries
         self._engine = engine
-        self._network = network
+        self._network = PodWiring(network, engine, store)
         self._store = store
         self._containers = containers
         self._events = events
@@ -159,22 +160,11 @@ class PodLifecycle:
     async def _build(self, pod: PodSandbox, sysctls: dict[str, str]) -> str:
         own_network = pod.config.security.namespaces.network is not NamespaceMode.NODE
         if own_network:
-            # The configuration is recorded before the plugins run, so that DEL is possible even if
-            # we die in the middle of ADD and the file is changed meanwhile.
-            pod = msgspec.structs.replace(
-                pod, network_attached=True, cni_config=self._network.current_config_json()
-            )
-            await self._store.save(pod)
+            pod = await self._network.owe(pod)
         pins = await self._engine.pin_namespaces(pod, sysctls)
         try:
             async with asyncio.TaskGroup() as steps:
-                adding = (
-                    steps.create_task(
-                        self._network.add(self.attachment(pod), config_json=pod.cni_config)
-                    )
-                    if own_network
-                    else None
-                )
+                adding = steps.create_task(self._network.attach(pod)) if own_network else None
                 steps.create_task(self._engine.make_files(pod))
                 pausing = steps.create_task(self._engine.start_pause(pod, pins))
         except BaseExceptionGroup as group:
@@ -211,7 +201,7 @@ class PodLifecycle:
     async def _take_apart(self, pod: PodSandbox) -> None:
         trouble: PodwrightError | None = None
         try:
-            pod = await self._detach(pod)
+            pod = await self._network.detach(pod)
         except PodwrightError as error:
             trouble = error
         await self._engine.dismantle(pod)
@@ -237,26 +227,36 @@ class PodLifecycle:
         pod = self._store.pods.get(pod_id)
         if pod is None:
             return
-        await self._engine.note_stopped(pod_id)
-        ended, detached = await asyncio.gather(
-            self._end_processes(pod), self._detach(pod), return_exceptions=True
-        )
+        async with asyncio.TaskGroup() as notes:
+            # Memory says so at once; the disk before the first plugin is run, so that no daemon
+            # ever finds a pod that is ready and has no network.
+            noted = notes.create_task(self._engine.note_stopped(pod_id))
+            ended, detached = await asyncio.gather(
+                self._end_processes(pod),
+                self._network.plug_out(pod, noted),
+                return_exceptions=True,
+            )
         self._events.pod_stopped(pod)  # after its containers'
         current = self._store.pods.get(pod_id, pod)
         # The pin is kept while the network is still attached: DEL needs the namespace.
-        if ended is True and not isinstance(detached, BaseException):
-            await self._engine.let_go(current)
-        elif not isinstance(detached, BaseException):
-            await self._engine.stop(current)
-        for outcome in (ended, detached):
+        if isinstance(detached, BaseException):
+            raise ended if isinstance(ended, BaseException) else detached
+        # The record beside it: DEL may be repeated without the namespace.
+        letting_go = self._engine.let_go if ended is True else self._engine.stop
+        outcomes = await asyncio.gather(
+            letting_go(current), self._network.note_detached(pod), return_exceptions=True
+        )
+        for outcome in (ended, *outcomes):
             if isinstance(outcome, BaseException):
                 raise outcome
 
     async def _end_processes(self, pod: PodSandbox) -> bool:
         """Whether nothing of the pod runs any more; raises what kept a container from ending."""
         await self._containers.kill_all_of(pod.id)
+        current = self._store.pods.get(pod.id, pod)
         try:
-            await self._engine.end_processes(self._store.pods.get(pod.id, pod))
+            await self._engine.end_processes(current)
+            await self._engine.let_go_beside(current)
         except PodwrightError:
             return False  # logged; tried again with the rest, and reported if it still fails
         return True
@@ -350,27 +350,6 @@ class PodLifecycle:
         """Let what is in flight end within the grace, then call it off and wait for its undo."""
         for work in (self._creating, self._ending):
             await work.close(grace_s)
-
-    # Network.
-
-    def attachment(self, pod: PodSandbox) -> Attachment:
-        """What the network plugins are told about a pod."""
-        return make_attachment(pod, self._engine.network_pin(pod))
-
-    async def _detach(self, pod: PodSandbox) -> PodSandbox:
-        if not pod.network_attached:
-            return pod
-        try:
-            await self._network.delete(
-                self.attachment(pod), config_json=pod.cni_config, result_json=pod.cni_result
-            )
-        except PodwrightError as error:
-            error.stage = "network"
-            raise
-        current = self._store.pods.get(pod.id, pod)
-        detached = msgspec.structs.replace(current, network_attached=False)
-        await self._store.note(detached)
-        return detached
 
 
 def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -279,22 +279,17 @@ class Cgroups:
         deadline_ns = self._clock.monotonic_ns() + int(self._kill_s * 1e9)
         pause_s = _PAUSE_FIRST_S
         while True:
-            await asyncio.to_thread(self._layout.kill_all, path, signal.SIGKILL)
-            if not await self._living(path):
+            if not await asyncio.to_thread(self._kill, path):
                 return True
             if self._clock.monotonic_ns() >= deadline_ns:
                 return False
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, _PAUSE_LAST_S)
 
-    async def _living(self, path: str) -> set[int]:
-        """Processes there that have not ended; a zombie whose parent is slow has."""
-
-        def look() -> set[int]:
-            pids = self._layout.procs(path, recursive=True)
-            return {pid for pid in pids if not is_zombie(pid)}
-
-        return await asyncio.to_thread(look)
+    def _kill(self, path: str) -> bool:
+        """SIGKILL; whether a process is there that has not ended. A zombie of a slow parent has."""
+        self._layout.kill_all(path, signal.SIGKILL)
+        return any(not is_zombie(pid) for pid in self._layout.procs(path, recursive=True))
 
     async def remove(self, cgroup: str) -> None:
         """Remove it from every hierarchy, with what the container made below; gone is success.

@@ -225,11 +225,15 @@ class CgroupLayout:
             pids = self.procs(path, recursive=True)
             if own not in pids and _try_write(self.root / relative / "cgroup.kill", "1"):
                 return len(pids)
+        members = self.procs(path, recursive=True)
+        if not members:
+            # Nearly always, at a teardown; then nothing can fork, and nothing need be frozen.
+            return 0
         freezer = self.controllers.get("freezer")
         groups = list(_below(freezer / relative)) if kill and freezer is not None else []
         signalled: set[int] = set()
         try:
-            if own not in self.procs(path, recursive=True):
+            if own not in members:
                 for group in reversed(groups):
                     _try_write(group / "freezer.state", "FROZEN")
             for _ in range(_KILL_ROUNDS):

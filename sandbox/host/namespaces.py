@@ -39,7 +39,7 @@ from sandbox.host.pidfd import start_ticks as read_start_ticks
 from sandbox.host.sysctls import Kind, plan_sysctls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from sandbox.host.clock import Clock
@@ -293,15 +293,17 @@ class NamespaceWorker:
         finally:
             os.close(fd)
 
-    async def unpin(self, directory: Path) -> None:
+    async def unpin(self, directory: Path, *, keep: Collection[str] = ()) -> None:
         """Unmount and remove every pin in `directory`, then the directory. Idempotent.
+
+        Those in `keep` stay, and the directory with them.
 
         Raises:
             Busy, Denied: as the kernel says; the other pins are gone then.
         """
-        await self._maker.run(lambda: self._unpin(directory))
+        await self._maker.run(lambda: self._unpin(directory, keep))
 
-    def _unpin(self, directory: Path) -> None:
+    def _unpin(self, directory: Path, keep: Collection[str]) -> None:
         try:
             present = {pin.name for pin in directory.iterdir()}
         except (FileNotFoundError, NotADirectoryError):
@@ -309,13 +311,15 @@ class NamespaceWorker:
         except OSError as error:
             raise from_os_error(error, "cannot unpin", path=str(directory)) from error
         first: PodwrightError | None = None
-        for name in (name for name in PIN_NAMES if name in present):
+        for name in (name for name in PIN_NAMES if name in present and name not in keep):
             try:
                 self._drop(directory / name)
             except PodwrightError as error:
                 first = first or error
         if first is not None:
             raise first
+        if not present.isdisjoint(keep):
+            return
         try:
             directory.rmdir()
         except FileNotFoundError:
