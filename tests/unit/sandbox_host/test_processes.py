@@ -19,6 +19,7 @@ from sandbox.host.errors import (
 )
 from sandbox.host.pidfd import is_zombie
 from sandbox.host.processes import MINIMAL_ENV, Finished, HostProcessRunner
+from sandbox.host.spawning import REAPER
 from tests.kit.held import children
 
 KIB = 1024
@@ -43,6 +44,11 @@ def exists(pid: int) -> bool:
 
 def descriptors() -> set[str]:
     return {link.name for link in Path("/proc/self/fd").iterdir()}
+
+
+async def all_reaped():
+    """Return when whoever has ended so far was taken leave of: that has a thread of its own."""
+    await asyncio.wrap_future(REAPER.submit(int))
 
 
 async def until(condition):
@@ -134,6 +140,7 @@ async def test_time_over_kills_the_whole_group(runner, tmp_path):
         os.close(reader)
     assert len(pids) == 2
     await until(lambda: all(gone(pid) for pid in pids))
+    await all_reaped()
     assert not exists(pids[1]), "the child itself was not reaped"
 
 
@@ -144,6 +151,7 @@ async def test_cancelling_kills_and_reaps(runner, tmp_path):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await all_reaped()
     assert not exists(int(mark.read_text()))
 
 
@@ -235,15 +243,18 @@ async def test_no_descriptors_left_is_said_so_and_leaves_nothing(runner):
                 await runner.run(["true"])
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await all_reaped()
         assert descriptors() == before
 
 
 async def test_many_at_once_leave_no_zombie_and_no_descriptor(runner):
     await runner.run(["true"])
+    await all_reaped()
     before, others = descriptors(), children(os.getpid())  # a whole run has a registry of its own
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(runner.run(["sh", "-c", f"exit {n}"])) for n in range(50)]
     assert [task.result().exit_status for task in tasks] == list(range(50))
+    await all_reaped()
     assert descriptors() == before
     assert children(os.getpid()) == others
 
