@@ -19,6 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from sandbox.host.cgroup_dirs import (
+    below,
+    inherit_cpuset,
+    make,
+    pids_of,
+    read,
+    try_write,
+    write,
+)
 from sandbox.host.cgroup_text import flat_keyed, max_or_int, nested_keyed, psi
 from sandbox.host.clock import Clock, SystemClock
 from sandbox.host.errors import Busy, InvalidArgument, PodwrightError, Unsupported, from_os_error
@@ -41,8 +50,6 @@ _KILL_ROUNDS: Final = 16
 _KILL_BATCH: Final = 64
 #: Mount options of a version 1 hierarchy that are not controllers.
 _NOT_CONTROLLERS: Final = frozenset({"rw", "ro", "clone_children", "xattr", "noprefix", "none"})
-#: Errors of a cgroup file whose directory is going away or never was.
-_GONE: Final = (errno.ENOENT, errno.ENODEV)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ class CgroupLayout:
         if limiting:
             return cls(1, controllers, root, limiting)
         if root is not None:
-            listed = (_read(root / "cgroup.controllers") or "").split()
+            listed = (read(root / "cgroup.controllers") or "").split()
             return cls(2, {}, root, frozenset(listed))
         raise Unsupported("no cgroup hierarchy is mounted", hint="mount cgroup2 on /sys/fs/cgroup")
 
@@ -99,7 +106,7 @@ class CgroupLayout:
         """Every cgroup there is, in any hierarchy, as a path below its root; blocking."""
         found: set[str] = set()
         for root in self._roots():
-            found.update(f"/{at.relative_to(root)}" for at in _below(root) if at != root)
+            found.update(f"/{at.relative_to(root)}" for at in below(root) if at != root)
         return found
 
     def dirs(self, path: str) -> list[Path]:
@@ -131,10 +138,10 @@ class CgroupLayout:
                     if self.version == 2:
                         self._enable_controllers(directory)
                     directory = directory / part
-                    if _mkdir(directory):
+                    if make(directory):
                         made.append(directory)
                     if root == self.controllers.get("cpuset"):
-                        _inherit_cpuset(directory)
+                        inherit_cpuset(directory)
         except BaseException:
             for directory in reversed(made):
                 with suppress(OSError):
@@ -143,13 +150,13 @@ class CgroupLayout:
         return made
 
     def _enable_controllers(self, directory: Path) -> None:
-        enabled = (_read(directory / "cgroup.subtree_control") or "").split()
-        offered = (_read(directory / "cgroup.controllers") or "").split()
+        enabled = (read(directory / "cgroup.subtree_control") or "").split()
+        offered = (read(directory / "cgroup.controllers") or "").split()
         for name in offered:
             if name in enabled:
                 continue
             try:
-                _write(directory / "cgroup.subtree_control", f"+{name}")
+                write(directory / "cgroup.subtree_control", f"+{name}")
             except PodwrightError as error:
                 # A controller may refuse (cpu with realtime processes): the others still help.
                 if errno_of(error) not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
@@ -168,7 +175,7 @@ class CgroupLayout:
         clock = clock or SystemClock()
         existed = False
         for root in self._roots():
-            for directory in _below(root / relative):
+            for directory in below(root / relative):
                 existed = True
                 self._rmdir(directory, path, clock)
         return existed
@@ -183,7 +190,7 @@ class CgroupLayout:
                 if error.errno != errno.EBUSY:
                     raise from_os_error(error, "cannot remove cgroup") from error
                 if wait_s is None:
-                    pids = ", ".join(map(str, sorted(_pids(directory))[:8])) or "unknown"
+                    pids = ", ".join(map(str, sorted(pids_of(directory))[:8])) or "unknown"
                     raise Busy(
                         "cgroup still holds processes", cgroup=path, pids=pids, at=str(directory)
                     ) from error
@@ -199,8 +206,8 @@ class CgroupLayout:
         """
         found: set[int] = set()
         for directory in self.dirs(path):
-            for each in _below(directory) if recursive else (directory,):
-                found |= _pids(each)
+            for each in below(directory) if recursive else (directory,):
+                found |= pids_of(each)
         return found
 
     def kill_all(
@@ -223,19 +230,19 @@ class CgroupLayout:
         own = os.getpid()
         if kill and self.version == 2 and self.root is not None:
             pids = self.procs(path, recursive=True)
-            if own not in pids and _try_write(self.root / relative / "cgroup.kill", "1"):
+            if own not in pids and try_write(self.root / relative / "cgroup.kill", "1"):
                 return len(pids)
         members = self.procs(path, recursive=True)
         if not members:
             # Nearly always, at a teardown; then nothing can fork, and nothing need be frozen.
             return 0
         freezer = self.controllers.get("freezer")
-        groups = list(_below(freezer / relative)) if kill and freezer is not None else []
+        groups = list(below(freezer / relative)) if kill and freezer is not None else []
         signalled: set[int] = set()
         try:
             if own not in members:
                 for group in reversed(groups):
-                    _try_write(group / "freezer.state", "FROZEN")
+                    try_write(group / "freezer.state", "FROZEN")
             for _ in range(_KILL_ROUNDS):
                 fresh = self.procs(path, recursive=True) - signalled - {own}
                 if not fresh:
@@ -245,7 +252,7 @@ class CgroupLayout:
                 signalled |= fresh
         finally:
             for group in groups:
-                _try_write(group / "freezer.state", "THAWED")
+                try_write(group / "freezer.state", "THAWED")
         return len(signalled)
 
     def _signal(self, pids: list[int], signal: int, path: str, syscalls: Syscalls) -> None:
@@ -282,7 +289,7 @@ class CgroupLayout:
             Denied, InvalidArgument: as the kernel says.
         """
         file = self.file(path, controller, name)
-        return None if file is None else _read(file)
+        return None if file is None else read(file)
 
     def write(self, path: str, controller: str, name: str, value: str) -> None:
         """Set a value in one system call, as the kernel wants it.
@@ -295,7 +302,7 @@ class CgroupLayout:
         file = self.file(path, controller, name)
         if file is None:
             raise Unsupported(f"cgroup controller {controller} is not available", file=name)
-        _write(file, value)
+        write(file, value)
 
     def oom_kills(self, path: str) -> int | None:
         """How many processes at or below `path` the kernel killed for memory; None if not told."""
@@ -325,74 +332,3 @@ def _tolerated(*numbers: int) -> Iterator[None]:
 def _batched(items: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _below(directory: Path) -> Iterable[Path]:
-    """`directory` and its sub-directories, deepest first; nothing when it does not exist."""
-    # Symlinks do not exist in cgroup file systems, so os.walk cannot be led away.
-    for at, _, _ in os.walk(directory, topdown=False):
-        yield Path(at)
-
-
-def _mkdir(directory: Path) -> bool:
-    made = False
-    try:
-        with suppress(FileExistsError):
-            directory.mkdir(mode=0o755)
-            made = True
-        # Our umask cuts that down, and the kernel guards what may be written there by itself. Root
-        # of a user namespace has to pass, or a runtime could not show a container its own groups.
-        if directory.stat().st_mode & 0o011 != 0o011:
-            directory.chmod(0o755)
-    except OSError as error:
-        raise from_os_error(error, "cannot make cgroup") from error
-    return made
-
-
-def _inherit_cpuset(directory: Path) -> None:
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        if not _read(directory / name):
-            value = _read(directory.parent / name)
-            if value:
-                _write(directory / name, value)
-
-
-def _pids(directory: Path) -> set[int]:
-    try:
-        text = _read(directory / "cgroup.procs")
-    except PodwrightError as error:
-        # A threaded group of version 2 lists its processes in its domain's file only.
-        if errno_of(error) == errno.EOPNOTSUPP:
-            return set()
-        raise
-    return {pid for pid in map(int, (text or "").split()) if pid > 0}
-
-
-def _read(file: Path) -> str | None:
-    try:
-        return file.read_text().removesuffix("\n")
-    except OSError as error:
-        if error.errno in _GONE:
-            return None
-        raise from_os_error(error, "cannot read cgroup file") from error
-
-
-def _write(file: Path, value: str) -> None:
-    try:
-        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise from_os_error(
-            error, f"cannot write {value[:64]!r} to cgroup file", path=str(file)
-        ) from error
-
-
-def _try_write(file: Path, value: str) -> bool:
-    try:
-        _write(file, value)
-    except PodwrightError:
-        return False
-    return True
