@@ -173,6 +173,17 @@ async def test_unpinning_is_idempotent_and_takes_only_pins(worker, pod):
     assert not pod.exists()
 
 
+async def test_what_is_kept_stays_pinned_until_it_is_not(worker, pod):
+    await worker.create(pod, ALL)
+    await worker.unpin(pod, keep={"net", "user"})
+    assert [each.name for each in pod.iterdir()] == ["net"]
+    assert is_pinned(pod / "net", syscalls=calls)
+    await worker.unpin(pod, keep={"net", "user"})
+    assert is_pinned(pod / "net", syscalls=calls)
+    await worker.unpin(pod)
+    assert not pod.exists()
+
+
 async def test_unpinning_after_the_mount_was_taken_or_covered(worker, pod):
     await worker.create(pod, ALL)
     calls.umount2(pod / "net", sc.MNT_DETACH)

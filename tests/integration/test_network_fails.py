@@ -102,6 +102,19 @@ def test_delete_hangs_once(node: Node) -> None:
 
 
 @pytest.mark.cell("CN6")
+def test_what_plugins_do_not_need_is_gone_where_they_fail(node: Node) -> None:
+    pod = node.run_pod("pod")
+    pins = node.run_root / "namespaces" / pod
+    assert {pin.name for pin in pins.iterdir()} == {"net", "ipc", "uts", "pid"}
+    node.faults.order("bridge", "DEL", "fail-before")
+    with pytest.raises(grpc.RpcError):
+        node.stop_pod(pod)
+    assert [pin.name for pin in pins.iterdir()] == ["net"]
+    node.stop_pod(pod)
+    assert not pins.exists()
+
+
+@pytest.mark.cell("CN6")
 def test_removal_waits_for_the_network(node: Node) -> None:
     """A pod whose network cannot be detached stays listed, so that its address is not lost."""
     pod = node.run_pod("pod")

@@ -246,6 +246,29 @@ async def test_delete_without_the_namespace_tells_an_empty_path(bench):
     assert {r.env["CNI_NETNS"] for r in bench.runner.runs if r.command == "DEL"} == {""}
 
 
+async def test_what_must_come_first_is_done_before_a_plugin_runs(bench):
+    await bench.network.add(pod())
+    done = asyncio.get_running_loop().create_future()
+    deleting = asyncio.ensure_future(
+        bench.network.delete(pod(), config_json="", result_json="", first=done)
+    )
+    await asyncio.wait({deleting}, timeout=0.05)
+    assert bench.runner.seen("DEL") == []
+    done.set_result(None)
+    await deleting
+    assert len(bench.runner.seen("DEL")) == 3
+
+
+async def test_no_plugin_runs_when_what_must_come_first_fails(bench):
+    await bench.network.add(pod())
+    failed = asyncio.get_running_loop().create_future()
+    failed.set_exception(FailedPrecondition("not written"))
+    with pytest.raises(FailedPrecondition, match="not written"):
+        await bench.network.delete(pod(), config_json="", result_json="", first=failed)
+    assert bench.runner.seen("DEL") == []
+    assert len(bench.saved()) == 1
+
+
 async def test_delete_of_what_was_never_attached_runs_nothing(bench):
     await bench.network.delete(pod(), config_json="", result_json="")
     assert bench.runner.runs == []

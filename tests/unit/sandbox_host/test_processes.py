@@ -4,11 +4,13 @@ import asyncio
 import os
 import resource
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from sandbox.host import children as children_module
 from sandbox.host.errors import (
     DeadlineExceeded,
     Denied,
@@ -257,6 +259,22 @@ async def test_many_at_once_leave_no_zombie_and_no_descriptor(runner):
     await all_reaped()
     assert descriptors() == before
     assert children(os.getpid()) == others
+
+
+async def test_a_reaping_that_takes_long_holds_up_nothing(runner, monkeypatch):
+    reap, may_go_on = children_module._reap, threading.Event()
+
+    def slowly(pidfd):
+        may_go_on.wait()
+        reap(pidfd)
+
+    monkeypatch.setattr(children_module, "_reap", slowly)
+    try:
+        assert (await runner.run(["sh", "-c", "exit 3"])).exit_status == 3
+        assert (await runner.run(["sh", "-c", "exit 4"])).exit_status == 4
+    finally:
+        may_go_on.set()
+        await all_reaped()
 
 
 async def test_spawned_programs_run_on_and_are_reaped_without_anybody_waiting(runner):
