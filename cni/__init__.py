@@ -29,6 +29,7 @@ document on standard input, and answers with JSON. The model here:
 | result     | results of every version, conversions, the pod's addresses                      |
 | invoke     | one plugin, run once                                                            |
 | cache      | what was used and answered, on disk                                             |
+| memory     | what a detachment needs, read from it in one go                                 |
 | chain      | a network's plugins in their order, over failures                               |
 | turns      | who waits for whom                                                              |
 | leftovers  | plugins that a dead daemon left running                                         |

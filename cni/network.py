@@ -18,7 +18,6 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -30,12 +29,12 @@ from cni.config import NetworkConfig, parse_network
 from cni.errors import NetworkNotReady
 from cni.invoke import Observer, PluginPrograms
 from cni.leftovers import end_leftovers
+from cni.memory import Memory
 from cni.readiness import Readiness
 from cni.template import FILE_NAME, parse_ranges, write_rendered
 from cni.turns import Turns
 from sandbox.host.errors import (
     FailedPrecondition,
-    InvalidArgument,
     PodwrightError,
     map_os_errors,
 )
@@ -44,8 +43,8 @@ from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
+    from pathlib import Path
 
-    from cni.chain import Programs
     from cni.document import JsonObject, JsonValue
     from cni.settings import CniSettings
     from sandbox.host.clock import Clock
@@ -83,16 +82,6 @@ class Attached:
     config_json: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What is there to detach a pod with."""
-
-    network: NetworkConfig
-    told: Attachment
-    result: str
-    programs: Programs
-
-
 class PodNetwork:
     """The pod network of this node; one per daemon."""
 
@@ -115,7 +104,6 @@ class PodNetwork:
             observer: told about every run of a plugin.
         """
         self._settings = settings
-        self._is_namespace = is_namespace
         self._programs = programs = PluginPrograms(
             runner,
             clock,
@@ -125,6 +113,7 @@ class PodNetwork:
         )
         self._chain = PluginChain(settings, clock, programs)
         self._cache = AttachmentCache(settings.cache_dir)
+        self._memory = Memory(self._cache, self._chain, is_namespace)
         self._readiness = Readiness(settings, clock, self._chain.probe)
         self._turns = Turns()
         #: Pods whose ADD began in this life of the daemon and whose DEL did not succeed yet.
@@ -248,7 +237,7 @@ class PodNetwork:
         network = parse_network(config_json) if config_json else await self._network_now()
         async with self._turns.of(attachment.pod_id):
             record = Record(attachment=attachment, config=network.to_json())
-            programs = await to_its_end(partial(self._begin, record, network))
+            programs = await to_its_end(partial(self._memory.begin, record, network))
             self._live.add(attachment.pod_id)
             result, ips = await self._chain.add(network, attachment, programs)
             try:
@@ -282,7 +271,7 @@ class PodNetwork:
             PluginFailed: the first failure; every other plugin was run all the same.
         """
         async with self._turns.of(attachment.pod_id):
-            known = await asyncio.to_thread(self._recall, attachment, config_json)
+            known = await asyncio.to_thread(self._memory.recall, attachment, config_json)
             if first is not None:
                 await first
             if known is None:
@@ -307,7 +296,7 @@ class PodNetwork:
         """
         check_attachment(attachment)
         async with self._turns.of(attachment.pod_id):
-            record = await asyncio.to_thread(self._recorded, attachment)
+            record = await asyncio.to_thread(self._memory.recorded, attachment)
             config = config_json or (record.config if record else "")
             result = result_json or (record.result if record else "")
             if not config or not result:
@@ -378,41 +367,3 @@ class PodNetwork:
             # Written a moment ago, perhaps, and the event has not come yet.
             await self._readiness.reload()
             return self._readiness.config()
-
-    def _recorded(self, attachment: Attachment) -> Record | None:
-        try:
-            return self._cache.load(attachment.pod_id, attachment.interface)
-        except InvalidArgument:
-            return None
-
-    def _recall(self, attachment: Attachment, config_json: str) -> _Known | None:
-        """All that a detachment needs, in one thread call; None where nothing can be attached."""
-        record = self._recorded(attachment)
-        if record is None:
-            try:
-                check_attachment(attachment)
-            except InvalidArgument as error:
-                # `add` refuses it as well, so nothing can be attached under it.
-                _log.info("nothing to detach", pod=attachment.pod_id, why=str(error))
-                return None
-            if not config_json:
-                return None
-            record = Record(attachment=attachment, config=config_json)
-        network = parse_network(config_json or record.config)
-        # The arguments of ADD for DEL, but the namespace the caller knows of. Where that is gone,
-        # or a plain file, plugins free what they can without it.
-        path = attachment.netns_path
-        if path and not self._is_namespace(Path(path)):
-            path = ""
-        told = msgspec.structs.replace(record.attachment, netns_path=path)
-        return _Known(network, told, record.result, self._chain.find(network))
-
-    def _begin(self, record: Record, network: NetworkConfig) -> Programs:
-        told = record.attachment
-        known = self._cache.load(told.pod_id, told.interface)
-        if known is not None and known.result:
-            # The specification forbids a second ADD without a DEL; host-local would hand out a
-            # second address and keep the first one for ever.
-            raise FailedPrecondition("pod is attached already", pod=told.pod_id)
-        self._cache.save(record)
-        return self._chain.find(network)
