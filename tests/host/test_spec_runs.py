@@ -51,6 +51,7 @@ from sandbox.spec.inputs import (
 )
 from sandbox.spec.sysctls import pod_sysctls
 from sandbox.users import resolve_user
+from tests.kit.calls import until
 from tests.kit.probe_elf import probe, probe_32
 
 pytestmark = [
@@ -319,10 +320,15 @@ def shell(script: str, **more: object) -> ContainerConfig:
 
 async def test_pause_and_container_share_the_pod(runtime: str, tmp_path: Path) -> None:
     async with running_pod(runtime, tmp_path) as pod:
+
+        def has_filter() -> bool:
+            return status_field(proc_file(pod.pause_pid, "status"), "Seccomp") == "2"
+
+        # crun answers a moment before its init takes its last steps and waits to be started.
+        await asyncio.to_thread(until, has_filter, "the filter is there")
         status = proc_file(pod.pause_pid, "status")
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert int(status_field(status, name), 16) == 0
-        assert status_field(status, "Seccomp") == "2"
         assert status_field(status, "NoNewPrivs") == "1"
         assert status_field(status, "NSpid").split()[-1] == "1"
         cgroups = proc_file(pod.pause_pid, "cgroup")
