@@ -15,7 +15,7 @@ import pytest
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import Unsupported
 from sandbox.host.mounts import list_mounts
-from sandbox.host.spawning import REAPER, SPAWNER_NAME
+from sandbox.host.spawning import SPAWNER_NAME
 from tests import probes
 
 # Neither a deadline nor the speed of the generator may fail a test: both measure the machine.
@@ -60,7 +60,6 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     before = census(base)
     yield
     gc.collect()
-    REAPER.submit(int).result()  # what it was given before is done
     after = census(base)
     left = {kind: sorted(after[kind] - before[kind]) for kind in after}
     assert not any(left.values()), f"left behind: {left}"
@@ -74,7 +73,7 @@ def census(base: str) -> dict[str, set[str]]:
         "cgroups": _cgroups(),
         "descriptors": _descriptors(),
         "children": _children(),
-        # Two start and reap programs, for as long as the process lives (`sandbox.host.spawning`).
+        # One of them starts programs, for as long as the process lives (`sandbox.host.spawning`).
         "threads": {
             thread.name
             for thread in threading.enumerate()

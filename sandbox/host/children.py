@@ -3,10 +3,6 @@
 Between its end and its reaping a child is a zombie that keeps its number, and with it its process
 group's number, from being given away. `release` says that nobody will signal the group any more;
 from then on the child is reaped as soon as it has ended, whether or not anybody waits.
-
-Reaping has a thread of its own. The kernel takes its leave of a process then, and for one that has
-been in a network namespace, as the plugins of a pod's network are, that took it 3 to 12 ms of the
-event loop's processor time, up to 26 ms on a busy machine, in which nothing was answered.
 """
 
 from __future__ import annotations
@@ -20,25 +16,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument, from_os_error
-from sandbox.host.spawning import REAPER, SPAWNER, spawn
+from sandbox.host.spawning import SPAWNER, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _READ_BYTES: Final = 64 * 1024
-
-
-def _waitid(pidfd: int, options: int) -> os.waitid_result | None:
-    try:
-        return os.waitid(os.P_PIDFD, pidfd, options)
-    except ChildProcessError:
-        return None
-
-
-def _reap(pidfd: int) -> None:
-    _waitid(pidfd, os.WEXITED | os.WNOHANG)
-    os.close(pidfd)
 
 
 class Child:
@@ -122,7 +106,7 @@ class Child:
     def _ended(self) -> None:
         self._loop.remove_reader(self._fd)
         # WNOWAIT leaves the zombie: see the module text.
-        result = _waitid(self._fd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        result = self._waitid(os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if result is None:
             self.exit_status = 255  # somebody else reaped it; it has ended, how is not known
         elif result.si_code == os.CLD_EXITED:
@@ -137,11 +121,15 @@ class Child:
 
     def _reap(self) -> None:
         if self._fd >= 0:
+            self._waitid(os.WEXITED | os.WNOHANG)
             fd, self._fd = self._fd, -1
-            try:
-                REAPER.submit(_reap, fd)
-            except RuntimeError:  # the interpreter is about to end
-                _reap(fd)
+            os.close(fd)
+
+    def _waitid(self, options: int) -> os.waitid_result | None:
+        try:
+            return os.waitid(os.P_PIDFD, self._fd, options)
+        except ChildProcessError:
+            return None
 
 
 class Collector:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: The daemon's own 077 is for files of its own. An OCI runtime makes the directories that lead to a
 #: mount inside a container's root, and a user of the container must be able to walk them.
 CHILD_UMASK: Final = 0o022
-#: What the threads' names begin with.
+#: What the thread's name begins with.
 SPAWNER_NAME: Final = "spawner"
 #: What is told to audit hooks before a start, with the argument vector.
 AUDIT_EVENT: Final = "podwright.spawn"
@@ -149,5 +149,3 @@ def _check(number: int) -> None:
 
 #: The thread, of which there is one; it begins with the first program.
 SPAWNER: Final = ThreadPoolExecutor(1, SPAWNER_NAME, _begin)
-#: Its counterpart, which takes leave of those that have ended (`sandbox.host.children`).
-REAPER: Final = ThreadPoolExecutor(1, f"{SPAWNER_NAME}-reaper")

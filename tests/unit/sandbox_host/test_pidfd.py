@@ -9,7 +9,6 @@ import pytest
 from sandbox.host.errors import NotFound, ResourceExhausted
 from sandbox.host.pidfd import Process, boot_id, hold, identify, is_zombie, start_ticks
 from sandbox.host.processes import HostProcessRunner
-from sandbox.host.spawning import REAPER
 from tests.fakes.clock import FakeClock
 from tests.fakes.syscalls import FakeSyscalls
 
@@ -72,7 +71,6 @@ async def test_a_process_is_held_signalled_and_awaited(child):
         assert not process.alive()
         await process.wait()
         await child.wait()
-        await asyncio.wrap_future(REAPER.submit(int))
         assert not process.send_signal(signal.SIGTERM)
 
 

@@ -4,13 +4,11 @@ import asyncio
 import os
 import resource
 import signal
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from sandbox.host import children as children_module
 from sandbox.host.errors import (
     DeadlineExceeded,
     Denied,
@@ -21,7 +19,6 @@ from sandbox.host.errors import (
 )
 from sandbox.host.pidfd import is_zombie
 from sandbox.host.processes import MINIMAL_ENV, Finished, HostProcessRunner
-from sandbox.host.spawning import REAPER
 from tests.kit.held import children
 
 KIB = 1024
@@ -46,11 +43,6 @@ def exists(pid: int) -> bool:
 
 def descriptors() -> set[str]:
     return {link.name for link in Path("/proc/self/fd").iterdir()}
-
-
-async def all_reaped():
-    """Return when whoever has ended so far was taken leave of: that has a thread of its own."""
-    await asyncio.wrap_future(REAPER.submit(int))
 
 
 async def until(condition):
@@ -142,7 +134,6 @@ async def test_time_over_kills_the_whole_group(runner, tmp_path):
         os.close(reader)
     assert len(pids) == 2
     await until(lambda: all(gone(pid) for pid in pids))
-    await all_reaped()
     assert not exists(pids[1]), "the child itself was not reaped"
 
 
@@ -153,7 +144,6 @@ async def test_cancelling_kills_and_reaps(runner, tmp_path):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await all_reaped()
     assert not exists(int(mark.read_text()))
 
 
@@ -245,36 +235,17 @@ async def test_no_descriptors_left_is_said_so_and_leaves_nothing(runner):
                 await runner.run(["true"])
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        await all_reaped()
         assert descriptors() == before
 
 
 async def test_many_at_once_leave_no_zombie_and_no_descriptor(runner):
     await runner.run(["true"])
-    await all_reaped()
     before, others = descriptors(), children(os.getpid())  # a whole run has a registry of its own
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(runner.run(["sh", "-c", f"exit {n}"])) for n in range(50)]
     assert [task.result().exit_status for task in tasks] == list(range(50))
-    await all_reaped()
     assert descriptors() == before
     assert children(os.getpid()) == others
-
-
-async def test_a_reaping_that_takes_long_holds_up_nothing(runner, monkeypatch):
-    reap, may_go_on = children_module._reap, threading.Event()
-
-    def slowly(pidfd):
-        may_go_on.wait()
-        reap(pidfd)
-
-    monkeypatch.setattr(children_module, "_reap", slowly)
-    try:
-        assert (await runner.run(["sh", "-c", "exit 3"])).exit_status == 3
-        assert (await runner.run(["sh", "-c", "exit 4"])).exit_status == 4
-    finally:
-        may_go_on.set()
-        await all_reaped()
 
 
 async def test_spawned_programs_run_on_and_are_reaped_without_anybody_waiting(runner):
