@@ -121,9 +121,9 @@ def mount_shm(pod: PodSandbox, paths: Paths, label: str, *, syscalls: Syscalls) 
 def unmount_all(pod: PodSandbox, paths: Paths, *, syscalls: Syscalls) -> None:
     """Take away what `mount_shm` and `place_pause` have mounted; idempotent, blocking.
 
-    By name, for these two places are all that there is. To look for mounts in the kernel's list took
-    up to 4 ms on a node with one pod, and grows with their number: it is only done at the removal,
-    and only if the directory does not go (`mounts.clear_away`).
+    By name, for these two places are all that there is. To look for mounts in the kernel's list
+    took up to 4 ms on a node with one pod, and grows with their number: it is only done at the
+    removal, and only if the directory does not go (`mounts.clear_away`).
 
     Raises:
         PodwrightError: as `mounts.unmount`.
