@@ -216,17 +216,17 @@ class StateStore:
         self._by_pod.setdefault(container.pod_id, set()).add(container.id)
 
     async def save(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
-        """Record the new value of an object that exists; `synced`: for after a power failure too.
-
-        A removed object is not brought back.
-        """
+        """Record a new value, `synced` or not; an object that was removed is not brought back."""
         if not self._known(value):
             return
-        older = self._unwritten.get(value.id)
-        await self._update([value], synced=synced)
         # A note that did not reach the disk before must not do so after this.
-        if older is not None and self._unwritten.get(value.id) is older:
-            del self._unwritten[value.id]
+        older = self._unwritten.pop(value.id, None)
+        try:
+            await self._update([value], synced=synced)
+        except BaseException:
+            if older is not None and self._known(older):
+                self._unwritten.setdefault(value.id, older)
+            raise
         self._remember(value)
 
     async def note(self, value: PodSandbox | Container) -> None:

@@ -108,7 +108,9 @@ async def test_a_late_exit_file_is_waited_for(watching, told, exits_dir) -> None
         watch.watch(target(exits_dir))
         for _ in range(3):
             await asyncio.sleep(0)
-        (exits_dir / CID).write_text("4")
+        # At once, as conmon does: the watch may look between its making and the writing.
+        (exits_dir / "new").write_text("4")
+        (exits_dir / "new").rename(exits_dir / CID)
         await watch.wait(CID)
 
     await watching(body, exit_file_s=1e9)

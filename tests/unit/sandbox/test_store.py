@@ -161,6 +161,30 @@ async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, mon
     assert msgspec.json.decode(rows[0][0], type=Container).state is ContainerState.EXITED
 
 
+async def test_a_note_is_not_written_after_a_newer_value(store, monkeypatch):
+    """Although somebody flushes while the newer one is on its way to the disk."""
+    await store.add_container(container("b" * 64))
+    exited = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.EXITED)
+    real_write = store._database.write
+
+    async def refuse(work, *, cleanup=False, synced=True):
+        raise ResourceExhausted("database is full")
+
+    monkeypatch.setattr(store._database, "write", refuse)
+    await store.note(exited)
+    removing = msgspec.structs.replace(exited, state=ContainerState.REMOVING)
+    with pytest.raises(ResourceExhausted):
+        await store.save(removing)
+    assert store.containers["b" * 64] is exited  # and still to be written
+    monkeypatch.setattr(store._database, "write", real_write)
+    await asyncio.gather(store.save(removing), store.flush())
+    rows = await store._database.read(
+        lambda db: db.execute("SELECT document FROM containers").fetchall()
+    )
+    assert msgspec.json.decode(rows[0][0], type=Container).state is ContainerState.REMOVING
+    assert store.containers["b" * 64] is removing
+
+
 async def test_a_record_that_cannot_be_read_is_put_aside_and_the_rest_is_kept(tmp_path):
     path = tmp_path / "state.db"
     first = await StateStore.open(path)
