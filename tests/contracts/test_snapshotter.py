@@ -27,6 +27,7 @@ from sandbox.host.database import Database
 from sandbox.host.errors import NotFound, Unsupported
 from sandbox.host.libc import LibcSyscalls
 from tests.fakes.snapshotter import MemorySnapshotter
+from tests.kit.blocked import Blocked, call_off_within, slow_set
 from tests.kit.tars import Tar
 from tests.kit.tars import diff_id as diff_id_of
 
@@ -138,18 +139,6 @@ async def test_of_two_stagings_the_first_commit_stays(
     assert not second.path.exists()
 
 
-class _Slow(frozenset[bytes]):
-    """Paths that are read within the transaction, and not before it is let."""
-
-    begun = threading.Event()
-    may_go_on = threading.Event()
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.begun.set()
-        self.may_go_on.wait()
-        return super().__iter__()
-
-
 async def test_who_is_called_off_while_it_is_recorded_has_committed(tmp_path: Path) -> None:
     """Memory, the record and the directory say the same."""
     database = await Database.open(
@@ -158,15 +147,9 @@ async def test_who_is_called_off_while_it_is_recorded_has_committed(tmp_path: Pa
     snapshots = OverlaySnapshotter(tmp_path / "images", database, syscalls=LibcSyscalls())
     await snapshots.open()
     staging = await snapshots.stage(A)
-    implied = _Slow((b"etc",))
-    facts = replace(fill(staging), implied=implied)
-    committing = asyncio.ensure_future(snapshots.commit(staging, facts))
-    await asyncio.to_thread(implied.begun.wait)
-    committing.cancel()
-    await asyncio.sleep(0)
-    implied.may_go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await committing
+    blocked = Blocked()
+    facts = replace(fill(staging), implied=slow_set([b"etc"], blocked))
+    await call_off_within(snapshots.commit(staging, facts), blocked)
     await snapshots.discard(staging)
     assert [row.diff_id for row in await database.read(read_layers)] == [A]
     assert list(snapshots.layers()) == [A]

@@ -29,27 +29,15 @@ from imageservice.snapshots.snapshotter import LayerFacts
 from imageservice.unpack.pool import UnpackPool
 from sandbox.host.processes import HostProcessRunner, Spawned
 from tests.fakes.syscalls import FakeSyscalls
+from tests.kit.blocked import Blocked, assert_waited_for
 
 BODY = b"a document"
 APP = parse_reference("reg.example/team/app:1")
 
 
-class Thread:
-    """Blocks in the place of what a thread is to do."""
-
-    def __init__(self) -> None:
-        self.begun, self.may_go_on = threading.Event(), threading.Event()
-        self.ended = False
-
-    def __call__(self, *_args: object, **_options: object) -> None:
-        self.begun.set()
-        self.may_go_on.wait()
-        self.ended = True
-
-
 @pytest.fixture
-def thread(monkeypatch: pytest.MonkeyPatch) -> Thread:
-    blocked = Thread()
+def thread(monkeypatch: pytest.MonkeyPatch) -> Blocked:
+    blocked = Blocked()
     monkeypatch.setattr(LayerPlaces, "_mount", blocked)
     monkeypatch.setattr(LayerPlaces, "_unmount", blocked)
     monkeypatch.setattr(drivers, "make_upper", blocked)
@@ -102,20 +90,9 @@ async def drop(root: Path) -> None:
 
 @pytest.mark.parametrize("work", [mount, unmount, compose, put, drop], ids=lambda w: w.__name__)
 async def test_it_has_ended(
-    work: Callable[[Path], Awaitable[object]], thread: Thread, tmp_path: Path
+    work: Callable[[Path], Awaitable[object]], thread: Blocked, tmp_path: Path
 ) -> None:
-    task = asyncio.ensure_future(work(tmp_path))
-    await asyncio.to_thread(thread.begun.wait)
-    for _ in range(2):
-        task.cancel()
-        for _ in range(20):
-            await asyncio.sleep(0)
-    early = task.done()
-    thread.may_go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert not early
-    assert thread.ended
+    await assert_waited_for(work(tmp_path), thread)
 
 
 async def test_connections_that_are_made_when_they_are_wanted_are_made_once() -> None:

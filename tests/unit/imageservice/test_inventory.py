@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +14,9 @@ from imageservice.manifest import ImageConfig
 from sandbox.host.database import Database
 from sandbox.host.errors import Unavailable
 from tests.fakes.snapshotter import MemorySnapshotter
+from tests.kit.blocked import Blocked, call_off_within, slow_tuple
 
 NAME = "docker.io/library/busybox:1.36"
-
-
-class _Slow(tuple[str, ...]):
-    """A chain that is read within the transaction, and not before it is let."""
-
-    begun = threading.Event()
-    may_go_on = threading.Event()
-
-    def __iter__(self) -> Iterator[str]:
-        if threading.current_thread() is not threading.main_thread():
-            self.begun.set()
-            self.may_go_on.wait()
-        return super().__iter__()
 
 
 async def test_an_image_that_cannot_be_recorded_leaves_no_documents(tmp_path: Path) -> None:
@@ -66,22 +51,16 @@ async def test_an_image_that_was_recorded_is_there_for_whoever_asks(tmp_path: Pa
     await content.open()
     snapshots = MemorySnapshotter(tmp_path / "images")
     inventory = Inventory(catalog, content, snapshots, pinned=())
-    chain = _Slow()
+    blocked = Blocked()
     record = ImageRecord(
         id="sha256:" + "a" * 64,
         manifest="sha256:" + "b" * 64,
-        chain=chain,
+        chain=slow_tuple((), blocked),
         size_bytes=10,
         created_ns=1,
     )
     config = ImageConfig(architecture="amd64", os="linux")
-    adding = asyncio.ensure_future(inventory.add(record, [NAME], (), config))
-    await asyncio.to_thread(chain.begun.wait)
-    adding.cancel()
-    await asyncio.sleep(0)
-    chain.may_go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await adding
+    await call_off_within(inventory.add(record, [NAME], (), config), blocked)
     found = inventory.find(NAME)
     assert found is not None
     assert inventory.list() == [found]

@@ -6,8 +6,6 @@ has a name for; and a process number would be used that may be another's by then
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -22,6 +20,7 @@ from sandbox.paths import Paths
 from sandbox.pods import PodEngine
 from sandbox.roots import Roots
 from sandbox.states import ContainerState, PodState
+from tests.kit.blocked import Blocked, assert_waited_for
 
 POD = PodSandbox(
     id="a" * 64,
@@ -38,20 +37,6 @@ CONTAINER = Container(
 )
 
 
-class Thread:
-    """Blocks in the place of what a thread is to do."""
-
-    def __init__(self) -> None:
-        self.begun, self.may_go_on = threading.Event(), threading.Event()
-        self.ended = False
-
-    def __call__(self, *_args: object, **_options: object) -> tuple[()]:
-        self.begun.set()
-        self.may_go_on.wait()
-        self.ended = True
-        return ()
-
-
 class Nobody:
     """Whatever is asked of it, it is not asked in these tests."""
 
@@ -62,7 +47,7 @@ class Nobody:
 class Layout:
     """Control groups that a thread makes."""
 
-    def __init__(self, thread: Thread) -> None:
+    def __init__(self, thread: Blocked) -> None:
         self.create = thread
 
     def dirs(self, path: str) -> list[Path]:
@@ -70,8 +55,8 @@ class Layout:
 
 
 @pytest.fixture
-def thread(monkeypatch: pytest.MonkeyPatch) -> Thread:
-    blocked = Thread()
+def thread(monkeypatch: pytest.MonkeyPatch) -> Blocked:
+    blocked = Blocked()
     for module, name in (
         (roots, "mount_image"),
         (pods.podfiles, "mount_shm"),
@@ -101,15 +86,15 @@ def made(kind: Callable[..., object], **given: object) -> object:
     return kind(**{**rest, **given})
 
 
-Work = Callable[[Path, Thread], Awaitable[object]]
+Work = Callable[[Path, Blocked], Awaitable[object]]
 
 
-def mount(root: Path, _thread: Thread) -> Awaitable[object]:
+def mount(root: Path, _thread: Blocked) -> Awaitable[object]:
     paths = Paths(root / "run", root / "state")
     return cast("Roots", made(Roots, paths=paths)).mount(CONTAINER, ())
 
 
-def mount_volume(root: Path, _thread: Thread) -> Awaitable[object]:
+def mount_volume(root: Path, _thread: Blocked) -> Awaitable[object]:
     paths = Paths(root / "run", root / "state")
     return cast("Roots", made(Roots, paths=paths)).mount_volume(CONTAINER, "sha256:1", ())
 
@@ -119,21 +104,21 @@ def pod_engine(root: Path) -> PodEngine:
     return cast("PodEngine", made(PodEngine, paths=paths, composer=Pause()))
 
 
-def make_files(root: Path, _thread: Thread) -> Awaitable[object]:
+def make_files(root: Path, _thread: Blocked) -> Awaitable[object]:
     return pod_engine(root).make_files(POD)
 
 
-def mark_ready(root: Path, _thread: Thread) -> Awaitable[object]:
+def mark_ready(root: Path, _thread: Blocked) -> Awaitable[object]:
     return pod_engine(root).mark_ready(POD, None, ips=(), cni_result="")  # type: ignore[arg-type]
 
 
-def enter(_root: Path, thread: Thread) -> Awaitable[object]:
+def enter(_root: Path, thread: Blocked) -> Awaitable[object]:
     layout = Layout(thread)
     groups = Cgroups(layout, driver="cgroupfs", clock=SystemClock())  # type: ignore[arg-type]
     return groups.enter("/g", 1)
 
 
-def prepare(_root: Path, thread: Thread) -> Awaitable[object]:
+def prepare(_root: Path, thread: Blocked) -> Awaitable[object]:
     layout = Layout(thread)
     groups = Cgroups(layout, driver="cgroupfs", clock=SystemClock())  # type: ignore[arg-type]
     return groups.prepare("/g/c", "")
@@ -142,16 +127,5 @@ def prepare(_root: Path, thread: Thread) -> Awaitable[object]:
 @pytest.mark.parametrize(
     "work", [mount, mount_volume, make_files, mark_ready, enter, prepare], ids=lambda w: w.__name__
 )
-async def test_it_has_ended(work: Work, thread: Thread, tmp_path: Path) -> None:
-    task = asyncio.ensure_future(work(tmp_path, thread))
-    await asyncio.to_thread(thread.begun.wait)
-    for _ in range(2):
-        task.cancel()
-        for _ in range(20):
-            await asyncio.sleep(0)
-    early = task.done()
-    thread.may_go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert not early
-    assert thread.ended
+async def test_it_has_ended(work: Work, thread: Blocked, tmp_path: Path) -> None:
+    await assert_waited_for(work(tmp_path, thread), thread)

@@ -140,16 +140,14 @@ async def test_a_removed_object_is_not_brought_back_by_a_late_note(store):
     assert not store.containers
 
 
+async def refuse(work, *, cleanup=False, synced=True):
+    raise ResourceExhausted("database is full")
+
+
 async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, monkeypatch):
     await store.add_container(container("b" * 64))
     exited = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.EXITED)
     real_write = store._database.write
-
-    async def refuse(work, *, cleanup=False, synced=True):
-        from sandbox.host.errors import ResourceExhausted
-
-        raise ResourceExhausted("database is full")
-
     monkeypatch.setattr(store._database, "write", refuse)
     await store.note(exited)
     assert store.containers["b" * 64] is exited
@@ -166,10 +164,6 @@ async def test_a_note_is_not_written_after_a_newer_value(store, monkeypatch):
     await store.add_container(container("b" * 64))
     exited = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.EXITED)
     real_write = store._database.write
-
-    async def refuse(work, *, cleanup=False, synced=True):
-        raise ResourceExhausted("database is full")
-
     monkeypatch.setattr(store._database, "write", refuse)
     await store.note(exited)
     removing = msgspec.structs.replace(exited, state=ContainerState.REMOVING)
