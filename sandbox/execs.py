@@ -323,18 +323,32 @@ async def sweep_execs(directory: Path, cgroup_path: str, cgroups: Cgroups, clock
     """
     found = await asyncio.to_thread(lambda: sorted(directory.glob(f"{EXEC_PREFIX}*")))
     for exec_directory in found:
-        inside = await cgroups.processes(cgroup_path)
-        everyone = await asyncio.to_thread(proctree.snapshot)
-        word = f"--process={exec_directory / 'process.json'}"
-        runtimes = await asyncio.to_thread(proctree.with_word, everyone, word)
-        members = proctree.family(everyone, {info.pid for info in runtimes})
-        with suppress(PodwrightError):
-            session = await asyncio.to_thread(read_pid_file, exec_directory / "pid")
-            candidates = [info for info in everyone if info.pid in inside]
-            members += proctree.family(candidates, {session})
-        proctree.kill(info for info in members if info not in runtimes)
+        killed: set[tuple[int, int]] = set()
+        for _ in range(proctree.ROUNDS):
+            runtimes, members = await _of_exec(exec_directory, cgroup_path, cgroups)
+            fresh = [one for one in members if (one.pid, one.start_ticks) not in killed]
+            if not fresh:
+                break
+            proctree.kill(fresh)
+            killed |= {(one.pid, one.start_ticks) for one in fresh}
         if runtimes:
             await clock.sleep(REAP_S)
             proctree.kill(runtimes)
         await asyncio.to_thread(files.remove_tree, exec_directory)
     return len(found)
+
+
+async def _of_exec(
+    directory: Path, cgroup_path: str, cgroups: Cgroups
+) -> tuple[list[proctree.ProcessInfo], list[proctree.ProcessInfo]]:
+    """The runtimes that run a command, and everybody else of it."""
+    inside = await cgroups.processes(cgroup_path)
+    everyone = await asyncio.to_thread(proctree.snapshot)
+    word = f"--process={directory / 'process.json'}"
+    runtimes = await asyncio.to_thread(proctree.with_word, everyone, word)
+    members = proctree.family(everyone, {info.pid for info in runtimes})
+    with suppress(PodwrightError):
+        session = await asyncio.to_thread(read_pid_file, directory / "pid")
+        candidates = [info for info in everyone if info.pid in inside]
+        members += proctree.family(candidates, {session})
+    return runtimes, [info for info in members if info not in runtimes]

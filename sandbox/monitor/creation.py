@@ -63,6 +63,9 @@ _COMPLAINT_LIMIT_BYTES: Final = 8 * 1024
 #: How long conmon's own complaint may take once its first process has failed.
 _COMPLAINT_S: Final = 1.0
 
+#: How long conmon's first process may take to leave once it was let go; it needs a millisecond.
+_LEAVES_S: Final = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -152,6 +155,8 @@ class Creation:
         if not self._preparing.cancelled():
             self._preparing.exception()  # looked at; what the caller met counts
         if self._spawned is not None:
+            if self._let_go:
+                await self._leave(self._spawned)
             # Before our end of the start pipe is closed: conmon would take that for a start. Only
             # bites while the first process has not left.
             self._spawned.kill_group(signal.SIGKILL)
@@ -286,6 +291,17 @@ class Creation:
             exit_status=1,
             message=message,
         )
+
+    @staticmethod
+    async def _leave(first: Spawned) -> None:
+        """Let the first process end by itself, which it does as soon as it has forked.
+
+        Killed between its fork and the writing of `conmon.pid`, it would leave a second one whose
+        number nobody knows.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVES_S):
+                await first.wait()
 
     def _observe(self, began_ns: int, *, ok: bool) -> None:
         if self._observer is not None:

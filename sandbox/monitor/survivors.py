@@ -45,4 +45,4 @@ def end_monitor(bundle: Path) -> None:
     monitor = find_monitor(bundle)
     if monitor is None and start_ticks(session) is not None:
         return
-    proctree.kill(info for info in proctree.snapshot() if info.session == session)
+    proctree.kill_all(lambda: [info for info in proctree.snapshot() if info.session == session])

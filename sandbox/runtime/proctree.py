@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandbox.host.pidfd import Process, boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
+
+#: How often to look for somebody new while killing all of a family; two or three times do.
+ROUNDS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,23 @@ def with_word(
         if wanted in words:
             found.append(process)
     return found
+
+
+def kill_all(find: Callable[[], Iterable[ProcessInfo]]) -> None:
+    """SIGKILL whom `find` finds, again and again until it finds nobody new. Blocking.
+
+    Reading /proc takes milliseconds, in which somebody who was read already may fork. A process to
+    which SIGKILL was sent forks no more (fork(2) is restarted for a pending signal, and dies), so
+    once a round meets only those of earlier rounds, nobody is missed. Those who fork faster than
+    they can be looked for end the search after `ROUNDS`; only a control group can hold them.
+    """
+    killed: set[ProcessInfo] = set()
+    for _ in range(ROUNDS):
+        found = {replace(info, parent=0, dead=False): info for info in find() if not info.dead}
+        if found.keys() <= killed:
+            return
+        kill(info for key, info in found.items() if key not in killed)
+        killed |= found.keys()
 
 
 def kill(processes: Iterable[ProcessInfo]) -> None:
