@@ -325,12 +325,13 @@ async def sweep_execs(directory: Path, cgroup_path: str, cgroups: Cgroups, clock
     for exec_directory in found:
         killed: set[tuple[int, int]] = set()
         for _ in range(proctree.ROUNDS):
-            runtimes, members = await _of_exec(exec_directory, cgroup_path, cgroups)
+            _, members = await _of_exec(exec_directory, cgroup_path, cgroups)
             fresh = [one for one in members if (one.pid, one.start_ticks) not in killed]
             if not fresh:
                 break
             proctree.kill(fresh)
             killed |= {(one.pid, one.start_ticks) for one in fresh}
+        runtimes, _ = await _of_exec(exec_directory, cgroup_path, cgroups)
         if runtimes:
             await clock.sleep(REAP_S)
             proctree.kill(runtimes)
