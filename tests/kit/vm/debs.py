@@ -21,16 +21,20 @@ class CannotBuild(Exception):
 class Apt:
     """A private view of Debian's archive below `home`. Every method raises CannotBuild."""
 
-    def __init__(self, home: Path) -> None:
-        """Write the configuration and fetch the lists."""
+    def __init__(self, home: Path, sources: Sequence[tuple[str, str]] = recipe.SOURCES) -> None:
+        """Write the configuration and fetch the lists.
+
+        Args:
+            home: where they are kept.
+            sources: address and suite of each archive.
+        """
         self._home = home
         for part in ("lists/partial", "cache/archives/partial"):
             (home / part).mkdir(parents=True, exist_ok=True)
         self.sources = home / "sources.list"
         self.sources.write_text(
             "".join(
-                f"deb [signed-by={recipe.KEYRING}] {url} {suite} main\n"
-                for url, suite in recipe.SOURCES
+                f"deb [signed-by={recipe.KEYRING}] {url} {suite} main\n" for url, suite in sources
             )
         )
         self._run("apt-get", "-qq", "update")
