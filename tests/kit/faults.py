@@ -2,7 +2,8 @@
 
 Each is a shell script named like the program it stands for, because the daemon finds what it left
 running by that name. Without an order it becomes the real program. An order is a file that the next
-run of the program claims by renaming it, so it counts once:
+run of the program claims by renaming it, so it counts once. Who says that it stands at the gate has
+the gate open already, or else it could be opened before anybody waits at it:
 
     faults.order("crun", "create", "hold-after")      # the real work, then wait at a gate
     ...RunPodSandbox...
@@ -61,8 +62,10 @@ order="{control}/{name}.$verb"
 read -r what < "$order"
 mv "$order" "$order.taken" 2>/dev/null || exec {real} "$@"
 gate() {{
+  exec 9<>"$order.gate"
   : > "$order.reached"
-  read -r _ < "$order.gate"
+  read -r _ <&9
+  exec 9<&-
 }}
 complain() {{
   echo '{{"cniVersion":"1.0.0","code":100,"msg":"ordered to fail"}}'
