@@ -57,13 +57,21 @@ def traced(pid: int, system_calls: str, output: Path) -> Iterator[None]:
 
 @contextmanager
 def _attached(pid: int, system_calls: str, options: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
     tracer = subprocess.Popen(
         ["strace", "-f", "-qq", "-e", f"trace={system_calls}", *options, "-p", str(pid)],
         stderr=subprocess.DEVNULL,
     )
-    status = Path(f"/proc/{pid}/status")
-    until(lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text(), "strace is there")
+    # One after the other, the first one first.
+    until(lambda: all(_is_held(each, tracer.pid) for each in threads), "strace has every thread")
     yield tracer
+
+
+def _is_held(thread: Path, tracer: int) -> bool:
+    try:
+        return f"TracerPid:\t{tracer}\n" in (thread / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # it has ended
 
 
 def _let_go(tracer: subprocess.Popen[bytes]) -> None:
