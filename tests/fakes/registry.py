@@ -347,6 +347,9 @@ class FakeRegistry:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        # Nothing waits for room in here: what was drained is the kernel's, and is not lost with the
+        # connection.
+        writer.transport.set_write_buffer_limits(high=0)
         self.open_connections += 1
         self.accepted_connections += 1
         try:
