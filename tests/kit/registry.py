@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -33,15 +34,28 @@ SLOWNESS: Final = float(os.environ.get("PODWRIGHT_TEST_SLOWNESS", "1"))
 START_PATIENCE_S: Final = 30.0 * SLOWNESS
 
 
+_GIVEN_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+#: Below it are ports that well-known services have.
+_FIRST_PORT: Final = 12_000
+
+
 class RegistryRefused(Exception):
     """The registry answered something else than what a push needs."""
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on, and that no connection is given by chance.
+
+    Many are asked for when a module is imported, and are used much later: a port such as the kernel
+    gives to whoever connects somewhere could be somebody's by then (ip(7), ip_local_port_range).
+    """
+    first, last = map(int, _GIVEN_PORTS.read_text().split())
+    ports = [port for port in range(_FIRST_PORT, 1 << 16) if not first <= port <= last]
+    while True:
+        port = secrets.choice(ports or range(first, last + 1))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def bound_to_parent(argv: Sequence[str | Path]) -> list[str]:
