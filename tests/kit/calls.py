@@ -195,6 +195,17 @@ class Calls:
         request = api.ContainerStatusRequest(container_id=container, verbose=True)
         return int(_info(self.runtime.ContainerStatus(request, timeout=PATIENCE_S).info)["pid"])
 
+    def program_pid(self, container: str) -> int:
+        """The same once it is the container's own program.
+
+        A start is answered when the runtime's first process has been let go on, a moment before it
+        becomes the program: until then a signal, a label or a command line is not yet its own.
+        """
+        pid = self.container_pid(container)
+        comm = Path(f"/proc/{pid}/comm")
+        until(lambda: not comm.read_text().startswith(("crun", "runc")), "the program is run")
+        return pid
+
     def pods(self) -> list[api.PodSandbox]:
         """ListPodSandbox."""
         return list(
@@ -235,9 +246,10 @@ class Calls:
         return self.status(container)
 
     def log_of(self, pod_name: str, container_name: str, attempt: int = 0) -> str:
-        """What the container wrote, without the head of each line."""
+        """What the container wrote, without the head of each line; of whole lines alone."""
         path = self.logs / pod_name / f"{container_name}_{attempt}.log"
-        lines = path.read_text().splitlines()
+        # A line may be read while it is written.
+        *lines, _part = path.read_text().split("\n")
         return "".join(line.split(" ", 3)[3] + "\n" for line in lines)
 
     def wait_log(self, pod_name: str, container_name: str, text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from protos import api_pb2 as api
 from sandbox.host.host_facts import capability_names
-from tests.kit.calls import Calls, until
+from tests.kit.calls import Calls
 from tests.kit.faults import PATIENCE_S
 
 SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -33,11 +33,8 @@ def of_process(pid: int) -> str:
 
 
 def of_container(node: Calls, container: str) -> str:
-    """The same of a container's program: a start is answered a moment before it is run."""
-    pid = node.container_pid(container)
-    comm = Path(f"/proc/{pid}/comm")
-    until(lambda: not comm.read_text().startswith(("crun", "runc")), "the program is run")
-    return of_process(pid)
+    """The same of a container's program."""
+    return of_process(node.program_pid(container))
 
 
 def create_with(
