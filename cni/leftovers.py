@@ -22,7 +22,7 @@ from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, start_ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 _log = get_logger(__name__)
 
@@ -31,6 +31,8 @@ _log = get_logger(__name__)
 FINISH_S: Final = 1.0
 #: How long to wait for killed processes to be gone: one stuck in the kernel must not stop us.
 END_TIMEOUT_S: Final = 5.0
+#: How often to look for somebody new while killing; two or three times do.
+ROUNDS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +50,61 @@ async def end_leftovers(owner: Path, directories: Sequence[Path]) -> int:
         owner: the cache directory, by which our plugins are marked.
         directories: where plugins are.
     """
-    boot = boot_id()
-    held: list[Process] = []
+    left = _Left(owner, directories)
     try:
-        for found in await asyncio.to_thread(_find, owner, directories):
-            process = Process.open(found.pid, found.start_ticks, boot)
-            if process is not None:
-                held.append(process)
-                _log.warning("a plugin was left running", pid=found.pid, program=found.program)
-        if not await _ended(held, FINISH_S):
-            for process in held:
-                process.send_signal(signal.SIGKILL)
-            if not await _ended(held, END_TIMEOUT_S):
-                alive = [process.pid for process in held if process.alive()]
+        await left.look()
+        if not await _ended(left.held, FINISH_S):
+            # They have gone on since, and go on while /proc is read, which takes milliseconds. Who
+            # was sent SIGKILL forks no more, so once a look finds nobody new, nobody is missed.
+            for _ in range(ROUNDS):
+                for process in left.held:
+                    process.send_signal(signal.SIGKILL)
+                if not await left.look():
+                    break
+            if not await _ended(left.held, END_TIMEOUT_S):
+                alive = [process.pid for process in left.held if process.alive()]
                 _log.error("a killed plugin does not end", pids=str(alive))
-        return len(held)
+        return len(left.held)
     finally:
-        for process in held:
+        left.close()
+
+
+class _Left:
+    """Whoever was found so far, held."""
+
+    def __init__(self, owner: Path, directories: Sequence[Path]) -> None:
+        self._owner = owner
+        self._directories = directories
+        self._held: dict[tuple[int, int], Process] = {}
+        #: Of the plugins: who leads one may be gone when another look finds who is in it.
+        self._sessions: frozenset[int] = frozenset()
+
+    @property
+    def held(self) -> Collection[Process]:
+        """Not in any order."""
+        return self._held.values()
+
+    async def look(self) -> bool:
+        """Hold whoever is there; whether somebody was who had not been found before."""
+        fresh = False
+        found = await asyncio.to_thread(_find, self._owner, self._directories, self._sessions)
+        for each in found:
+            key = each.pid, each.start_ticks
+            process = Process.open(*key, boot_id()) if key not in self._held else None
+            if process is not None:
+                fresh = True
+                self._held[key] = process
+                _log.warning("a plugin was left running", pid=each.pid, program=each.program)
+        self._sessions |= {each.session for each in found}
+        return fresh
+
+    def close(self) -> None:
+        """Let go of everybody."""
+        for process in self._held.values():
             process.close()
 
 
-async def _ended(processes: Sequence[Process], seconds: float) -> bool:
+async def _ended(processes: Collection[Process], seconds: float) -> bool:
     """Whether all of them have ended within the time."""
     try:
         async with asyncio.timeout(seconds):
@@ -79,7 +115,8 @@ async def _ended(processes: Sequence[Process], seconds: float) -> bool:
     return True
 
 
-def _find(owner: Path, directories: Sequence[Path]) -> list[_Marked]:
+def _find(owner: Path, directories: Sequence[Path], known: Collection[int]) -> list[_Marked]:
+    """Plugins, and whoever else is in their sessions or in those that are known for one's."""
     mark = f"{OWNER_VARIABLE}={owner}".encode()
     marked = [
         found
@@ -87,7 +124,8 @@ def _find(owner: Path, directories: Sequence[Path]) -> list[_Marked]:
         if entry.name.isdigit()
         and (found := _inspect(int(entry.name), mark, directories)) is not None
     ]
-    sessions = {found.session for found in marked if found.pid == found.session and found.program}
+    leaders = {found.session for found in marked if found.pid == found.session and found.program}
+    sessions = leaders.union(known)
     return [found for found in marked if found.session in sessions]
 
 

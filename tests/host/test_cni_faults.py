@@ -10,10 +10,12 @@ import asyncio
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from cni import leftovers
 from cni.errors import (
     PluginExhausted,
     PluginFailed,
@@ -374,3 +376,40 @@ async def test_a_plugin_left_by_a_dead_daemon_is_ended_at_start(bench):
     assert alive(other.pid)
     other.kill_group(signal.SIGKILL)
     await other.wait()
+
+
+@pytest.mark.cell("RP5")
+async def test_what_a_left_plugin_starts_after_it_was_found_is_ended_with_it(bench, monkeypatch):
+    """One look at /proc takes milliseconds, and the plugin goes on meanwhile."""
+    began, go, child = (bench.root / name for name in ("began", "go", "child"))
+    plugin = bench.root / "bin" / "forks"
+    plugin.write_text(
+        f"#!/bin/sh\n: > {began}\nwhile [ ! -e {go} ]; do sleep 0.02; done\n"
+        f"sleep 1000 &\necho $! > {child}.new\nmv {child}.new {child}\nwait\n"
+    )
+    plugin.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PODWRIGHT_CNI_OWNER": str(bench.root / "cache")}
+    stdin = os.open(os.devnull, os.O_RDONLY)
+    try:
+        left = await HostProcessRunner().spawn([str(plugin)], env=environment, stdin_fd=stdin)
+    finally:
+        os.close(stdin)
+    while not began.exists():  # noqa: ASYNC110 - another process cannot set an event
+        await asyncio.sleep(0.01)
+    find = leftovers._find
+
+    def found_and_then_forks(*arguments):
+        found = find(*arguments)
+        go.touch()
+        while not child.exists():
+            time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(leftovers, "_find", found_and_then_forks)
+    async with asyncio.TaskGroup() as group:
+        network = bench.network()
+        await network.start(group)
+        await network.close()
+
+    assert await left.wait() == -signal.SIGKILL
+    assert not alive(int(child.read_text()))
