@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import termios
@@ -204,21 +206,42 @@ def test_logs(node: Node, crictl: Crictl, pod: str, container: str) -> None:
 def test_log_is_followed_to_its_end_and_over_a_rotation(
     node: Node, crictl: Crictl, pod: str
 ) -> None:
-    script = "n=0; while [ ! -e /tmp/end ]; do n=$((n+1)); echo $n; sleep 0.02; done; echo last"
+    # Nothing is said while the files change: crictl opens the next one when it hears of it, and
+    # does not come back to what it has not read of the one before.
+    script = "seq 5; while [ ! -e /tmp/end ]; do sleep 0.02; done; seq 6 10; echo last"
     container = node.run(pod, "teller", ["sh", "-c", script])
     log = node.logs / "pod" / "teller_0.log"
     until(log.exists, "it writes")
     with crictl.background("logs", "--follow", container) as following:
         lines = pipe_of(following.stdout)
-        assert lines.readline() == "1\n"
+        assert [lines.readline() for _ in range(5)] == [f"{n}\n" for n in range(1, 6)]
+        until(lambda: watches(following.pid), "it follows the directory")
         log.rename(log.with_suffix(".log.1"))
         crictl.run("logs", "--reopen", container)
+        until(lambda: log in opened(following.pid), "it reads the new file")
         node.exec(container, "touch", "/tmp/end")
         told = lines.read().split()
         assert following.wait(60) == 0
-    assert told[-1] == "last"
-    assert [int(word) for word in told[:-1]] == list(range(2, len(told) + 1))
+    assert told == [*map(str, range(6, 11)), "last"]
     assert log.read_text().splitlines()[-1].endswith(" stdout F last")
+
+
+def watches(pid: int) -> bool:
+    """Whether the process has an inotify instance with a directory in it."""
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if "inotify wd:" in entry.read_text():
+                return True
+    return False
+
+
+def opened(pid: int) -> list[Path]:
+    """The files that the process has open, by their present names."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(entry.readlink())
+    return found
 
 
 # Commands in it.
@@ -256,14 +279,22 @@ def test_exec_on_a_terminal(crictl: Crictl, container: str, transport: str) -> N
         os.close(slave)
         try:
             read_until(master, b"# ")
-            os.write(master, b"tty; stty size; echo a$((40 + 2))z\n")
-            said = read_until(master, b"a42z")
-            assert b"/dev/pts/" in said
-            assert b"33 77" in said
+            assert b"/dev/pts/" in ask(master, b"tty; echo a$((40 + 2))z\n", b"a42z")
+
+            def size() -> bytes:
+                return ask(master, b"stty size; echo b$((40 + 3))z\n", b"b43z")
+
+            # It goes another way than the shell's words, and may come after the first of them.
+            until(lambda: b"33 77" in size(), "the shell has the terminal's size")
             termios.tcsetwinsize(master, (22, 66))
-            # In a session of its own the program is not told by the terminal.
-            process.send_signal(28)
-            until(lambda: b"22 66" in ask(master, b"stty size; echo b$((40 + 3))z\n", b"b43z"))
+
+            def resized() -> bool:
+                # In a session of its own the program is not told by the terminal, and it listens
+                # only some time after its start.
+                process.send_signal(signal.SIGWINCH)
+                return b"22 66" in size()
+
+            until(resized, "the shell has the new size")
             os.write(master, b"exit 0\n")
             assert process.wait(60) == 0
         finally:
@@ -340,9 +371,14 @@ def test_port_forward(node: Node, crictl: Crictl, transport: str, network: str) 
 
 
 def answers(address: tuple[str, int], text: bytes) -> bool:
-    with socket.create_connection(address, timeout=60) as link:
+    # Before the server listens crictl closes the link, with what it has not read of it or without.
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.create_connection(address, timeout=60) as link,
+    ):
         link.sendall(text)
         return receive(link, len(text)) == text
+    return False
 
 
 def receive(link: socket.socket, size: int) -> bytes:
@@ -391,11 +427,15 @@ def test_stats(node: Node, crictl: Crictl, pod: str) -> None:
     until(lambda: int(stats()["writableLayer"]["usedBytes"]["value"]) >= 512 << 10, "disk is used")
     assert re.search(rf"^{container[:13]}\s+busy\s", crictl.run("stats"), re.MULTILINE)
 
+    def processes() -> int:
+        [one] = json.loads(crictl.run("statsp", "-o", "json", pod))["stats"]
+        return int(one["linux"]["process"]["processCount"]["value"])
+
+    until(lambda: processes() >= 2, "the last look at the pod has seen the container")
     [of_pod] = json.loads(crictl.run("statsp", "-o", "json", pod))["stats"]
     assert of_pod["attributes"]["id"] == pod
     assert of_pod["linux"]["network"]["defaultInterface"]["name"] == "eth0"
     assert [each["attributes"]["id"] for each in of_pod["linux"]["containers"]] == [container]
-    assert int(of_pod["linux"]["process"]["processCount"]["value"]) >= 2
     assert re.search(rf"\s{pod[:13]}\s", crictl.run("statsp"))
 
 
