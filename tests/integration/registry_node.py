@@ -115,6 +115,14 @@ def assert_pulled(node: Node, registry: FakeRegistry, image: str) -> str:
     return image_id
 
 
+def assert_served(registry: FakeRegistry, digest: str, size_bytes: int) -> None:
+    """So many bytes of the blob were sent, and no more; the last of them are counted late."""
+    until(
+        lambda: registry.served_bytes[digest] == size_bytes,
+        f"{size_bytes} bytes were sent, not {registry.served_bytes[digest]}",
+    )
+
+
 def stagings(node: Node) -> list[str]:
     """Layers on their way."""
     return [path.name for path in (node.state_root / "images/staging").iterdir()]

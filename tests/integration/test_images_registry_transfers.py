@@ -22,6 +22,7 @@ from tests.integration.registry_node import (
     add_noise,
     assert_pulled,
     assert_refused,
+    assert_served,
     blob,
     partials,
 )
@@ -103,7 +104,7 @@ def test_a_body_that_breaks_off_is_continued(node: Node, registry: ScriptedRegis
     made = add_noise(registry, "app", SIZE)
     registry.on(blob(made), Cut(after_bytes=100 * KIB), Cut(after_bytes=200 * KIB))
     node.pull(registry.reference("app:1"))
-    assert registry.served_bytes[made.layers[0].digest] == made.layers[0].size
+    assert_served(registry, made.layers[0].digest, made.layers[0].size)
     assert all(request.header("Range") for request in registry.seen(blob(made))[1:])
 
 
@@ -144,7 +145,7 @@ def test_wrong_bytes_of_the_right_length_are_refused_and_forgotten(
     image, layer = registry.reference("app:1"), made.layers[0]
     registry.on(blob(made), Alter(body=b"x" * layer.size, times=FOREVER))
     assert_refused(node, image, Code.DATA_LOSS, layer.digest)
-    assert partials(node) == []
+    until(lambda: not partials(node), "nothing of it is kept")
     asked = len(registry.requests)
     assert_pulled(node, registry, image)
     whole = [r for r in registry.requests[asked:] if blob(made) in r.target]
@@ -235,7 +236,7 @@ def test_every_third_connection_breaks(node: Node, registry: ScriptedRegistry) -
     registry.on("/blobs/", Cut(after_bytes=700 * KIB), *script * 8)
     node.pull(registry.reference("app:1"))
     for layer in made.layers:
-        assert registry.served_bytes[layer.digest] == layer.size, "a byte was fetched twice"
+        assert_served(registry, layer.digest, layer.size)
 
 
 @pytest.mark.cell("RG14")
@@ -253,7 +254,7 @@ def test_twenty_want_it_nineteen_leave(node: Node, registry: ScriptedRegistry) -
     registry.calm()
     registry.release()
     assert pulls[7].result() == node.image_id(image)
-    assert registry.served_bytes[digest] == made.layers[0].size
+    assert_served(registry, digest, made.layers[0].size)
     assert partials(node) == []
 
 
@@ -264,7 +265,8 @@ def test_a_deadline_in_the_middle_and_the_same_again(
     made = add_noise(registry, "app", LARGE)
     image, digest = registry.reference("app:1"), made.layers[0].digest
     registry.on(blob(made), Hold(after_bytes=LARGE // 2, times=FOREVER))
-    assert_refused(node, image, Code.DEADLINE_EXCEEDED, timeout=1)
+    # As late as it can be before the stall rule has its say: something must have come by then.
+    assert_refused(node, image, Code.DEADLINE_EXCEEDED, timeout=1.8)
     assert len(partials(node)) == 1
     held_bytes = partials(node)[0].stat().st_size
     assert held_bytes > 0
@@ -272,7 +274,7 @@ def test_a_deadline_in_the_middle_and_the_same_again(
     served = registry.served_bytes[digest]
     again = [Pulling(node, image) for _ in range(3)]
     assert len({pull.result() for pull in again}) == 1
-    assert registry.served_bytes[digest] - served == made.layers[0].size - held_bytes
+    assert_served(registry, digest, served + made.layers[0].size - held_bytes)
     assert partials(node) == []
     registry.release()
 
@@ -284,7 +286,7 @@ def test_bombs_stop_at_their_limit_and_cost_nobody(node: Node, registry: Scripte
     bomb = gzip.compress(bytes(BOMB_LIMIT + MIB), 9)
     registry.add_image("bomb", "1", layers=[bomb])
     assert_refused(node, image, Code.RESOURCE_EXHAUSTED, "layer")
-    assert partials(node) == []
+    until(lambda: not partials(node), "nothing of it is kept")
     add_noise(registry, "bomb", SIZE)
     assert_pulled(node, registry, image)
 
