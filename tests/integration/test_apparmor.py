@@ -86,7 +86,7 @@ def test_the_default_holds_container_command_and_pause(
 ) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = run_with(node, pod, "main", SLEEP, change)
-    assert label_of(node.container_pid(container)) == ENFORCED
+    assert label_of(node.program_pid(container)) == ENFORCED
     assert label_of(node.pod_pid(pod)) == ENFORCED
     assert ENFORCED in node.exec(container, "cat", "/proc/self/attr/current")[1]
 
@@ -94,7 +94,7 @@ def test_the_default_holds_container_command_and_pause(
 def test_unconfined_is_unconfined(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = run_with(node, pod, "main", SLEEP, apparmor("Unconfined"))
-    assert label_of(node.container_pid(container)) == "unconfined"
+    assert label_of(node.program_pid(container)) == "unconfined"
     assert node.exec(container, "cat", "/proc/self/attr/current")[1].startswith("unconfined")
 
 
@@ -104,8 +104,8 @@ def test_privileged_has_no_default_but_keeps_a_named_one(
     pod = node.run_pod("pod", handler=handler, privileged=True)
     plain = node.run(pod, "plain", SLEEP, privileged=True)
     with_name = run_with(node, pod, "named", SLEEP, apparmor("Localhost", named), privileged=True)
-    assert label_of(node.container_pid(plain)) == "unconfined"
-    assert label_of(node.container_pid(with_name)) == f"{named} (enforce)"
+    assert label_of(node.program_pid(plain)) == "unconfined"
+    assert label_of(node.program_pid(with_name)) == f"{named} (enforce)"
     assert label_of(node.pod_pid(pod)) == "unconfined"
 
 
@@ -115,7 +115,7 @@ def test_a_profile_loaded_later_is_found_and_enforced(
 ) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = run_with(node, pod, "main", SLEEP, apparmor("Localhost", prefix + named))
-    assert label_of(node.container_pid(container)) == f"{named} (enforce)"
+    assert label_of(node.program_pid(container)) == f"{named} (enforce)"
     code, _, words = node.exec(container, "touch", "/tmp/x")
     assert code != 0
     assert "ermission denied" in words
@@ -135,7 +135,7 @@ def test_the_older_field_means_the_same(node: Node, handler: str, named: str) ->
         ]
     ):
         container = run_with(node, pod, f"c{number}", SLEEP, old(value))
-        assert label_of(node.container_pid(container)) == label
+        assert label_of(node.program_pid(container)) == label
 
 
 @pytest.mark.parametrize("name", ["podwright-test-missing", f"{DEFAULT_PROFILE}x"])
@@ -236,13 +236,13 @@ def test_a_profile_that_has_gone_is_loaded_again(node: Node, handler: str) -> No
     assert DEFAULT_PROFILE not in loaded()
     pod = node.run_pod("pod", handler=handler)
     container = node.run(pod, "main", SLEEP)
-    assert label_of(node.container_pid(container)) == ENFORCED
+    assert label_of(node.program_pid(container)) == ENFORCED
 
 
 def test_it_stays_when_the_daemon_ends_and_the_next_one_puts_its_own(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", SLEEP)
-    pid = node.container_pid(container)
+    pid = node.program_pid(container)
     node.kill()
     assert label_of(pid) == ENFORCED
     parser("--replace", f"profile {DEFAULT_PROFILE} {{ file, }}\n")
@@ -268,9 +268,9 @@ def test_without_the_parser_only_who_asks_for_the_default_is_refused(
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "/nonexistent/apparmor_parser" in words
         plain = node.run(pod, "plain", SLEEP)
-        assert label_of(node.container_pid(plain)) == "unconfined"
+        assert label_of(node.program_pid(plain)) == "unconfined"
         other = run_with(node, pod, "named", SLEEP, apparmor("Localhost", named))
-        assert label_of(node.container_pid(other)) == f"{named} (enforce)"
+        assert label_of(node.program_pid(other)) == f"{named} (enforce)"
         node.remove_everything()
         node.assert_clean()
 
@@ -282,7 +282,7 @@ def test_switched_off_it_is_as_on_a_node_without(certs_d: Path, named: str) -> N
             [nothing, apparmor("RuntimeDefault"), apparmor("Unconfined")]
         ):
             container = run_with(node, pod, f"c{number}", SLEEP, change)
-            assert label_of(node.container_pid(container)) == "unconfined"
+            assert label_of(node.program_pid(container)) == "unconfined"
         with pytest.raises(grpc.RpcError) as error:
             create_with(node, pod, "named", SLEEP, apparmor("Localhost", named))
         assert "runtime.apparmor" in refused(error)[1]

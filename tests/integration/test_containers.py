@@ -63,7 +63,7 @@ def test_death_by_signal_is_128_and_its_number(
 ) -> None:
     pod = node.run_pod("pod", handler=handler, spaces=namespaces(pid="POD"))
     container = node.run(pod, "main", SLEEP, spaces=namespaces(pid="POD"))
-    os.kill(node.container_pid(container), number)
+    os.kill(node.program_pid(container), number)
     assert node.wait_exited(container).exit_code == 128 + number
 
 
@@ -157,7 +157,8 @@ def test_grace_over_means_kill(node: Node, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler)
     container = node.run(pod, "main", shell(STUBBORN.format("TERM")))
     node.wait_log("pod", "main", "ready")
-    node.stop_container(container, 1)
+    # Long enough for a shell on a busy machine to come to say that it was asked.
+    node.stop_container(container, 3)
     assert node.status(container).exit_code == 137
     assert "got TERM" in node.log_of("pod", "main")
 
@@ -168,7 +169,7 @@ def test_shorter_grace_wins_and_a_longer_one_does_not(node: Node) -> None:
     container = node.run(pod, "main", shell(STUBBORN.format("TERM")))
     node.wait_log("pod", "main", "ready")
     with ThreadPoolExecutor(8) as clients:
-        graces = (3600, 2000, 3600, 1000, 2, 500)
+        graces = (3600, 2000, 3600, 1000, 3, 500)
         stops = [clients.submit(node.stop_container, container, grace) for grace in graces]
         for stop in stops:
             stop.result()
@@ -368,7 +369,10 @@ def test_reopened_log_loses_and_doubles_no_line(node: Node, handler: str) -> Non
         )
     node.stop_container(container)
     lines = [line for each in (*moved, path) for line in each.read_text().splitlines()]
-    numbers = [int(line.split(" ", 3)[3]) for line in lines if line.split(" ", 3)[3]]
+    # A monitor that reads late reads many lines at once, and may write one in parts (P).
+    heads = (line.split(" ", 3) for line in lines)
+    text = "".join(words + ("\n" if tag == "F" else "") for _, _, tag, words in heads)
+    numbers = [int(word) for word in text.split()]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
@@ -559,7 +563,7 @@ def test_verbose_status(node: Node, handler: str) -> None:
     text = json.dumps(dict(answer.info))
     assert pod in text
     assert "ociVersion" in text
-    pid = node.container_pid(container)
+    pid = node.program_pid(container)
     assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001000\x00"
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,7 +229,7 @@ def test_a_broken_file_is_named_and_hides_no_other(node: Node) -> None:
     assert str(broken) in words
     assert "name" in words
     checked = subprocess.run(
-        [".venv/bin/podwright", "check", "--config", str(node.config)],
+        [Path(sys.executable).with_name("podwright"), "check", "--config", str(node.config)],
         capture_output=True,
         text=True,
         check=False,
@@ -437,7 +438,7 @@ def test_resource_limits_of_the_node_and_of_allowed_annotations(node: Node, hand
 
 def limits_of(node: Node, container: str) -> dict[str, tuple[int, int]]:
     """Soft and hard limit of the container's first process, as the kernel has them."""
-    lines = Path(f"/proc/{node.container_pid(container)}/limits").read_text().splitlines()
+    lines = Path(f"/proc/{node.program_pid(container)}/limits").read_text().splitlines()
     names = {"Max open files": "open files", "Max core file size": "core"}
     return {
         names[line[:26].strip()]: (int(line[26:47]), int(line[47:68]))

@@ -32,8 +32,11 @@ def nothing_stays(node: Node) -> Iterator[None]:
     """The container goes on and nothing but it."""
     yield
     until(lambda: len(node.census()["processes"]) <= 3, "only pause, conmon and sleep are left")
-    for container in node.containers():
-        assert not list((node.run_root / "containers" / container.id).glob("exec-*"))
+    bundles = [node.run_root / "containers" / container.id for container in node.containers()]
+    until(
+        lambda: not [path for bundle in bundles for path in bundle.glob("exec-*")],
+        "nothing is left of commands",
+    )
 
 
 def code_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
@@ -79,6 +82,7 @@ def test_background_child_does_not_hold_the_call(node: Node, handler: str, conta
             node.exec(container, "sh", "-c", "sleep 2225 & echo told")
         assert code_of(withheld) is grpc.StatusCode.DEADLINE_EXCEEDED
     # It lives on: it is the container's now.
+    until(lambda: len(node.processes_doing("sleep 2225")) == 1, "it alone is left")
     [child] = node.processes_doing("sleep 2225")
     os.kill(child, signal.SIGKILL)
 

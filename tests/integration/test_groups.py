@@ -216,11 +216,17 @@ def test_usage_comes_from_the_groups(node: Node, handler: str) -> None:
     assert stats.cpu.usage_core_nano_seconds.value > 10**6
     assert 25 * MIB < stats.memory.rss_bytes.value < 128 * MIB
     assert stats.memory.available_bytes.value == 128 * MIB - stats.memory.working_set_bytes.value
-    of_pod = node.runtime.PodSandboxStats(
-        api.PodSandboxStatsRequest(pod_sandbox_id=pod), timeout=PATIENCE_S
-    ).stats
-    assert of_pod.linux.memory.working_set_bytes.value > 25 * MIB
-    assert of_pod.linux.process.process_count.value == 3
+
+    def pod_used() -> bool:
+        # The last look at the pod may be older than that at the container.
+        answer = node.runtime.PodSandboxStats(
+            api.PodSandboxStatsRequest(pod_sandbox_id=pod), timeout=PATIENCE_S
+        )
+        found = answer.stats.linux
+        grown = found.memory.working_set_bytes.value > 25 * MIB
+        return bool(grown and found.process.process_count.value == 3)
+
+    until(pod_used, "its pod's memory and the three processes are seen")
     pid = node.container_pid(container)
     if version_2() and any((g / "cpu.pressure").exists() for g in groups_of(pid, "cpu")):
         assert stats.cpu.psi.Some.Total > 0

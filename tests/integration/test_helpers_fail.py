@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from protos import api_pb2 as api
+from tests.kit import census
 from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S, Order
 from tests.kit.messages import namespaces
@@ -21,7 +22,7 @@ from tests.kit.state import edit_rows
 SLEEP = ["sleep", "1000"]
 #: conmon waits for ever for a runtime that was killed after it had made the container.
 #: A runtime that is not asked cannot fail: the failing ones must be asked to start containers too.
-SETTINGS = {"runtime.create_timeout_s": "3", "runtime.direct_start": "false"}
+SETTINGS = {"runtime.create_timeout_s": "5", "runtime.direct_start": "false"}
 
 
 def conmon_of(node: Node, container: str) -> int:
@@ -217,14 +218,14 @@ def test_container_cannot_be_created(
     node: Node, handler: str, program: str, verb: str, order: Order
 ) -> None:
     pod = node.run_pod("pod", handler=handler)
-    before = node.census()
+    before = until(lambda: census.settled(node.census()), "no program is at work")
     program = handler if program == "handler" else program
     node.faults.order(program, verb, order)
     with pytest.raises(grpc.RpcError) as failed:
         node.create(pod, "main", SLEEP)
     assert failed.value.code() is not grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]
     assert not node.containers()
-    until(lambda: node.census() == before, "nothing of it is left")
+    until(lambda: not census.difference(before, node.census()), "nothing of it is left")
     container = node.run(pod, "main", SLEEP)
     assert node.exec(container, "true")[0] == 0
 

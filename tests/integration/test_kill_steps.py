@@ -8,6 +8,7 @@ behind its back. What must hold afterwards is the same everywhere, see `test_kil
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from _pytest.mark.structures import ParameterSet
@@ -146,6 +147,21 @@ def test_program_that_finishes_after_the_restart(
 
 
 def _at_work(node: Node) -> list[str]:
-    """Programs of this node that are neither monitors nor in containers."""
+    """Programs of this node that are neither monitors nor in control groups of pods.
+
+    A stand-in is at work before it becomes the real program, and that is until it ends.
+    """
     found = census.processes_of(node.places)
-    return [text for text in found.values() if "/faults/programs/" in text and "conmon" not in text]
+    return [
+        text
+        for pid, text in found.items()
+        if "conmon" not in text and f"{node.places.cgroup_parent}/" not in _groups(pid)
+    ]
+
+
+def _groups(pid: int) -> str:
+    """Its control groups; of one that has just ended, none."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -16,8 +16,8 @@ from tests.kit.node import Node
 from tests.kit.operations import supersede
 
 SLEEP = ["sleep", "1000"]
-#: Hanging plugins are killed soon, and what could not be detached is tried again soon.
-SETTINGS = {"cni.add_timeout_s": "1", "cni.delete_timeout_s": "1"}
+#: Hanging plugins are killed soon, but not those that a busy machine holds up.
+SETTINGS = {"cni.add_timeout_s": "4", "cni.delete_timeout_s": "4"}
 
 BAD: list[Order] = ["fail-before", "fail-after", "kill-before", "kill-after", "garbage"]
 

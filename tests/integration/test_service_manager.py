@@ -67,7 +67,7 @@ def test_a_whole_life_as_the_manager_hears_it(node: Node, told: list[str]) -> No
     until(lambda: told.count("READY=1") == 2, "it is ready again")
     assert any(text.startswith("RELOADING=1\nMONOTONIC_USEC=") for text in told)
     node.stop()
-    assert told[-1] == "STOPPING=1"
+    until(lambda: told[-1] == "STOPPING=1", "its last word is heard")
 
 
 def test_a_daemon_that_does_not_answer_is_not_called_alive(node: Node, told: list[str]) -> None:

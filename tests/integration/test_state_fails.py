@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -153,7 +154,8 @@ def reboot(node: Node, signals: signal.Signals) -> None:
     node.kill(signals)
     while found := census.processes_of(node.places):
         for pid in found:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # as a monitor whose container has died
+                os.kill(pid, signal.SIGKILL)
     for root in (node.run_root, node.state_root):
         unmount_tree(root, syscalls=LibcSyscalls())
     for entry in node.run_root.iterdir():

@@ -56,7 +56,7 @@ def test_root_inside_is_nobody_of_the_node(
     own = spaces(network=network, pid=pid_mode)
     pod = node.run_pod("pod", handler=handler, spaces=own)
     container = node.run(pod, "main", SLEEP, spaces=own)
-    pid = node.container_pid(container)
+    pid = node.program_pid(container)
     for process in (pid, node.pod_pid(pod)):
         status = Path(f"/proc/{process}/status").read_text().splitlines()
         ids = {
