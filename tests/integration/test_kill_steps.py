@@ -151,7 +151,7 @@ def _at_work(node: Node) -> list[str]:
 
     A stand-in is at work before it becomes the real program, and that is until it ends.
     """
-    found = census.processes_of(node.places)
+    found = census.processes_of(node.places, node.process.pid if node.process else None)
     return [
         text
         for pid, text in found.items()
