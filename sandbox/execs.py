@@ -323,20 +323,30 @@ async def sweep_execs(directory: Path, cgroup_path: str, cgroups: Cgroups, clock
     """
     found = await asyncio.to_thread(lambda: sorted(directory.glob(f"{EXEC_PREFIX}*")))
     for exec_directory in found:
-        killed: set[tuple[int, int]] = set()
-        for _ in range(proctree.ROUNDS):
-            _, members = await _of_exec(exec_directory, cgroup_path, cgroups)
-            fresh = [one for one in members if (one.pid, one.start_ticks) not in killed]
-            if not fresh:
-                break
-            proctree.kill(fresh)
-            killed |= {(one.pid, one.start_ticks) for one in fresh}
+        await _kill_members(exec_directory, cgroup_path, cgroups)
         runtimes, _ = await _of_exec(exec_directory, cgroup_path, cgroups)
         if runtimes:
             await clock.sleep(REAP_S)
+            # One that stays may have come to its command only now; stopped, it starts nobody more.
+            proctree.kill(runtimes, signal.SIGSTOP)
+            await _kill_members(exec_directory, cgroup_path, cgroups)
             proctree.kill(runtimes)
         await asyncio.to_thread(files.remove_tree, exec_directory)
     return len(found)
+
+
+async def _kill_members(directory: Path, cgroup_path: str, cgroups: Cgroups) -> None:
+    """Kill all of a command but its runtimes; stopped first, as in `Running.end`."""
+    stopped: set[tuple[int, int]] = set()
+    members: list[proctree.ProcessInfo] = []
+    for _ in range(proctree.ROUNDS):
+        _, members = await _of_exec(directory, cgroup_path, cgroups)
+        fresh = [one for one in members if (one.pid, one.start_ticks) not in stopped]
+        if not fresh:
+            break
+        proctree.kill(fresh, signal.SIGSTOP)
+        stopped |= {(one.pid, one.start_ticks) for one in fresh}
+    proctree.kill(members)
 
 
 async def _of_exec(

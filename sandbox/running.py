@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import secrets
 import shlex
 import signal
@@ -41,6 +42,8 @@ EXEC_PREFIX: Final = "exec-"
 _KILL_PAUSE_S: Final = 0.01
 #: How long a runtime may take to end after its command was killed (seconds).
 REAP_S: Final = 0.5
+#: The same in parts, after each of which it is looked whether it has started anybody.
+_LOOKS_S: Final = (REAP_S / 16, REAP_S / 16, REAP_S / 8, REAP_S / 4, REAP_S / 2)
 
 _log = get_logger("execs")
 
@@ -143,29 +146,62 @@ class Running:
         """Kill the command and what it started; the runtime that waits for it then ends too.
 
         The runtime is killed only if it stays: as the parent it reaps the command, and a zombie
-        left to a lazy init would keep the container's pid namespace from ending.
+        left to a lazy init would keep the container's pid namespace from ending. It may also stay
+        because it has yet to come to the command: whom it starts until it is killed is killed, too.
         """
         deadline_ns = self.clock.monotonic_ns() + int(self.timeouts.exec_kill_s * 1e9)
         known: set[int] = set()
         with suppress(PodwrightError):
-            while await self._kill_once(known):
-                if self.clock.monotonic_ns() >= deadline_ns:
-                    cid = self.container_id
-                    _log.warning("command does not end after SIGKILL", container=cid)
+            if not await self._kill_all(known, deadline_ns):
+                _log.warning("command does not end after SIGKILL", container=self.container_id)
+            for wait_s in _LOOKS_S:
+                if await self._runtime_ends_within(wait_s):
                     break
-                await self.clock.sleep(_KILL_PAUSE_S)
-        await self.end_runtime(REAP_S)
+                await self._kill_all(known, deadline_ns)
+            # A last look at one that is stopped: who has a signal pending forks no more (fork(2) is
+            # begun anew after it), so all that it has started is there to be seen.
+            if self.spawned.kill_group(signal.SIGSTOP):
+                await self._kill_all(known, deadline_ns)
+        await self.end_runtime(0)
 
     async def end_runtime(self, grace_s: float) -> None:
         """Wait for the runtime's own process, and kill it where it stays."""
         for wait_s in (grace_s, self.timeouts.exec_kill_s):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self.spawned.wait()
+            await self._runtime_ends_within(wait_s)
             self.spawned.kill_group(signal.SIGKILL)
 
-    async def _kill_once(self, known: set[int]) -> bool:
-        """Kill whoever is there now; whether anybody was. `known` keeps sessions seen before."""
+    async def _runtime_ends_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.spawned.wait()
+                return True
+        return False
+
+    async def _kill_all(self, known: set[int], deadline_ns: int) -> bool:
+        """Kill until nobody is found, or until the deadline; whether nobody is left.
+
+        All are stopped before any is killed. Somebody may be forked between a look and the signal,
+        and is found at the next look as the child of his parent, while that lives; of a dead one's
+        he might have left the session as well, and nothing would tell whose he is.
+        """
+        stopped: set[tuple[int, int]] = set()
+        for rounds in itertools.count(1):
+            found = await self._look(known)
+            if not found:
+                return True
+            fresh = [one for one in found if (one.pid, one.start_ticks) not in stopped]
+            if fresh and rounds < proctree.ROUNDS:
+                proctree.kill(fresh, signal.SIGSTOP)
+                stopped |= {(one.pid, one.start_ticks) for one in fresh}
+                continue
+            proctree.kill(found)
+            if self.clock.monotonic_ns() >= deadline_ns:
+                break
+            await self.clock.sleep(_KILL_PAUSE_S)
+        return False
+
+    async def _look(self, known: set[int]) -> list[proctree.ProcessInfo]:
+        """Who of the command is there now. `known` keeps the sessions seen so far."""
         inside = await self.cgroups.processes(self.cgroup_path)
         everyone = await asyncio.to_thread(proctree.snapshot)
         found: dict[int, proctree.ProcessInfo] = {}
@@ -178,9 +214,9 @@ class Running:
         members = [info for info in everyone if info.pid in inside]
         found |= {info.pid: info for info in proctree.family(members, known)}
         found.pop(self.spawned.pid, None)
-        known |= {info.session for info in found.values() if info.pid in inside}
-        proctree.kill(found.values())
-        return bool(found)
+        # Its own number as well: one that was seen before it made its session, is in it by now.
+        known |= {number for info in found.values() for number in (info.session, info.pid)}
+        return list(found.values())
 
 
 def _read_log(path: Path) -> bytes:

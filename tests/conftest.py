@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -93,8 +94,12 @@ def _descriptors() -> set[str]:
 
 
 def _children() -> set[str]:
-    lists = (task / "children" for task in Path("/proc/self/task").iterdir())
-    return {pid for each in lists if each.exists() for pid in each.read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        # A thread that was joined may have some steps left in the kernel, and end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= set((task / "children").read_text().split())
+    return found
 
 
 def _cgroups() -> set[str]:

@@ -130,11 +130,11 @@ def kill_all(find: Callable[[], Iterable[ProcessInfo]]) -> None:
         killed |= found.keys()
 
 
-def kill(processes: Iterable[ProcessInfo]) -> None:
-    """SIGKILL each, by pidfd, if it is still the one that was seen."""
+def kill(processes: Iterable[ProcessInfo], number: int = signal.SIGKILL) -> None:
+    """Signal each, by pidfd, if it is still the one that was seen."""
     boot = boot_id()
     for info in processes:
         process = Process.open(info.pid, info.start_ticks, boot)
         if process is not None:
             with process:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(number)

@@ -7,7 +7,8 @@ import json
 import secrets
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sandbox.cgroups import Cgroups
@@ -23,6 +24,7 @@ from sandbox.monitor.request import Created, MonitorRequest
 from sandbox.monitor.survivors import end_monitor
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.settings import DEFAULT_TIMEOUTS, RuntimeHandler, SandboxSettings, SandboxTimeouts
+from tests.kit.faults import PATIENCE_S
 
 BUSYBOX = Path("/bin/busybox")
 APPLETS = [
@@ -30,9 +32,6 @@ APPLETS = [
     *("setsid", "head", "dd", "printf", "tty", "stty", "test", "seq", "mkdir", "rm", "usleep"),
 ]
 RUNTIMES = ("crun", "runc")
-
-#: Long enough for a busy machine; a test that gets here has failed anyway.
-PATIENCE_S = 60.0
 
 
 class Observed:
@@ -82,7 +81,7 @@ class RuntimeNode:
         )
         self.observed = Observed()
         self.cgroups = Cgroups(
-            CgroupLayout.detect(), "cgroupfs", clock=self.clock, kill_s=timeouts.kill_s
+            CgroupLayout.detect(), "cgroupfs", clock=self.clock, kill_s=PATIENCE_S
         )
         self.runtime = CommandRuntime(
             self.handler,
@@ -196,7 +195,17 @@ class RuntimeNode:
         rest = {k: v for k, v in changes.items() if k not in keys - {"terminal"}}
         created = await self.conmon.create(self.request(cid, **rest))
         await self.runtime.start(cid)
+        # Who is started answers a moment before the runtime's init has become the program.
+        await until(lambda: self.has_come_to_run(created.init), "the program runs, or has ended")
         return cid, created
+
+    def has_come_to_run(self, init: ProcessRef) -> bool:
+        """Whether a container's first process is no longer the runtime's own."""
+        try:
+            program = Path(f"/proc/{init.pid}/exe")
+            return program.samefile(self.rootfs / "bin/busybox") or not alive(init)
+        except OSError:
+            return True  # it has ended
 
     def shell(self, cid: str, created: Created, *args: str, timeout_s: float = 0) -> ExecRequest:
         return ExecRequest(
@@ -247,6 +256,7 @@ class Ends:
             clock=node.clock,
             counts=node.cgroups,
             exit_dir=node.exits_dir,
+            exit_file_s=PATIENCE_S,
             on_monitor_lost=self._lost,
             **changes,  # type: ignore[arg-type]
         )
@@ -281,12 +291,12 @@ def alive(ref: ProcessRef) -> bool:
         return process.alive()
 
 
-async def until(condition: object, *, what: str = "") -> None:
-    """Wait until the callable `condition` is true."""
-    assert callable(condition)
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - other processes set no event of ours
-            await asyncio.sleep(0.01)
+async def until(condition: Callable[[], object], what: str = "") -> None:
+    """Wait until `condition` is true: what other processes do sets no event of ours."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"still not so: {what or condition}"
+        await asyncio.sleep(0.01)
 
 
 def command_lines(word: str) -> list[Sequence[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import pytest
 from sandbox.errors import CommandNotFound, ContainerNotRunning, ExecTimeout, RuntimeBusy
 from sandbox.execs import sweep_execs
 from sandbox.running import Running
+from sandbox.runtime.crun import CommandRuntime
+from sandbox.runtime.proctree import ProcessInfo
 from sandbox.settings import SandboxTimeouts
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -49,15 +53,17 @@ def command_line(pid: int) -> str:
 
 
 async def until_inside(node: RuntimeNode, cid: str, command: str) -> None:
-    while command not in await processes_inside(node, cid):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while command not in await processes_inside(node, cid):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def until_not_inside(node: RuntimeNode, cid: str, word: str) -> None:
     """Nothing with `word` but the container's own /bin/sleep 1000."""
     own = {"/bin/sleep 1000"}
-    while any(word in line for line in await processes_inside(node, cid) - own):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while any(word in line for line in await processes_inside(node, cid) - own):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def leftovers(node: RuntimeNode, cid: str) -> list[str]:
@@ -158,6 +164,68 @@ async def test_a_timeout_kills_the_command_and_all_it_started(make: Make, script
     assert leftovers(node, cid) == []
 
 
+async def test_a_command_that_begins_while_it_is_ended_is_ended_as_well(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime is slow, and comes to the command only when its time is over."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    slow = tmp_path / "slow" / node.handler.name
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nread -r _ < {gate}\nexec {node.handler.path} "$@"\n')
+    slow.chmod(0o755)
+    runtime = CommandRuntime(replace(node.handler, path=slow), runner=node.runner, clock=node.clock)
+    look = Running._look
+    opened = os.open(gate, os.O_RDWR | os.O_NONBLOCK)
+
+    async def first_look(self: Running, known: set[int]) -> list[ProcessInfo]:
+        found = await look(self, known)
+        with suppress(BlockingIOError):
+            os.write(opened, b"\n")
+        return found
+
+    monkeypatch.setattr(Running, "_look", first_look)
+    request = node.shell(cid, created, "/bin/sh", "-c", "sleep 1111 & sleep 1114", timeout_s=0.05)
+    try:
+        with pytest.raises(ExecTimeout):
+            await node.execs.exec_sync(replace(request, runtime=runtime))
+    finally:
+        os.close(opened)
+    assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
+    assert leftovers(node, cid) == []
+
+
+async def test_who_leaves_the_session_between_a_look_and_the_kill_is_ended_as_well(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a parent that was killed before he was seen nothing tells any more."""
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    script = "while [ ! -e /tmp/go ]; do usleep 1000; done; setsid sleep 1115 & sleep 1116"
+    request = node.shell(cid, created, "/bin/sh", "-c", script)
+    look, looks = Running._look, 0
+
+    async def slow(self: Running, known: set[int]) -> list[ProcessInfo]:
+        nonlocal looks
+        found = await look(self, known)
+        looks += 1
+        if looks == 1:
+            (node.rootfs / "tmp/go").touch()
+            await until_inside(node, cid, "sleep 1115")
+        return found
+
+    monkeypatch.setattr(Running, "_look", slow)
+    task = asyncio.create_task(node.execs.exec_sync(request))
+    await until_inside(node, cid, "/bin/sh -c " + script)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
+    assert leftovers(node, cid) == []
+
+
 async def test_a_cancelled_exec_leaves_nothing(make: Make) -> None:
     node = make()
     cid, created = await node.run("/bin/sleep", "1000")
@@ -195,7 +263,8 @@ async def test_a_background_process_holding_the_pipe_is_not_waited_for(make: Mak
     else:
         with pytest.raises(ExecTimeout, match="withholds"):
             await node.execs.exec_sync(request)
-    assert "sleep 1111" in await processes_inside(node, cid)
+    # It may have been forked only, and not be executed, when the shell that forked it has ended.
+    await until_inside(node, cid, "sleep 1111")
     assert leftovers(node, cid) == []
 
 
