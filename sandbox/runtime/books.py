@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sandbox.host import files
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import clear_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,9 +80,15 @@ class Books:
         return frozenset(entry.name for entry in entries if entry.is_dir())
 
     def forget(self, cid: str) -> None:
-        """Remove what there is about a container; not an error when there is nothing."""
+        """Remove what there is about a container; not an error when there is nothing.
+
+        runc runs its `init` from a mount of its own program among the books, for the moment in
+        which it opens that (libcontainer/nsenter/cloned_binary.c, try_bindfd, v1.1.5). One that was
+        killed in it, as an `exec` whose time is over, leaves the mount, and can then no more delete
+        the container.
+        """
         if not self._flat:
-            files.remove_tree(self._root / cid)
+            clear_away(self._root / cid, syscalls=LibcSyscalls())
             return
         for path in self._of(cid):
             path.unlink(missing_ok=True)

@@ -220,6 +220,9 @@ class CommandRuntime:
             return
         first = await self._delete(cid, force=False)
         if first is None:
+            if not is_crun(self._handler):
+                # runc is content although it could not remove them (delete.go, destroy, v1.1.5).
+                await asyncio.to_thread(self._books.forget, cid)
             return
         if not force:
             raise first

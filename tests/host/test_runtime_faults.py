@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import RuntimeBusy, RuntimeMissing, RuntimeTimeout
+from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import Mount, list_mounts, mount_one
 from sandbox.runtime import proctree
 from sandbox.runtime.driver import RuntimeStatus
 from sandbox.settings import SandboxTimeouts
@@ -53,7 +57,11 @@ def slow_hook(tmp_path: Path) -> dict[str, object]:
 
 
 def open_files(pid: int) -> set[str]:
-    return {str(name.readlink()) for name in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for name in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, as by the execution of the program
+            found.add(str(name.readlink()))
+    return found
 
 
 def wrapper(tmp_path: Path, script: str) -> Path:
@@ -131,6 +139,20 @@ async def test_a_status_file_without_sense_is_broken_and_can_be_deleted(make: Ma
     await until(lambda: not alive(ref))
 
 
+@pytest.mark.cell("HD7")
+async def test_a_mount_left_among_the_books_goes_with_them(make: Make) -> None:
+    """As by a runc that was killed while it mounted its own program there."""
+    node = make()
+    cid, bundle = node.bundle("/bin/sleep", "1000")
+    await node.runtime.create(bundle, cid, bundle / "pid")
+    left = node.handler.root / cid / "runc.1GJsOg"
+    left.touch()
+    mount_one(Mount("bind", str(node.handler.path), left), syscalls=LibcSyscalls())
+    await node.runtime.delete(cid, force=True)
+    assert await node.runtime.containers() == frozenset()
+    assert not [mount for mount in list_mounts() if mount.target == left]
+
+
 async def test_state_lost_behind_our_back(make: Make) -> None:
     node = make()
     cid, bundle = node.bundle("/bin/sleep", "1000")
@@ -152,13 +174,14 @@ async def test_a_frozen_process_is_busy_until_thawed(make: Make) -> None:
 
 
 async def test_a_runtime_that_hangs_is_killed_with_its_children(make: Make, tmp_path: Path) -> None:
+    seconds = f"1236.{secrets.randbits(32)}"  # nobody else sleeps so long
     node = make(
-        program=wrapper(tmp_path, "sleep 1236 & sleep 1236"),
+        program=wrapper(tmp_path, f"sleep {seconds} & sleep {seconds}"),
         timeouts=SandboxTimeouts(operation_s=0.3),
     )
     with pytest.raises(RuntimeTimeout, match="start did not finish within"):
         await node.runtime.start("a" * 64)
-    await until(lambda: not command_lines("sleep\x001236"))
+    await until(lambda: not command_lines(seconds))
 
 
 async def test_a_missing_runtime_is_told_with_its_path(make: Make, tmp_path: Path) -> None:
