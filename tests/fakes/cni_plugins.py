@@ -25,7 +25,10 @@ class FaultyPlugin:
         self.control(**control)
 
     def control(self, **control) -> None:
-        self.path.with_name(f"{self.path.name}.control").write_text(json.dumps(control))
+        # In one step: a run of the program that reads it meanwhile must not find half of it.
+        new = self.path.with_name(f"{self.path.name}.control.new")
+        new.write_text(json.dumps(control))
+        new.rename(self.path.with_name(f"{self.path.name}.control"))
 
     @property
     def calls(self) -> list[dict]:
@@ -33,7 +36,8 @@ class FaultyPlugin:
             text = self.path.with_name(f"{self.path.name}.calls").read_text()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines()]
+        # The last line may be one that is being written.
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     @property
     def commands(self) -> list[str]:

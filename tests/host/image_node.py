@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from sandbox.host.clock import SystemClock
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import mount_all, unmount
 from sandbox.host.processes import HostProcessRunner
+from tests.kit.faults import PATIENCE_S
 
 
 class _Killed(Exception):
@@ -92,10 +94,9 @@ def leftovers(root: Path) -> list[str]:
     return [str(p) for name in ("staging", "ingest") for p in (root / "images" / name).iterdir()]
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something another task or process does; the test run's own limit ends it."""
-    for _ in range(2000):
-        if condition():
-            return
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something another task or process does."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"never happened: {what}"
         await asyncio.sleep(0.01)
-    raise AssertionError(f"never happened: {what}")

@@ -30,6 +30,7 @@ from sandbox.host.errors import NotFound
 from sandbox.host.processes import HostProcessRunner
 from tests.fakes.cni_plugins import FaultyPlugin
 from tests.host.cni_node import Node
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = pytest.mark.root
 
@@ -92,8 +93,9 @@ def faulty_bridge(node: Node, rule: dict) -> FaultyPlugin:
 
 
 async def until_called(plugin: FaultyPlugin, times: int = 1) -> None:
-    while len(plugin.calls) < times:  # noqa: ASYNC110 - another process cannot set an event
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(plugin.calls) < times:  # noqa: ASYNC110 - another process cannot set an event
+            await asyncio.sleep(0.01)
 
 
 async def add_fails(network: PodNetwork, kind: type[PluginFailed] = PluginFailed) -> PluginFailed:
@@ -208,8 +210,9 @@ async def test_a_cancelled_add_leaves_no_plugin_running(bench):
 
 
 @pytest.mark.cell("CN4")
-async def test_a_cancelled_add_may_finish_what_it_has_begun(tmp_path):
+async def test_a_cancelled_add_may_finish_what_it_has_begun(tmp_path, monkeypatch):
     """Killed while it reserves an address, host-local leaves a file that names no pod."""
+    monkeypatch.setattr("cni.invoke.ADD_FINISH_S", PATIENCE_S)
     node = Node(tmp_path)
     try:
         slow = faulty_bridge(node, {"command": "ADD", "do": "slow", "seconds": 0.3})
@@ -330,7 +333,8 @@ async def test_status_and_gc_reach_the_plugins(bench):
 
 
 @pytest.mark.cell("RP5")
-async def test_a_plugin_left_by_a_dead_daemon_may_finish(bench):
+async def test_a_plugin_left_by_a_dead_daemon_may_finish(bench, monkeypatch):
+    monkeypatch.setattr("cni.leftovers.FINISH_S", PATIENCE_S)
     bench.first.control(rules=[{"command": "ADD", "do": "slow", "seconds": 0.3}])
     environment = {"CNI_COMMAND": "ADD", "PODWRIGHT_CNI_OWNER": str(bench.root / "cache")}
     (bench.root / "document").write_text('{"cniVersion": "1.0.0"}')

@@ -16,6 +16,7 @@ from cni.settings import CniSettings
 from sandbox.host.clock import SystemClock
 from sandbox.host.processes import HostProcessRunner
 from tests.fakes.cni_plugins import FaultyPlugin
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = pytest.mark.root
 
@@ -55,13 +56,14 @@ class Bench:
                 await self.network.close()
 
     async def until(self, ok: bool, text: str = "", network: str | None = None) -> None:
-        """Until readiness is that; a test that never gets there is ended by the runner."""
-        while True:
-            now, _, message = self.network.ready()
-            named = self.network.describe().get("network")
-            if now is ok and text in message and network in (None, named):
-                return
-            await asyncio.sleep(0.01)
+        """Until readiness is that."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                now, _, message = self.network.ready()
+                named = self.network.describe().get("network")
+                if now is ok and text in message and network in (None, named):
+                    return
+                await asyncio.sleep(0.01)
 
 
 def descriptors() -> int:

@@ -12,6 +12,7 @@ from sandbox.host.errors import Busy, InvalidArgument, NotFound, Unsupported
 from sandbox.host.processes import HostProcessRunner
 from tests import probes
 from tests.fakes.clock import FakeClock
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = pytest.mark.root
 
@@ -83,8 +84,9 @@ async def child():
 
 
 async def until(condition):
-    while not condition():  # noqa: ASYNC110 - the kernel sets no Event
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - the kernel sets no Event
+            await asyncio.sleep(0.001)
 
 
 def put(layout, path, pid):
@@ -188,8 +190,16 @@ def test_every_group_there_is(layout, group):
 
 
 def test_groups_of_others_are_not_touched(layout, cgroup_path):
-    before = {path for path in layout.walk() if "podwright-test-" not in path}
-    layout.create(f"{cgroup_path}/a/b")
-    layout.remove(cgroup_path)
-    assert before - layout.walk() == set()
-    assert Path("/proc/self/cgroup").read_text()
+    """Those of this machine come and go; of two that were made here one begins like ours."""
+    others = (f"{cgroup_path}0", f"{cgroup_path}-other")
+    mine = Path("/proc/self/cgroup").read_text()
+    try:
+        for other in others:
+            layout.create(f"{other}/a")
+        layout.create(f"{cgroup_path}/a/b")
+        layout.remove(cgroup_path)
+        assert layout.walk() >= {path for other in others for path in (other, f"{other}/a")}
+        assert Path("/proc/self/cgroup").read_text() == mine
+    finally:
+        for other in others:
+            layout.remove(other)

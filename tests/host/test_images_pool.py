@@ -111,7 +111,8 @@ async def test_no_more_workers_than_allowed(node: Node) -> None:
 
 async def test_an_idle_worker_ends_by_itself_and_is_replaced(node: Node) -> None:
     runner = Runner()
-    workers = pool(runner, idle_s=0.05)
+    # Longer than from its start to its first job, whose time is not counted.
+    workers = pool(runner, idle_s=0.5)
     await workers.unpack(node.job(Tar().file("a").done()), ignore)
     await until(lambda: not is_alive(runner.started[0]), "idle worker ended")
     await workers.unpack(node.job(Tar().file("a").done()), ignore)

@@ -230,8 +230,11 @@ async def test_a_deadline_ends_the_pull_and_the_next_goes_on_from_there(tmp_path
         made = registry.add_image("app", "1", layers=[layer("big", NOISE)])
         registry.on(f"/blobs/{made.layers[0].digest}", Stall(after_bytes=1_500_000))
         pull = asyncio.ensure_future(pulled(service, registry, "app:1"))
-        await until(lambda: blob_requests(registry, made.layers[0]) == 1, "blob asked for")
-        await asyncio.sleep(0.2)
+        ingest = tmp_path / "images/ingest"
+        await until(
+            lambda: sum(path.stat().st_size for path in ingest.iterdir()) >= 1_000_000,
+            "something of the blob has come",
+        )
         pull.cancel()
         with pytest.raises(asyncio.CancelledError):
             await pull
@@ -693,8 +696,13 @@ async def test_a_full_disk_fails_the_pull_and_heals(tmp_path: Path) -> None:
                 await pulled(service, registry, "big:1")
             assert service.list() == [small]
             # Layers that were on their way beside the one that failed end a moment later.
-            await until(lambda: not list((disk / "images/staging").iterdir()), "staging is empty")
-            assert len(layer_directories(disk)) == 1
+            await until(
+                lambda: (
+                    not list((disk / "images/staging").iterdir())
+                    and len(layer_directories(disk)) == 1
+                ),
+                "only the small image's layer is left",
+            )
             (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
             await service.remove(small.id)
             (disk / "ballast").unlink()
@@ -705,26 +713,28 @@ async def test_a_full_disk_fails_the_pull_and_heals(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_dies_fails_one_pull(tmp_path: Path) -> None:
-    big = Tar()
-    for number in range(20_000):
-        big.file(f"f{number}", b"x")
     async with FakeRegistry() as registry, image_node(tmp_path) as service:
-        registry.add_image("app", "1", layers=[big.done()])
+        made = registry.add_image("app", "1", layers=[layer("big", NOISE * 2)])
+        # The rest of the layer comes only once its worker is dead: it cannot be done before.
+        registry.on(f"/blobs/{made.layers[0].digest}", Hold(after_bytes=2_500_000))
         killed: list[int] = []
 
         def kill(event: Progress) -> None:
             if event.stage is Stage.UNPACKING and event.done_bytes and not killed:
                 killed.extend(_workers())
-                for pid in killed:
-                    os.kill(pid, signal.SIGKILL)
+                _signal_workers(signal.SIGKILL)
 
+        name = registry.reference("app:1")
+        pull = asyncio.ensure_future(service.pull(name, None, on_progress=kill))
+        await until(lambda: killed and registry.held, "the worker is killed, the blob is held")
+        registry.release()
         with pytest.raises(PodwrightError, match="worker ended"):
-            await service.pull(registry.reference("app:1"), None, on_progress=kill)
+            await pull
         assert service.list() == []
         assert not list((tmp_path / "images/staging").iterdir())
         image = await pulled(service, registry, "app:1")
         async with rootfs(service, image, tmp_path) as target:
-            assert (target / "f19999").exists()
+            assert (target / "d/big").read_bytes() == NOISE * 2
     assert not _workers()
 
 
@@ -737,6 +747,11 @@ def _workers() -> list[int]:
     ]
 
 
+def _signal_workers(number: int) -> None:
+    for pid in _workers():
+        os.kill(pid, number)
+
+
 async def test_cancelling_ends_the_worker_at_once(tmp_path: Path) -> None:
     big = Tar()
     for number in range(30_000):
@@ -746,7 +761,9 @@ async def test_cancelling_ends_the_worker_at_once(tmp_path: Path) -> None:
         unpacking = asyncio.Event()
 
         def hear(event: Progress) -> None:
-            if event.stage is Stage.UNPACKING and event.done_bytes:
+            if event.stage is Stage.UNPACKING and event.done_bytes and not unpacking.is_set():
+                # Stopped, so that it cannot be done before it is called off.
+                _signal_workers(signal.SIGSTOP)
                 unpacking.set()
 
         pull = asyncio.ensure_future(
@@ -758,6 +775,7 @@ async def test_cancelling_ends_the_worker_at_once(tmp_path: Path) -> None:
             await pull
         staging = tmp_path / "images/staging"
         await until(lambda: not list(staging.iterdir()), "staging is gone")
+        _signal_workers(signal.SIGCONT)  # another one may have been idle
         # The blob was whole: nothing is fetched again.
         fetched = len(registry.seen("/blobs/"))
         await pulled(service, registry, "app:1")

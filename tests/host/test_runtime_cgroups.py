@@ -14,13 +14,14 @@ from sandbox.host.clock import SystemClock
 from sandbox.host.errors import Busy
 from sandbox.host.processes import HostProcessRunner
 from sandbox.model import LinuxResources
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.fixture
 def cgroups() -> Cgroups:
-    return Cgroups(CgroupLayout.detect(), "cgroupfs", clock=SystemClock(), kill_s=5.0)
+    return Cgroups(CgroupLayout.detect(), "cgroupfs", clock=SystemClock(), kill_s=PATIENCE_S)
 
 
 async def test_a_process_finds_its_prepared_cgroup_in_every_hierarchy(

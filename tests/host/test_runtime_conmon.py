@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,7 @@ from tests.host.runtime_node import (
     kill,
     until,
 )
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -59,9 +61,13 @@ async def make(
         await node.clean()
 
 
+#: How long the hook's child sleeps; nobody else on the machine sleeps so long.
+HOOK_SLEEPS = f"1234.{secrets.randbits(32)}"
+
+
 def slow_hook(tmp_path: Path) -> dict[str, object]:
     script = tmp_path / "hook"
-    script.write_text("#!/bin/sh\nsleep 1234 &\nwait\n")
+    script.write_text(f"#!/bin/sh\nsleep {HOOK_SLEEPS} &\nwait\n")
     script.chmod(0o755)
     hook = {"path": str(script), "args": ["hook"], "env": ["PATH=/bin:/usr/bin"]}
     return {"createRuntime": [hook]}
@@ -136,8 +142,12 @@ async def test_conmon_is_protected_from_memory_kills_and_owns_nothing_of_ours(ma
 async def test_conmon_goes_to_a_cgroup_of_its_own_if_told(make: Make, cgroup_path: str) -> None:
     node = make(monitor_cgroup=f"{cgroup_path}/monitors")
     _, created = await node.run("/bin/sleep", "1000")
-    assert await node.cgroups.processes(f"{cgroup_path}/monitors") == {created.monitor_pid}
-    assert created.pid not in await node.cgroups.processes(f"{cgroup_path}/monitors")
+    inside = await node.cgroups.processes(f"{cgroup_path}/monitors")
+    assert created.monitor_pid in inside
+    assert created.pid not in inside
+    # Who made the container has ended, and is reaped by conmon at some time.
+    alone = {created.monitor_pid}
+    await until(lambda: node.cgroups.layout.procs(f"{cgroup_path}/monitors") == alone)
 
 
 async def test_without_log_path_output_is_discarded(make: Make) -> None:
@@ -287,11 +297,11 @@ async def _assert_nothing_left(node: RuntimeNode, cid: str, tmp_path: Path) -> N
     assert not any(d.exists() for d in node.cgroups.directories(node.cgroup(cid)))
     await until(lambda: not command_lines(cid))
     await until(lambda: not command_lines(str(tmp_path / "hook")))
-    await until(lambda: not command_lines("sleep\x001234"))
+    await until(lambda: not command_lines(HOOK_SLEEPS))
 
 
 async def test_reopen_after_rename_goes_on_in_a_new_file(make: Make) -> None:
-    node = make()
+    node = make(timeouts=SandboxTimeouts(reopen_s=PATIENCE_S))
     script = "i=0; while true; do i=$((i+1)); echo $i; done"
     cid, _ = await node.run("/bin/sh", "-c", script)
     log = node.log_path(cid)
@@ -300,7 +310,10 @@ async def test_reopen_after_rename_goes_on_in_a_new_file(make: Make) -> None:
         log.rename(log.with_name(f"0.log.{number}"))
         await node.conmon.reopen_log(node.made[cid])
         await until(lambda: log.stat().st_size > 100_000)
-    kill(find_monitor(node.made[cid]))
+    monitor = find_monitor(node.made[cid])
+    assert monitor is not None
+    kill(monitor)
+    await until(lambda: not alive(monitor))
     await node.cgroups.kill(node.cgroup(cid))
     lines: list[bytes] = []
     for name in ("0.log.1", "0.log.2", "0.log.3", "0.log"):

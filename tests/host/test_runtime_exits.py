@@ -55,8 +55,9 @@ class LooseGroup:
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137)])
 async def test_the_exit_code_is_told(node: RuntimeNode, ends: Ends, script: str, code: int) -> None:
     # The first process of a pid namespace is immune to its own SIGKILL, so a child of it is run.
-    cid, created = await node.run("/bin/sh", "-c", f"/bin/sh -c '{script}'; exit $?")
+    # A file's time is the kernel's of its last tick, some milliseconds ago.
     before_ns = node.clock.wall_ns() - 1_000_000_000
+    cid, created = await node.run("/bin/sh", "-c", f"/bin/sh -c '{script}'; exit $?")
     ends.watch.watch(node.target(cid, created))
     told = await ends.watch.wait(cid)
     assert (told.exit_code, told.oom, told.message) == (code, False, "")

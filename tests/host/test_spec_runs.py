@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import platform
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -120,6 +121,9 @@ class Pod:
     cgroup: str
     host: HostFacts
     pause_pid: int = 0
+
+    def pauses(self) -> bool:
+        return proc_file(self.pause_pid, "comm") == "catatonit\n"
 
     def command(self, *arguments: str) -> list[str]:
         return [RUNTIMES[self.runtime], "--root", str(self.work / "runtime"), *arguments]
@@ -271,6 +275,8 @@ async def running_pod(
             )
         )
         pod.pause_pid = await pod.create("pause", spec)
+        # Who starts it is told so a moment before the runtime's init has become the program.
+        await asyncio.to_thread(until, pod.pauses, "the pause process runs")
         await worker.pin_process(pod.pause_pid, "pid", namespaces / "pid")
         pod.pins["pid"] = namespaces / "pid"
         yield pod
@@ -284,15 +290,19 @@ async def running_pod(
 
 def remove_cgroups(cgroup: str) -> None:
     for top in CONTROLLERS.glob(f"*{cgroup}"):
-        for attempt in range(50):
-            try:
-                for directory in sorted(top.glob("**/"), reverse=True):
-                    directory.rmdir()
-                break
-            except OSError:
-                # The last process of a cgroup leaves it a moment after it was reaped.
-                assert attempt < 49, f"cgroup stays busy: {top}"
-                time.sleep(0.02)
+        until(partial(removed, top), f"{top} is not busy any more")
+
+
+def removed(top: Path) -> bool:
+    """Whether it could be; the last process of a cgroup leaves it a moment after it was reaped."""
+    try:
+        for directory in sorted(top.glob("**/"), reverse=True):
+            directory.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
@@ -320,13 +330,8 @@ def shell(script: str, **more: object) -> ContainerConfig:
 
 async def test_pause_and_container_share_the_pod(runtime: str, tmp_path: Path) -> None:
     async with running_pod(runtime, tmp_path) as pod:
-
-        def has_filter() -> bool:
-            return status_field(proc_file(pod.pause_pid, "status"), "Seccomp") == "2"
-
-        # crun answers a moment before its init takes its last steps and waits to be started.
-        await asyncio.to_thread(until, has_filter, "the filter is there")
         status = proc_file(pod.pause_pid, "status")
+        assert status_field(status, "Seccomp") == "2"
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert int(status_field(status, name), 16) == 0
         assert status_field(status, "NoNewPrivs") == "1"

@@ -397,7 +397,7 @@ async def test_a_copy_that_does_not_fit_leaves_no_root(tmp_path: Path) -> None:
 async def test_a_copy_that_is_called_off_has_ended(tmp_path: Path) -> None:
     low = layer(tmp_path, "low")
     os.mkfifo(low.path / "fifo")
-    for number in range(3000):
+    for number in range(10_000):  # enough for it to be seen at work on a busy machine
         (low.path / f"f{number}").touch()
     storage = await choose_driver(DriverWish("native"), tmp_path / "probe", syscalls=SYSCALLS)
     work = tmp_path / "c/work"

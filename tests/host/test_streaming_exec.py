@@ -22,13 +22,11 @@ from tests.host.streaming_node import (
     StreamingNode,
     streaming,
 )
+from tests.kit.faults import PATIENCE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 PROTOCOLS = ("spdy", "websocket")
-#: A second is promised for the end of a session; a busy machine gets more before it is a failure.
-SOON_S = 5.0
-
 Make = Callable[..., StreamingNode]
 
 
@@ -65,8 +63,9 @@ def descriptors() -> int:
 
 
 async def until_inside(node: StreamingNode, cid: str, word: str, *, there: bool = True) -> None:
-    while any(word in line for line in await inside(node, cid)) is not there:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while any(word in line for line in await inside(node, cid)) is not there:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def leftovers(node: StreamingNode, cid: str) -> list[str]:
@@ -74,8 +73,7 @@ def leftovers(node: StreamingNode, cid: str) -> list[str]:
 
 
 async def until_clean(node: StreamingNode, cid: str) -> None:
-    while node.server.active or leftovers(node, cid):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: not node.server.active and not leftovers(node, cid), "nothing is left")
 
 
 @pytest.mark.parametrize("how", PROTOCOLS)
@@ -185,11 +183,10 @@ async def test_typing_and_resizing(node: StreamingNode, sleeper: str, how: str) 
     for size in ((123, 45), (80, 24), (40, 12)):
         session.resize(*size)
         wanted = f"{size[1]} {size[0]}".encode()
-        for _ in range(100):
-            if wanted in session.got(STDOUT):
-                break
-            session.send(STDIN, b"stty size\n")
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(PATIENCE_S):
+            while wanted not in session.got(STDOUT):
+                session.send(STDIN, b"stty size\n")
+                await asyncio.sleep(0.05)
     # What is no size changes nothing.
     for text in (b'{"Width":-1,"Height":2147483648}', b'{"Width":0,"Height":0}', b"\xff{}"):
         session.send(RESIZE, text)
@@ -281,7 +278,7 @@ async def test_a_session_ends_soon_after_its_container(
     )
     await session.until(STDOUT, b"flushed")
     kill(created.init)
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(PATIENCE_S):
         assert await session.end() == 137
     await until_clean(node, cid)
 
@@ -302,7 +299,7 @@ async def test_a_background_process_that_holds_the_output(
     if node.node.handler.name == "runc":
         pytest.skip("runc itself ends only when the last holder of the output does")
     session = await node.exec("spdy", sleeper, "/bin/sh", "-c", "sleep 5555 & echo done; exit 4")
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(PATIENCE_S):
         assert await session.end() == 4
     assert session.got(STDOUT) == b"done\n"
     assert [line for line in await inside(node, sleeper) if "5555" in line]
@@ -350,5 +347,5 @@ async def test_many_at_once_a_third_of_them_killed(node: StreamingNode, sleeper:
     for start in (0, 12, 24):
         await asyncio.gather(*(one(number) for number in range(start, start + 12)))
     await until_clean(node, sleeper)
-    assert descriptors() <= before
+    await until(lambda: descriptors() <= before, "every descriptor is closed")
     assert await inside(node, sleeper) == set()

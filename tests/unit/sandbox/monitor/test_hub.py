@@ -115,7 +115,17 @@ async def test_input_of_several(bundle, conmon):
 async def test_one_that_finishes_its_input_detaches_after_the_answer(
     bundle, conmon, monkeypatch, stdin_once, terminal
 ):
-    monkeypatch.setattr(hub_module, "DETACH_S", 0.05)
+    monkeypatch.setattr(hub_module, "DETACH_S", 12345.0)
+    loop = asyncio.get_running_loop()
+    call_later, detaching = loop.call_later, []
+
+    def later(delay_s, call, *args, **options):
+        """The time is over when the test says so."""
+        if delay_s == hub_module.DETACH_S:
+            return detaching.append(call)
+        return call_later(delay_s, call, *args, **options)
+
+    monkeypatch.setattr(loop, "call_later", later)
     async with hubs_running() as hubs:
         how = {"stdin_once": stdin_once, "terminal": terminal}
         onlooker = await hubs.attach(bundle, **how, stdout=True)
@@ -126,6 +136,8 @@ async def test_one_that_finishes_its_input_detaches_after_the_answer(
         assert await conmon.reads(link) == b"last question"
         await conmon.writes(link, b"answer")
         assert await seat.stdout.read() == b"answer"
+        [detach] = detaching
+        detach()
         await seat.wait()
         assert await seat.stdout.read() == b""
         await onlooker.stdout.read()
