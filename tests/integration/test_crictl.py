@@ -354,12 +354,14 @@ def test_port_forward(node: Node, crictl: Crictl, transport: str, network: str) 
     port = 8080 if network == "POD" else free_port()
     spaces = namespaces(network=network)
     pod = node.run_pod("ported", spaces=spaces)
-    node.run(pod, "echo", [*ECHO_SERVER[:3], str(port), *ECHO_SERVER[4:]], spaces=spaces)
+    server = node.run(pod, "echo", [*ECHO_SERVER[:3], str(port), *ECHO_SERVER[4:]], spaces=spaces)
+    # crictl ends with the first connection that is refused.
+    node.wait_listening(server, port)
     with crictl.background("port-forward", "--transport", transport, pod, f":{port}") as forward:
         told = re.match(r"Forwarding from 127.0.0.1:(\d+) ->", pipe_of(forward.stdout).readline())
         assert told
         address = ("127.0.0.1", int(told[1]))
-        until(lambda: answers(address, b"are you there"), "the server listens")
+        assert answers(address, b"are you there")
         # Several at once, each with its own bytes, all of them.
         links = [socket.create_connection(address, timeout=60) for _ in range(5)]
         texts = [bytes([65 + number]) * 100_000 for number in range(5)]
@@ -371,14 +373,9 @@ def test_port_forward(node: Node, crictl: Crictl, transport: str, network: str) 
 
 
 def answers(address: tuple[str, int], text: bytes) -> bool:
-    # Before the server listens crictl closes the link, with what it has not read of it or without.
-    with (
-        contextlib.suppress(ConnectionError),
-        socket.create_connection(address, timeout=60) as link,
-    ):
+    with socket.create_connection(address, timeout=60) as link:
         link.sendall(text)
         return receive(link, len(text)) == text
-    return False
 
 
 def receive(link: socket.socket, size: int) -> bytes:

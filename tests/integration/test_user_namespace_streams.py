@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import re
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.calls import until
 from tests.kit.crictl import Crictl, pipe_of
 from tests.kit.messages import namespaces, user_namespace
 from tests.kit.node import PATIENCE_S, Node
@@ -84,14 +82,9 @@ def test_exec_and_attach_hear_and_speak(node: Node, crictl: Crictl, handler: str
 
 
 def echoes(address: tuple[str, int]) -> bool:
-    # Before the server listens crictl closes the link, with what it has not read of it or without.
-    with (
-        contextlib.suppress(ConnectionError),
-        socket.create_connection(address, timeout=PATIENCE_S) as link,
-    ):
+    with socket.create_connection(address, timeout=PATIENCE_S) as link:
         link.sendall(b"are you there")
         return link.recv(13, socket.MSG_WAITALL) == b"are you there"
-    return False
 
 
 def test_ports_are_forwarded(node: Node, crictl: Crictl, handler: str) -> None:
@@ -100,8 +93,10 @@ def test_ports_are_forwarded(node: Node, crictl: Crictl, handler: str) -> None:
 
 def forward_one(node: Node, crictl: Crictl, handler: str) -> None:
     pod = node.run_pod("pod", handler=handler, spaces=OWN)
-    node.run(pod, "echo", ["nc", "-ll", "-p", "80", "-e", "cat"], spaces=OWN)
+    server = node.run(pod, "echo", ["nc", "-ll", "-p", "80", "-e", "cat"], spaces=OWN)
+    # crictl ends with the first connection that is refused.
+    node.wait_listening(server, 80)
     with crictl.background("port-forward", pod, ":80") as forward:
         told = re.match(r"Forwarding from 127.0.0.1:(\d+) ->", pipe_of(forward.stdout).readline())
         assert told
-        until(lambda: echoes(("127.0.0.1", int(told[1]))), "the server answers")
+        assert echoes(("127.0.0.1", int(told[1])))

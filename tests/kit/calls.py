@@ -223,6 +223,13 @@ class Calls:
         answer = self.runtime.ExecSync(request, timeout=PATIENCE_S)
         return answer.exit_code, answer.stdout.decode(), answer.stderr.decode()
 
+    def wait_listening(self, container: str, port: int) -> None:
+        """Return when somebody listens on the TCP port in the container's network (proc(5))."""
+        script = f"grep -q ':{port:04X} [0-9A-F]*:0000 0A ' /proc/net/tcp /proc/net/tcp6"
+        until(
+            lambda: self.exec(container, "sh", "-c", script)[0] == 0, f"port {port} is listened on"
+        )
+
     def pull(self, image: str, *, timeout: float = PATIENCE_S) -> str:
         """PullImage; the image's id."""
         request = api.PullImageRequest(image=api.ImageSpec(image=image))
