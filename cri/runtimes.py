@@ -72,6 +72,7 @@ class RuntimeMaker:
     ) -> None:
         self._sealed = config.get(speed.SEALED_PROGRAMS)
         self._direct_start = config.get(speed.DIRECT_START)
+        self._direct_delete = config.get(speed.DIRECT_DELETE)
         self._timeouts = timeouts
         self._paths = paths
         self._systemd_cgroup = systemd_cgroup
@@ -108,6 +109,7 @@ class RuntimeMaker:
             observer=self._observer,
             program=program,
             direct_start=self._direct_start,
+            direct_delete=self._direct_delete,
         )
         info, missing = None, ""
         try:

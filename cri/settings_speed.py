@@ -16,6 +16,14 @@ DIRECT_START = Setting(
     True,
     "start containers of crun by the pipe that they wait at, without running crun",
 )
+DIRECT_DELETE = Setting(
+    "runtime",
+    "direct_delete",
+    boolean,
+    True,
+    "forget dead containers of crun and runc by removing what they keep of them, without running "
+    "them; needs direct_start, since whoever must see each start must see each end",
+)
 SEALED_PROGRAMS = Setting(
     "runtime",
     "sealed_programs",

@@ -12,14 +12,15 @@ import asyncio
 import shlex
 import signal
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox.errors import RuntimeBusy, RuntimeFailed, RuntimeMissing, RuntimeTimeout
 from sandbox.host.errors import DeadlineExceeded, NotFound, PodwrightError, from_os_error
 from sandbox.host.journal import get_logger
 from sandbox.host.pidfd import Process, boot_id, is_zombie, start_ticks
-from sandbox.host.threads import in_one_piece
-from sandbox.runtime import direct
+from sandbox.host.threads import in_one_piece, to_its_end
+from sandbox.runtime import deletion, direct
 from sandbox.runtime.books import Books
 from sandbox.runtime.command import (
     LOG_LIMIT_BYTES,
@@ -36,6 +37,7 @@ from sandbox.runtime.written import read_log, read_pid_file
 from sandbox.settings import DEFAULT_TIMEOUTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from sandbox.host.clock import Clock
@@ -62,11 +64,15 @@ class CommandRuntime:
         observer: RuntimeObserver | None = None,
         program: SealedProgram | None = None,
         direct_start: bool = False,
+        direct_delete: bool = False,
     ) -> None:
         self._handler = handler
         self._line = CommandLine(handler, systemd_cgroup=systemd_cgroup, program=program)
         # Until the probe has told what the program is, everything goes the ordinary way.
         self._may_start_directly, self._starts_directly = direct_start, False
+        # Whoever wants to see each start wants to see each end; systemd's scopes are the program's.
+        self._may_delete_directly = direct_start and direct_delete and not systemd_cgroup
+        self._delete_directly: Callable[[Path], bool] | None = None
         self._books = Books(handler)
         self._runner = runner
         self._clock = clock
@@ -216,7 +222,11 @@ class CommandRuntime:
         `delete --force` signals the pid in its file without asking whose it is now (crun 1.8.1), so
         it comes last: after a plain `delete`, and after the process was ended by pidfd.
         """
-        if not await asyncio.to_thread(self._has_directory, cid):
+        began_ns = self._clock.monotonic_ns()
+        deleted = await to_its_end(partial(self._deleted_here, cid))
+        if deleted:
+            self._observe("delete", began_ns, ok=True)
+        if deleted is not False:
             return
         first = await self._delete(cid, force=False)
         if first is None:
@@ -236,6 +246,13 @@ class CommandRuntime:
             _log.warning("runtime cannot delete a container", container=cid, error=str(again))
         # What is left can only be books about a dead process.
         await asyncio.to_thread(self._books.forget, cid)
+
+    def _deleted_here(self, cid: str) -> bool | None:
+        """Whether it could be deleted without the program; None: it was not there."""
+        if not self._has_directory(cid):
+            return None
+        delete = self._delete_directly
+        return delete is not None and delete(self._books.directory(cid))
 
     async def _delete(self, cid: str, *, force: bool) -> PodwrightError | None:
         argv = self._line.delete(cid, force=force)
@@ -297,6 +314,7 @@ class CommandRuntime:
             self._handler.name,
         )
         self._starts_directly = self._may_start_directly and direct.is_known(info)
+        self._delete_directly = deletion.known(info) if self._may_delete_directly else None
         return info
 
     # Running the program.

@@ -21,6 +21,7 @@ import msgspec
 
 from sandbox.host.pidfd import Process
 from sandbox.runtime.command import version_numbers
+from sandbox.runtime.written import read_book
 
 if TYPE_CHECKING:
     from sandbox.model import ProcessRef
@@ -30,7 +31,6 @@ _PIPE: Final = "exec.fifo"
 _NAMELESS: Final = f"/{_PIPE} (deleted)"
 #: The oldest that was tried, and the first whose source has not been read.
 _FIRST, _BEYOND = (1, 8, 1), (1, 29)
-_CONFIG_LIMIT_BYTES: Final = 8 * 1024 * 1024
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -115,11 +115,7 @@ def complete(init: ProcessRef) -> bool:
 
 def _is_plain(directory: int) -> bool:
     """Whether the runtime would do nothing after the byte; by its own copy of the document."""
-    fd = os.open("config.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
-    with os.fdopen(fd, "rb") as file:
-        text = file.read(_CONFIG_LIMIT_BYTES + 1)
-    if len(text) > _CONFIG_LIMIT_BYTES:
-        return False
+    text = read_book(directory, "config.json")
     try:
         hooks = _config.decode(text).hooks
     except msgspec.DecodeError:

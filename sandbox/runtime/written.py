@@ -1,8 +1,9 @@
-"""Files that a runtime writes for us: its log, the number of a first process."""
+"""Files that a runtime writes: its log and the number of a first process for us, its own books."""
 
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Final
 
 from sandbox.errors import RuntimeFailed
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: A pid file is a decimal number; anything longer is not one.
 _PID_FILE_LIMIT_BYTES: Final = 64
+#: A runtime's copy of a document.
+_BOOK_LIMIT_BYTES: Final = 8 * 1024 * 1024
 
 
 def read_log(path: Path) -> str:
@@ -42,3 +45,21 @@ def read_pid_file(path: Path) -> int:
             "the runtime's pid file holds no process id", path=str(path), text=repr(text)
         )
     return pid
+
+
+def read_book(directory: int, name: str) -> bytes:
+    """A file of a container's books; no link is followed. Blocking.
+
+    Args:
+        directory: descriptor of the books.
+        name: of the file.
+
+    Raises:
+        OSError: it is not there, no file, or larger than such files are.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(name, flags, dir_fd=directory), "rb") as file:
+        content = file.read(_BOOK_LIMIT_BYTES + 1)
+    if len(content) > _BOOK_LIMIT_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), name)
+    return content
