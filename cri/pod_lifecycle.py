@@ -283,7 +283,8 @@ class PodLifecycle:
         if pod is None:
             return
         pod = msgspec.structs.replace(pod, state=PodState.REMOVING)
-        await self._store.save(pod)
+        # Not synced: what a power failure takes back is a stopped pod, to be removed once more.
+        await self._store.save(pod, synced=False)
         await self._engine.dismantle(pod)
         await self._store.delete_pod(pod_id)
         self._events.pod_deleted(pod)

@@ -308,12 +308,15 @@ class ContainerEngine:
         await self._conmon.reopen_log(self._paths.container(container.id))
 
     async def begin_removal(self, container: Container) -> Container:
-        """Record that the container is going: a restart then finishes its removal."""
+        """Record that the container is going: a restart then finishes its removal.
+
+        Not synced: what a power failure takes back is an ended container, to be removed once more.
+        """
         removing = msgspec.structs.replace(
             container,
             state=next_state(container.state, Event.REMOVE_BEGUN, container=container.id),
         )
-        await self._store.save(removing)
+        await self._store.save(removing, synced=False)
         return removing
 
     def end_stop(self, container: Container) -> None:
@@ -325,7 +328,9 @@ class ContainerEngine:
     async def _note_kill(self, container_id: str) -> None:
         container = self._store.containers.get(container_id)
         if container is not None and container.state is ContainerState.RUNNING:
-            await self._store.note(msgspec.structs.replace(container, kill_sent=True))
+            # A power failure ends the container as well, and then that is what it ended of.
+            noted = msgspec.structs.replace(container, kill_sent=True)
+            await self._store.note(noted, synced=False)
 
     async def _run_stop(self, container: Container, stop: Stop) -> None:
         try:

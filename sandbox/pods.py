@@ -262,10 +262,14 @@ class PodEngine:
             self._on_stopped(pod)
 
     async def note_stopped(self, pod_id: str) -> bool:
-        """Record that a ready pod is ready no more; False when it was not ready before."""
+        """Record that a ready pod is ready no more; False when it was not ready before.
+
+        Not synced: after a power failure no pod is.
+        """
         pod = self._store.pods.get(pod_id)
         if pod is not None and pod.state is PodState.READY:
-            await self._store.note(msgspec.structs.replace(pod, state=PodState.NOT_READY))
+            stopped = msgspec.structs.replace(pod, state=PodState.NOT_READY)
+            await self._store.note(stopped, synced=False)
             return True
         return False
 

@@ -229,14 +229,18 @@ class StateStore:
             raise
         self._remember(value)
 
-    async def note(self, value: PodSandbox | Container) -> None:
-        """Record what has already happened: memory at once, disk now or by a later `flush`."""
+    async def note(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
+        """Record what has already happened: memory at once, disk now or by a later `flush`.
+
+        `synced` or not, as `Database.write` says.
+        """
         if self._known(value):
             self._remember(value)
             self._unwritten[value.id] = value
-            await self.flush()
+            # What other notes need is not known here.
+            await self.flush(synced=synced or len(self._unwritten) > 1)
 
-    async def flush(self, *, copies: bool = False) -> None:
+    async def flush(self, *, copies: bool = False, synced: bool = True) -> None:
         """Write the notes that have not reached the disk; a failure is logged, they are kept.
 
         With `copies`, the second copies that could not be written as well.
@@ -251,7 +255,7 @@ class StateStore:
         if not waiting:
             return
         try:
-            await self._update(waiting)
+            await self._update(waiting, synced=synced)
         except PodwrightError as error:
             _log.warning(
                 "state not written, kept for later", objects=len(waiting), error=str(error)

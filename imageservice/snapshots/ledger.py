@@ -165,7 +165,12 @@ class Ledger:
             raise
 
     async def unlease(self, key: str) -> None:
-        """Hold nothing under `key`."""
+        """Hold nothing under `key`.
+
+        Safe from our own death when it returns. What a power failure takes back is a lease of a
+        container that is no more, which the next start gives up; layers are only removed by what is
+        recorded after this.
+        """
         before = self._leases.pop(key, None)
 
         def work(connection: Connection) -> None:
@@ -175,7 +180,7 @@ class Ledger:
         if before is None:
             return
         try:
-            await self._database.write(work, cleanup=True)
+            await self._database.write(work, cleanup=True, synced=False)
         except BaseException:
             self._leases.setdefault(key, before)
             raise

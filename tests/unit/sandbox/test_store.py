@@ -159,6 +159,27 @@ async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, mon
     assert msgspec.json.decode(rows[0][0], type=Container).state is ContainerState.EXITED
 
 
+async def test_a_note_that_need_not_be_synced_does_not_take_another_along(store, monkeypatch):
+    for cid in ("b" * 64, "c" * 64):
+        await store.add_container(container(cid, name=cid))
+    real_write, asked = store._database.write, []
+
+    async def write(work, *, cleanup=False, synced=True):
+        asked.append(synced)
+        return await real_write(work, cleanup=cleanup, synced=synced)
+
+    killed = msgspec.structs.replace(store.containers["c" * 64], kill_sent=True)
+    monkeypatch.setattr(store._database, "write", refuse)
+    await store.note(
+        msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.EXITED)
+    )
+    monkeypatch.setattr(store._database, "write", write)
+    await store.note(killed, synced=False)  # writes the other one, too
+    await store.note(killed, synced=False)
+    await store.note(killed)
+    assert asked == [True, False, True]
+
+
 async def test_a_note_is_not_written_after_a_newer_value(store, monkeypatch):
     """Although somebody flushes while the newer one is on its way to the disk."""
     await store.add_container(container("b" * 64))
