@@ -17,6 +17,7 @@ from sandbox.lookup import profile_file
 from sandbox.monitor.conmon import Conmon
 from sandbox.monitor.exits import ExitWatch
 from sandbox.pods import PodEngine
+from sandbox.precompile import FilterCompiler
 from sandbox.roots import Roots
 from sandbox.security.seccomp import parse_profile
 
@@ -105,7 +106,7 @@ def build_engines(parts: Parts) -> Engines:
         pids_limit=parts.config.get(table.PIDS_LIMIT) or None,
         annotation_patterns=handlers.patterns,
         own_sandboxes=handlers.own_sandboxes,
-        precompiled=handlers.precompiled,
+        filters=FilterCompiler(handlers.precompiled, trees=parts.config.get(speed.SECCOMP_TREES)),
         devices_withheld=handlers.devices_withheld,
     )
     conmon = Conmon(

@@ -45,6 +45,13 @@ EARLY_MONITOR = Setting(
     True,
     "start a container's monitor, which then waits, while its root file system is mounted",
 )
+SECCOMP_TREES = Setting(
+    "runtime",
+    "seccomp_trees",
+    boolean,
+    True,
+    "compile long seccomp filters for crun as trees, which the kernel loads and runs faster",
+)
 
 TABLE: Final[tuple[Setting[object], ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Setting)

@@ -24,7 +24,7 @@ from sandbox.mapping import check_mapped, id_map, own_user_namespace
 from sandbox.model import ContainerUser, NamespaceMode
 from sandbox.placing import place_devices, place_sources
 from sandbox.podfiles import hostname_of, pause_root
-from sandbox.precompile import with_compiled_filter
+from sandbox.precompile import FilterCompiler
 from sandbox.relabel import relabel_sources
 from sandbox.resize import Resize
 from sandbox.runtime.books import as_own_sandbox
@@ -72,7 +72,7 @@ class Composer:
         pids_limit: int | None = None,
         annotation_patterns: Mapping[str, tuple[str, ...]] | None = None,
         devices_withheld: Collection[str] = (),
-        precompiled: Collection[str] = (),
+        filters: FilterCompiler | None = None,
         own_sandboxes: Collection[str] = (),
     ) -> None:
         """Prepare.
@@ -88,7 +88,7 @@ class Composer:
             pids_limit: of every container; None leaves it to the pod's cgroup.
             annotation_patterns: by runtime name, which of a pod's annotations the runtime may see.
             devices_withheld: names of runtimes whose privileged containers get no host devices.
-            precompiled: names of runtimes that take a compiled seccomp filter.
+            filters: compiles seccomp filters; None leaves that to the runtimes.
             own_sandboxes: names of runtimes that make a sandbox of each container.
         """
         self._paths = paths
@@ -101,7 +101,7 @@ class Composer:
         self._pids_limit = pids_limit
         self._patterns = {} if annotation_patterns is None else annotation_patterns
         self._devices_withheld = devices_withheld
-        self._precompiled = precompiled
+        self._filters = filters or FilterCompiler()
         self._own_sandboxes = own_sandboxes
 
     async def pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path]) -> bytes:
@@ -340,9 +340,7 @@ class Composer:
     def _encode(self, spec: oci.Spec, pod: PodSandbox) -> bytes:
         if pod.runtime in self._own_sandboxes:
             spec = as_own_sandbox(spec, hostname_of(pod))
-        if pod.runtime in self._precompiled:
-            spec = with_compiled_filter(spec)
-        return oci.encode(spec)
+        return oci.encode(self._filters.applied(spec, pod.runtime))
 
     def pins(self, pod: PodSandbox) -> dict[PinKind, Path]:
         """The namespaces that are pinned for a pod."""

@@ -19,12 +19,27 @@ from sandbox.host.errors import Unsupported
 from sandbox.host.libseccomp import Filter, FilterArgument, FilterRule, compile_filter
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sandbox import oci
 
 ANNOTATION: Final = "run.oci.seccomp_bpf_data"
 
 
-def with_compiled_filter(spec: oci.Spec) -> oci.Spec:
+class FilterCompiler:
+    """Compiles the filters of documents for the runtimes that take them so."""
+
+    def __init__(self, runtimes: Collection[str] = (), *, trees: bool = True) -> None:
+        """Of these runtimes, by name; the collection may change. `trees`: see `libseccomp`."""
+        self._runtimes = runtimes
+        self._trees = trees
+
+    def applied(self, spec: oci.Spec, runtime: str) -> oci.Spec:
+        """The document as that runtime is to have it."""
+        return with_compiled_filter(spec, tree=self._trees) if runtime in self._runtimes else spec
+
+
+def with_compiled_filter(spec: oci.Spec, *, tree: bool = True) -> oci.Spec:
     """The same document with its filter compiled; unchanged where there is none to compile.
 
     Filters with a notification listener or flags of their own are left to the runtime.
@@ -33,7 +48,7 @@ def with_compiled_filter(spec: oci.Spec) -> oci.Spec:
     if seccomp is None or seccomp.listener_path or seccomp.flags:
         return spec
     try:
-        program = compile_filter(to_filter(seccomp))
+        program = compile_filter(to_filter(seccomp), tree=tree)
     except Unsupported:
         return spec
     annotations = {**spec.annotations, ANNOTATION: base64.b64encode(program).decode("ascii")}
