@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from sandbox import rows
 from sandbox.host.clock import SystemClock
-from sandbox.host.errors import AlreadyExists, InvalidArgument, NotFound, PodwrightError
+from sandbox.host.errors import AlreadyExists, PodwrightError
 from sandbox.host.journal import get_logger
 from sandbox.host.threads import in_one_piece
 from sandbox.model import Container, PodSandbox, container_name_key, pod_name_key
+from sandbox.prefixes import by_prefix
 from sandbox.statefile import Backups, made_again, open_state
 from sandbox.states import ContainerState, PodState
 from sandbox.stored import read_stored
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 #: Removed objects that are remembered for the sweep; more are removed in a minute by nobody.
 DEPARTED_LIMIT: Final = 4096
-
-V = TypeVar("V", PodSandbox, Container)
 
 _log = get_logger("store")
 
@@ -160,7 +159,7 @@ class StateStore:
         pod = self._pods.get(pod_id)
         if pod is None or pod.state is PodState.CREATING:
             visible = {k: v for k, v in self._pods.items() if v.state is not PodState.CREATING}
-            pod = _by_prefix(visible, pod_id, "pod sandbox")
+            pod = by_prefix(visible, pod_id, "pod sandbox")
         return pod
 
     def find_container(self, container_id: str) -> Container:
@@ -175,7 +174,7 @@ class StateStore:
             visible = {
                 k: v for k, v in self._containers.items() if v.state is not ContainerState.CREATING
             }
-            container = _by_prefix(visible, container_id, "container")
+            container = by_prefix(visible, container_id, "container")
         return container
 
     # Writing: on disk before memory changes.
@@ -388,17 +387,3 @@ class StateStore:
             key = container_name_key(container.pod_id, config.name, config.attempt)
             self._container_names[key] = container.id
             self._by_pod.setdefault(container.pod_id, set()).add(container.id)
-
-
-def _by_prefix(objects: Mapping[str, V], wanted: str, kind: str) -> V:
-    """The one object whose id begins with `wanted`, as crictl's short ids need it."""
-    if not wanted:
-        raise InvalidArgument(f"{kind} id is empty")
-    fits = [value for object_id, value in objects.items() if object_id.startswith(wanted)]
-    if len(fits) > 1:
-        raise InvalidArgument(
-            f"{kind} id prefix {wanted} fits {len(fits)} objects", hint="give more of the id"
-        )
-    if not fits:
-        raise NotFound(f"{kind} {wanted[:80]} does not exist")
-    return fits[0]
