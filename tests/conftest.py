@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from sandbox.host.cgroupfs import CgroupLayout
+from sandbox.host.children import REAPER, REAPER_NAME
 from sandbox.host.errors import Unsupported
 from sandbox.host.mounts import list_mounts
 from sandbox.host.spawning import SPAWNER_NAME
@@ -68,17 +69,18 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def census(base: str) -> dict[str, set[str]]:
     """What of ours is there now: mounts and pinned namespaces, cgroups, descriptors, children."""
+    REAPER.submit(int).result()  # after all that has been given to it
     mounts = [m for m in list_mounts() if base in str(m.target) or TEST_NAME in str(m.target)]
     return {
         "mounts": {f"{m.id} {m.type} {m.target}" for m in mounts},
         "cgroups": _cgroups(),
         "descriptors": _descriptors(),
         "children": _children(),
-        # One of them starts programs, for as long as the process lives (`sandbox.host.spawning`).
+        # Two live as long as the process: they start programs and reap them (`sandbox.host`).
         "threads": {
             thread.name
             for thread in threading.enumerate()
-            if thread.is_alive() and not thread.name.startswith(SPAWNER_NAME)
+            if thread.is_alive() and not thread.name.startswith((SPAWNER_NAME, REAPER_NAME))
         },
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import json
@@ -739,12 +740,13 @@ async def test_a_worker_that_dies_fails_one_pull(tmp_path: Path) -> None:
 
 
 def _workers() -> list[int]:
-    """Unpack workers that this process has started."""
-    return [
-        pid
-        for pid in children(os.getpid())
-        if b"imageservice.unpack.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    """Unpack workers that this process has started and that have not ended."""
+    found = []
+    for pid in children(os.getpid()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # reaped meanwhile
+            if b"imageservice.unpack.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def _signal_workers(number: int) -> None:
