@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import os
 import resource
 import signal
@@ -39,6 +38,7 @@ from cri.runtimes import RuntimeMaker
 from cri.server import RpcServer, claim_run_root
 from cri.stats import Stats
 from cri.streaming.server import StreamingServer
+from cri.tidying import begin_tidying
 from cri.upkeep import Countdown, begin_upkeep, reloading
 from cri.userns import lack_of_user_namespaces
 from imageservice.registry.client import RegistryClient
@@ -353,10 +353,7 @@ class Daemon:
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
         group.create_task(log_rates.run(), name="log rates")
-        # What the start has made stays for good. A full collection over it stops every answer for
-        # 15 to 60 ms on the reference machine, and for less than 1 ms without.
-        gc.collect()
-        gc.freeze()
+        begin_tidying(group, server.activity, clock, enabled=config.get(speed.TIDYING))
         notify("READY=1")
         _log.info(
             "serving",

@@ -26,6 +26,7 @@ import grpc.aio
 
 from cri.rpc.method import StreamCall, UnaryCall, UploadCall
 from cri.status import OURS, code_of, text_of
+from cri.tidying import Activity
 from sandbox.host.errors import (
     Busy,
     FailedPrecondition,
@@ -117,6 +118,7 @@ class RpcServer:
         clock: Clock,
         socket_gid: int | None = None,
         message_limit_bytes: int = MESSAGE_LIMIT_BYTES,
+        activity: Activity | None = None,
     ) -> None:
         self._methods = tuple(methods)
         self._socket_path = socket_path
@@ -124,12 +126,18 @@ class RpcServer:
         self._clock = clock
         self._socket_gid = socket_gid
         self._limit_bytes = message_limit_bytes
+        self._activity = activity or Activity()
         self._server: grpc.aio.Server | None = None
 
     @property
     def observer(self) -> RpcObserver:
         """Who is told of ended calls."""
         return self._observer
+
+    @property
+    def activity(self) -> Activity:
+        """Who is told of calls that change something."""
+        return self._activity
 
     @property
     def clock(self) -> Clock:
@@ -241,6 +249,13 @@ class _Run:
         self._method = method
         self._began_ns = server.clock.monotonic_ns()
         self._subject: Mapping[str, str] = {}
+        if self._is_work:
+            server.activity.begin()
+
+    @property
+    def _is_work(self) -> bool:
+        # A stream may last as long as its client, like that of the events.
+        return not self._method.quiet and not self._method.streams
 
     def opened(self, data: bytes, kind: type[C]) -> C:
         """The call that `data` asks for."""
@@ -263,9 +278,7 @@ class _Run:
 
     def ended(self, code: grpc.StatusCode, text: str = "", **facts: str) -> None:
         """Count and log the end of the call."""
-        took_ns = self._server.clock.monotonic_ns() - self._began_ns
-        self._server.observer.rpc(self._method.name, code.name, took_ns / 1e9)
-        took_ms = round(took_ns / 1e6, 1)
+        took_ms = self._account(code)
         if code is grpc.StatusCode.OK:
             if self._method.quiet:
                 _log.debug(self._method.name, took_ms=took_ms, **self._subject)
@@ -306,14 +319,23 @@ class _Run:
         raise error
 
     def _log_cancelled(self, code: grpc.StatusCode) -> None:
-        took_ns = self._server.clock.monotonic_ns() - self._began_ns
-        self._server.observer.rpc(self._method.name, code.name, took_ns / 1e9)
+        took_ms = self._account(code)
         _log.info(
             f"{self._method.name}: caller is gone",
             code=code.name,
-            took_ms=round(took_ns / 1e6, 1),
+            took_ms=took_ms,
             **self._subject,
         )
+
+    def _account(self, code: grpc.StatusCode) -> float:
+        """Tell everybody of the end; how long the call took in ms."""
+        took_ns = self._server.clock.monotonic_ns() - self._began_ns
+        self._server.observer.rpc(self._method.name, code.name, took_ns / 1e9)
+        if self._is_work:
+            self._server.activity.end()
+        elif self._method.streams:
+            self._server.activity.passed()
+        return round(took_ns / 1e6, 1)
 
 
 def planned_failure(error: BaseException) -> PodwrightError | None:

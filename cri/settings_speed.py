@@ -52,6 +52,13 @@ SECCOMP_TREES = Setting(
     True,
     "compile long seccomp filters for crun as trees, which the kernel loads and runs faster",
 )
+TIDYING = Setting(
+    "runtime",
+    "tidying",
+    boolean,
+    True,
+    "when no call that changes something is under way, collect garbage and give free memory back",
+)
 
 TABLE: Final[tuple[Setting[object], ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Setting)

@@ -33,6 +33,8 @@ MANY_FILES: Final = "registry.localhost/bench/many-files:1"
 
 #: Patience for one call. A pull of the large image on a slow disk is the longest.
 CALL_PATIENCE_S: Final = 300.0
+#: A runtime of which nothing has been asked for so long is called idle.
+UNTIL_IDLE_S: Final = 5.0
 
 #: The steps of one life, in order. The first three are "pod to running".
 STEPS: Final = (
@@ -213,8 +215,9 @@ def lives_at_once(target: Target, *, clients: int, pods: int, round_number: int)
 
 
 def with_many_pods(target: Target, *, pods: int) -> None:
-    """Lists and memory while `pods` pods with one container each are running."""
+    """Memory when idle, then lists and memory while `pods` pods with one container each run."""
     daemon = target.daemon_pid()
+    time.sleep(UNTIL_IDLE_S)
     before_bytes = pss_bytes(daemon)
     with contextlib.ExitStack() as lives:
         ids = [

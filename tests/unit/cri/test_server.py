@@ -12,6 +12,7 @@ from google.protobuf.empty_pb2 import Empty
 from cri.rpc.method import Method, StreamCall, UnaryCall
 from cri.rpc.service import build_methods
 from cri.server import RpcServer, claim_run_root, remove_stale_socket
+from cri.tidying import Activity
 from protos import api_pb2 as pb
 from sandbox.host.clock import SystemClock
 from sandbox.host.errors import FailedPrecondition, Internal, InvalidArgument, NotFound
@@ -39,6 +40,7 @@ class Daemon:
         self.observer = RecordingObserver()
         self.socket = tmp_path / "s"
         self.limit_bytes = 16 * 1024 * 1024
+        self.activity = Activity()
         self.extra = []
 
     @contextlib.asynccontextmanager
@@ -60,6 +62,7 @@ class Daemon:
             observer=self.observer,
             clock=SystemClock(),
             message_limit_bytes=self.limit_bytes,
+            activity=self.activity,
         )
         await server.start()
         channel = grpc.aio.insecure_channel(
@@ -246,6 +249,43 @@ async def test_a_client_that_gives_up_is_counted_and_others_go_on(daemon):
         ("StopPodSandbox", "DEADLINE_EXCEEDED"),
         ("Version", "OK"),
     ]
+
+
+async def test_what_changes_something_counts_as_under_way_until_it_ends_however_that_is(daemon):
+    daemon.pods.gate = asyncio.Event()
+    async with daemon.serving() as channel:
+        stop = pb.StopPodSandboxRequest(pod_sandbox_id="abc").SerializeToString()
+        begun = [channel.unary_unary(RUNTIME + "StopPodSandbox")(stop) for _ in range(3)]
+        await until(lambda: len(daemon.pods.calls) == 3)
+        await call(channel, "Version", b"", pb.VersionResponse)
+        await call(channel, "ListPodSandbox", b"", pb.ListPodSandboxResponse)
+        assert daemon.activity.under_way == 3
+        begun[0].cancel()
+        await until(lambda: daemon.activity.under_way == 2)
+        daemon.pods.fail["stop"] = Internal("it does not stop")
+        daemon.pods.gate.set()
+        await until(lambda: daemon.activity.under_way == 0)
+        await asyncio.wait_for(daemon.activity.work(), 10)
+        for each in begun:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+                await each
+
+
+async def test_a_stream_does_not_count_while_it_lasts_and_does_when_it_has_ended(daemon):
+    go_on = asyncio.Event()
+
+    async def answers():
+        yield b"x"
+        await go_on.wait()
+
+    daemon.extra = [test_stream("Pulls", answers)]
+    async with daemon.serving() as channel:
+        stream = channel.unary_stream("/test/Pulls")(b"")
+        assert await stream.read() == b"x"
+        assert daemon.activity.under_way == 0
+        go_on.set()
+        await asyncio.wait_for(daemon.activity.work(), 10)
+        assert await stream.read() is grpc.aio.EOF
 
 
 async def test_every_later_method_says_its_own_name(daemon):
