@@ -19,10 +19,16 @@ from sandbox.host.errors import Unsupported
 from sandbox.host.mounts import list_mounts
 from sandbox.host.spawning import SPAWNER_NAME
 from tests import probes
+from tests.kit import fuzzing
 
-# Neither a deadline nor the speed of the generator may fail a test: both measure the machine.
+# Neither a deadline nor the speed of the generator may fail a test: both measure the machine. And
+# a run tries what the last one has tried, so that a failure is a fault of the change at hand; to
+# search for what nobody has tried yet is for who asks for it (`tests.kit.fuzzing`).
 hypothesis.settings.register_profile(
-    "podwright", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "podwright",
+    deadline=None,
+    derandomize=not os.environ.get(fuzzing.VARIABLE),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("podwright")
 
