@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +31,16 @@ def until(condition: Callable[[], T], what: str = "", *, patience_s: float = PAT
 
 
 class _Listener(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
-    """Notes each refusal that a client should not have been given in such words."""
+    """Notes each refusal that a client should not have been given in such words.
+
+    Attributes:
+        in_flight: calls without an answer so far.
+    """
 
     def __init__(self, found: list[str]) -> None:
         self._found = found
+        self._numbers = itertools.count()
+        self.in_flight: set[int] = set()
 
     def intercept_unary_unary(
         self,
@@ -42,13 +49,20 @@ class _Listener(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
         request: object,
     ) -> grpc.CallFuture[object]:
         """See grpc."""
-        call = continuation(details, request)
-        call.add_done_callback(lambda _: self._hear(str(details.method), call))
+        number = next(self._numbers)
+        self.in_flight.add(number)
+        try:
+            call = continuation(details, request)
+        except BaseException:
+            self.in_flight.discard(number)
+            raise
+        call.add_done_callback(lambda _: self._hear(number, str(details.method), call))
         return call
 
-    def _hear(self, method: str, done: grpc.Call) -> None:
+    def _hear(self, number: int, method: str, done: grpc.Call) -> None:
         if done.code() is not grpc.StatusCode.OK and (fault := judge.dishonest(done)):
             self._found.append(f"{method}: {fault}")
+        self.in_flight.discard(number)
 
 
 class Calls:
@@ -70,6 +84,7 @@ class Calls:
         #: Refusals that were no honest ones (I6); whoever judges a test looks here.
         self.dishonest: list[str] = []
         self._channel: grpc.Channel | None = None
+        self._listener = _Listener(self.dishonest)
 
     def connect(self) -> None:
         """Open a channel; one that a killed daemon leaves behind is of no use any more."""
@@ -87,9 +102,22 @@ class Calls:
                 ("grpc.use_local_subchannel_pool", 1),
             ],
         )
-        heard = grpc.intercept_channel(self._channel, _Listener(self.dishonest))
+        self._listener = _Listener(self.dishonest)
+        heard = grpc.intercept_channel(self._channel, self._listener)
         self.runtime = rpc.RuntimeServiceStub(heard)
         self.images = rpc.ImageServiceStub(heard)
+
+    def hang_up(self) -> None:
+        """Close the channel to a daemon that has ended.
+
+        Its calls end by that as UNAVAILABLE, a moment after it; were the channel closed in that
+        moment, they would be told that they had been cancelled.
+        """
+        left = set(self._listener.in_flight)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while left & self._listener.in_flight and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        self.disconnect()
 
     def disconnect(self) -> None:
         """Close the channel."""
@@ -201,10 +229,11 @@ class Calls:
         A start is answered when the runtime's first process has been let go on, a moment before it
         becomes the program: until then a signal, a label or a command line is not yet its own.
         """
-        pid = self.container_pid(container)
-        comm = Path(f"/proc/{pid}/comm")
-        until(lambda: not comm.read_text().startswith(("crun", "runc")), "the program is run")
-        return pid
+        return _once_run(self.container_pid(container))
+
+    def pause_program_pid(self, pod: str) -> int:
+        """The same of a pod's own process."""
+        return _once_run(self.pod_pid(pod))
 
     def pods(self) -> list[api.PodSandbox]:
         """ListPodSandbox."""
@@ -270,6 +299,12 @@ class Calls:
             return log if text in log else ""
 
         return until(found, f"{text!r} in the log of {container_name}")
+
+
+def _once_run(pid: int) -> int:
+    comm = Path(f"/proc/{pid}/comm")
+    until(lambda: not comm.read_text().startswith(("crun", "runc")), "the program is run")
+    return pid
 
 
 def _info(info: Mapping[str, str]) -> dict[str, int]:

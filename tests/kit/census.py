@@ -61,9 +61,11 @@ def take(places: Places, daemon: int | None, ids: Collection[str] = ()) -> Censu
     return census
 
 
-def settled(taken: Census) -> Census:
-    """`taken`, but empty while the daemon has children: beside its first calls it asks versions."""
-    return {} if any("child of the daemon" in line for line in taken["processes"]) else taken
+def names(taken: Census, ids: Collection[str]) -> bool:
+    """Whether anything of what was found carries one of these ids."""
+    wanted = frozenset(ids)
+    lines = (line for kind in taken.values() for line in kind)
+    return any(not wanted.isdisjoint(_ID.findall(line)) for line in lines)
 
 
 def difference(before: Census, after: Census) -> dict[str, dict[str, list[str]]]:
@@ -203,9 +205,7 @@ def _rows(state_root: Path) -> Iterator[str]:
         # A copy, because the daemon holds the file for itself.
         with tempfile.TemporaryDirectory(prefix="podwright-test-rows-") as place:
             copy = Path(place, "copy.db")
-            for suffix in ("", "-wal"):
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.copyfile(state_root / f"{name}{suffix}", f"{copy}{suffix}")
+            copy_database(state_root / name, copy)
             with contextlib.closing(sqlite3.connect(copy)) as database:
                 there = {
                     row[0]
@@ -215,6 +215,23 @@ def _rows(state_root: Path) -> Iterator[str]:
                     for row in database.execute(f"SELECT * FROM {table}"):
                         key = next((str(v) for v in row if isinstance(v, str)), "")
                         yield f"{name} {table} {key}"
+
+
+def copy_database(database: Path, copy: Path) -> None:
+    """Copy a database with its log as both were at one moment, whoever writes to them meanwhile."""
+    found, again = _parts(database), _parts(database)
+    while found != again:
+        found, again = again, _parts(database)
+    for suffix, content in found.items():
+        Path(f"{copy}{suffix}").write_bytes(content)
+
+
+def _parts(database: Path) -> dict[str, bytes]:
+    found = {}
+    for suffix in ("-wal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            found[suffix] = Path(f"{database}{suffix}").read_bytes()
+    return found
 
 
 def _descriptors(daemon: int, roots: tuple[str, str]) -> Iterator[str]:
@@ -243,18 +260,25 @@ def _is_ours(namespace: str) -> bool:
     return str(Path(f"/proc/self/ns/{kind}").readlink()) == namespace
 
 
-def workers(daemon: int) -> list[int]:
-    """The daemon's unpack workers."""
+def children(daemon: int) -> list[int]:
+    """Programs that the daemon runs at this moment, its unpack workers among them."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if (
-                    int(parent) == daemon
-                    and b"imageservice.unpack" in (entry / "cmdline").read_bytes()
-                ):
+                if int(parent) == daemon:
                     found.append(int(entry.name))
+    return found
+
+
+def workers(daemon: int) -> list[int]:
+    """The daemon's unpack workers."""
+    found = []
+    for pid in children(daemon):
+        with contextlib.suppress(OSError):
+            if b"imageservice.unpack" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,26 @@ def remove_all(tag: str) -> None:
         for directory, _, _ in os.walk(f"{hierarchy}{top(tag)}", topdown=False):
             with contextlib.suppress(OSError):
                 Path(directory).rmdir()
+
+
+def remove_group(group: Path) -> None:
+    """Remove a group of a test's own; what is left in it goes to the group above.
+
+    A process that ends just now can neither be moved nor is it gone yet.
+    """
+    deadline_s = time.monotonic() + 60.0
+    while True:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (group.parent / "cgroup.procs").write_text(pid)
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def hierarchies() -> list[Path]:

@@ -17,11 +17,11 @@ def descriptors(pid: int) -> list[Path]:
 
 def children(pid: int) -> list[int]:
     """Process ids of what any of its threads has started."""
-    return [
-        int(word)
-        for thread in Path(f"/proc/{pid}/task").glob("*/children")
-        for word in thread.read_text().split()
-    ]
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def held(pid: int) -> tuple[int, int, int]:

@@ -43,13 +43,11 @@ from tests.kit.faults import PATIENCE_S, Faults
 from tests.kit.judge import InvariantBroken
 from tests.kit.messages import BUSYBOX
 from tests.kit.node_files import config_text, network_document
-from tests.kit.registry import SLOWNESS, bound_to_parent, stop
+from tests.kit.registry import bound_to_parent, stop
 
 __all__ = ["PATIENCE_S", "Node", "NodeFailed", "until"]
 
 _TOP: Final = Path(__file__).parents[2]
-#: How long leftovers may take to go after the answer that promised it.
-_SETTLE_S: Final = 20.0 * SLOWNESS
 #: More threads than this are no pool any more.
 _THREADS_LIMIT: Final = 60
 
@@ -162,8 +160,22 @@ class Node(Calls):
 
     def take_baseline(self) -> None:
         """What there is now is what must be there after each test."""
-        until(lambda: not census.workers(self.pid), "unpack workers have ended")
-        self.baseline = until(lambda: census.settled(self.census()), "no program is asked")
+        self.baseline = self.settled_census()
+
+    def settled_census(self) -> Census:
+        """The census once nothing in it is about to go.
+
+        Beside its first calls the daemon asks programs for their versions, it keeps its unpack
+        workers for a while, and of what was removed a monitor may be there a moment longer.
+        """
+        there = {pod.id for pod in self.pods()} | {c.id for c in self.containers()}
+        gone = self.ids - there
+
+        def settled() -> Census:
+            taken = {} if census.children(self.pid) else self.census()
+            return {} if census.names(taken, gone) else taken
+
+        return until(settled, "no program runs and of what was removed nothing is left")
 
     # The daemon.
 
@@ -216,7 +228,7 @@ class Node(Calls):
         assert self.process is not None
         self.process.wait(PATIENCE_S)
         self.process = None
-        self.disconnect()
+        self.hang_up()
 
     def stop(self) -> int:
         """SIGTERM; the exit status."""
@@ -253,7 +265,7 @@ class Node(Calls):
 
     def assert_clean(self) -> None:
         """Everything is as it was before any pod; what goes by itself is waited for."""
-        deadline_s = time.monotonic() + _SETTLE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         while left := census.difference(self.baseline, self.census()):
             if time.monotonic() >= deadline_s:
                 self.baseline = self.census()  # the next test is not to blame
@@ -263,6 +275,9 @@ class Node(Calls):
                     {kind: len(what["left"]) for kind, what in left.items()},
                 )
             time.sleep(0.05)
+            if "cgroups" in left:
+                # A kubelet tries as long as a process that was killed is still on its way out.
+                self.remove_pod_cgroups()
         if self.process is not None:
             assert census.threads(self.process.pid) <= _THREADS_LIMIT
 

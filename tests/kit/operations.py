@@ -11,6 +11,7 @@ A test that kills the daemon in the middle of a call does not care which call it
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S
 from tests.kit.limits import in_force
 from tests.kit.messages import BUSYBOX, namespaces
-from tests.kit.node import Node
+from tests.kit.node import Node, NodeFailed
 
 #: An image that nothing else in these tests uses; two layers, the lower one is BUSYBOX's.
 SPARE_IMAGE: Final = "registry.k8s.io/k8s-staging-cri-tools/test-image-1:latest"
@@ -365,3 +366,11 @@ def finish(call: Call) -> bool:
     except grpc.RpcError as error:
         return error.code() is not grpc.StatusCode.UNAVAILABLE
     return True
+
+
+def survived(node: Node) -> bool:
+    """Whether the daemon lives, once no order to die is in force: one may have struck very late."""
+    assert node.process is not None
+    with contextlib.suppress(NodeFailed):
+        node.wait_answering()
+    return node.process.poll() is None

@@ -22,7 +22,7 @@ from tests.kit.faults import PATIENCE_S
 from tests.kit.judge import InvariantBroken
 
 #: How long leftovers may take to go.
-_SETTLE_S: Final = 20.0
+_SETTLE_S: Final = PATIENCE_S
 
 
 class Peer(Calls):
@@ -60,7 +60,7 @@ class Peer(Calls):
     def kill(self) -> None:
         """SIGKILL of the daemon."""
         self._runtime.kill()
-        self.disconnect()
+        self.hang_up()
 
     def processes(self) -> dict[int, str]:
         """Processes of this runtime besides its daemon."""

@@ -86,23 +86,41 @@ def write_hosts(certs_d: Path, port: int, hosts: Sequence[str] = MIRRORED_HOSTS)
 @contextlib.contextmanager
 def running_registry(storage: Path, work: Path) -> Iterator[int]:
     """Serve `storage` until the block ends; yields the port."""
-    port = free_port()
     storage.mkdir(parents=True, exist_ok=True)
-    config = work / "registry.yml"
-    write_config(storage, port, config)
-    with (work / "registry.log").open("wb") as log:
-        process = subprocess.Popen(
-            bound_to_parent(["docker-registry", "serve", config]),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process, port = _started(storage, work)
     try:
-        wait_for_registry(port, process, work / "registry.log")
         yield port
     finally:
         stop(process)
+
+
+def _started(storage: Path, work: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A registry that answers, and its port.
+
+    Whoever asks for any port may be given the one that was free a moment ago: then it is another.
+    """
+    config, log = work / "registry.yml", work / "registry.log"
+    attempts = 5
+    while True:
+        port = free_port()
+        write_config(storage, port, config)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                bound_to_parent(["docker-registry", "serve", config]),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            wait_for_registry(port, process, log)
+        except RegistryRefused:
+            stop(process)
+            attempts -= 1
+            if not attempts or "address already in use" not in log.read_text():
+                raise
+        else:
+            return process, port
 
 
 def wait_for_registry(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -110,7 +128,10 @@ def wait_for_registry(port: int, process: subprocess.Popen[bytes], log: Path) ->
     deadline_s = time.monotonic() + START_PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline_s:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-        with contextlib.suppress(OSError), contextlib.closing(connection):
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            contextlib.closing(connection),
+        ):
             connection.request("GET", "/v2/")
             if connection.getresponse().status == http.client.OK:
                 return
