@@ -117,6 +117,7 @@ def test_graces_fall_one_after_the_other(node: Node) -> None:
         stops = [clients.submit(node.stop_container, container, 3600 - n) for n in range(22)]
         assert node.exec(container, "sleep", "0.5")[0] == 0
         assert node.status(container).state == api.CONTAINER_RUNNING
+        node.wait_log("pod", "main", "got TERM")
         node.stop_container(container, 0)
         for stop in stops:
             stop.result()

@@ -7,7 +7,6 @@ a worker that is killed for memory would be a pull that fails for what its image
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import os
@@ -25,7 +24,7 @@ from tests.fakes.registry import FOREVER, Alter
 from tests.fakes.registry_thread import ScriptedRegistry
 from tests.integration import registry_node
 from tests.kit.faults import PATIENCE_S
-from tests.kit.groups import hierarchies
+from tests.kit.groups import hierarchies, remove_group
 from tests.kit.judge import InvariantBroken
 from tests.kit.messages import BUSYBOX
 from tests.kit.node import Node
@@ -76,10 +75,7 @@ def group() -> Iterator[MemoryGroup]:
     try:
         yield made
     finally:
-        for pid in (made.path / "cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):
-                (made.path.parent / "cgroup.procs").write_text(pid)
-        made.path.rmdir()
+        remove_group(made.path)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from protos import api_pb2 as api
+from tests.kit import census
 from tests.kit.calls import until
 from tests.kit.faults import PATIENCE_S, stranger
 from tests.kit.messages import BUSYBOX, namespaces
@@ -40,7 +41,8 @@ def test_story_01_the_name_is_reserved_for_ever(node: Node) -> None:
         with pytest.raises(grpc.RpcError) as late:
             node.runtime.CreateContainer(request, timeout=0.5)
         assert code_of(late) is grpc.StatusCode.DEADLINE_EXCEEDED
-    node.faults.release("conmon", "run")
+    node.faults.wait_reached("conmon", "run")
+    assert node.faults.release("conmon", "run")
     container = node.create(pod, "main", SLEEP)
     assert node.other_containers() == [container]
     assert node.exec(node.start(container), "true")[0] == 0
@@ -132,7 +134,7 @@ def test_story_09_monitors_leak_when_unmounting_is_slow(node: Node) -> None:
                 )
     for container in containers:
         node.remove_container(container)
-    assert not node.processes_doing("conmon")
+    until(lambda: not node.processes_doing("conmon"), "no monitor is left")
 
 
 @pytest.mark.cell("S10")
@@ -196,7 +198,7 @@ def test_story_13_pods_cannot_be_deleted_once_the_network_is_gone(node: Node) ->
 def test_story_15_every_failed_creation_leaves_a_directory(node: Node) -> None:
     """A few dozen of them leave not one file, for each of the ways to fail."""
     pod = node.run_pod("pod")
-    before = node.census()
+    before = node.settled_census()
     for number in range(20):
         for program, verb in (("crun", "create"), ("conmon", "run")):
             node.faults.order(program, verb, "fail-before")
@@ -204,7 +206,7 @@ def test_story_15_every_failed_creation_leaves_a_directory(node: Node) -> None:
                 node.create(pod, f"never-{number}", SLEEP)
         with pytest.raises(grpc.RpcError):
             node.create(pod, f"never-{number}", ["/no/such/program"], image="no/such:image")
-    until(lambda: node.census() == before, "nothing of them is left")
+    until(lambda: not census.difference(before, node.census()), "nothing of them is left")
 
 
 @pytest.mark.cell("LD12")

@@ -6,7 +6,6 @@ namespace, an exit file, a writable layer and a control group, all by one id tha
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import subprocess
@@ -18,8 +17,8 @@ import pytest
 
 from tests.kit import groups, judge
 from tests.kit.calls import until
-from tests.kit.node import Node, NodeFailed
-from tests.kit.operations import Bystander
+from tests.kit.node import Node
+from tests.kit.operations import Bystander, survived
 
 FAILPOINTS = True
 SETTINGS = {"daemon.sweep_interval_s": "0.3"}
@@ -71,15 +70,6 @@ def leavings(node: Node) -> Iterator[str]:
     node.remove_pod_cgroups()
 
 
-def _answers(node: Node) -> bool:
-    assert node.process is not None
-    if node.process.poll() is not None:
-        return False
-    with contextlib.suppress(NodeFailed):
-        node.wait_answering()
-    return node.process.poll() is None
-
-
 @pytest.mark.cell("GC1")
 def test_killed_at_the_steps_of_a_sweep(node: Node, bystander: Bystander) -> None:
     """Everything of nobody goes in the end, and nothing of anybody else's."""
@@ -94,8 +84,8 @@ def test_killed_at_the_steps_of_a_sweep(node: Node, bystander: Bystander) -> Non
                 "it is swept, or the sweep has killed",
             )
         # The order may have struck a step after the last of the sweep.
-        through = _answers(node) and not left(node, nobody)
-        if not through and not _answers(node):
+        through = survived(node) and not left(node, nobody)
+        if not through and not survived(node):
             node.forget_process()
             killed += 1
             node.start_daemon()
@@ -122,7 +112,7 @@ def test_killed_five_times_in_one_sweep(node: Node, bystander: Bystander) -> Non
                 process = node.process
                 assert process is not None
                 until(lambda: process.poll() is not None or not left(node, nobody))  # noqa: B023
-            if process.poll() is None and _answers(node):
+            if survived(node):
                 break
             node.forget_process()
         if node.process is None:

@@ -83,7 +83,8 @@ def test_mounts_are_copied_into_another_namespace(node: Node) -> None:
     pod = node.run_pod("pod")
     container = node.run(pod, "main", SLEEP)
     with stranger("unshare", "--mount", "--propagation", "private", "sleep", "1000") as keeper:
-        until(lambda: b"sleep" in Path(f"/proc/{keeper.pid}/cmdline").read_bytes(), "it is there")
+        command = Path(f"/proc/{keeper.pid}/cmdline")
+        until(lambda: command.read_bytes().startswith(b"sleep"), "it has a namespace of its own")
         assert container in Path(f"/proc/{keeper.pid}/mountinfo").read_text()
         node.remove_container(container)
         node.stop_pod(pod)

@@ -20,6 +20,7 @@ import pytest
 from protos import api_pb2 as api
 from sandbox.statefile import migrations
 from tests.kit.calls import until
+from tests.kit.census import copy_database
 from tests.kit.messages import BUSYBOX
 from tests.kit.node import Node, NodeFailed
 
@@ -67,9 +68,7 @@ def schema_of(node: Node) -> tuple[int, bool]:
     """(number of the schema, whether what the second migration makes is there)."""
     # A copy, with the log: to look must not change anything.
     copy = node.work / "look.db"
-    for suffix in ("", "-wal"):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(f"{node.state_root}/state.db{suffix}", f"{copy}{suffix}")
+    copy_database(node.state_root / "state.db", copy)
     with contextlib.closing(sqlite3.connect(copy)) as database:
         [(version,)] = database.execute("PRAGMA user_version").fetchall()
         tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
