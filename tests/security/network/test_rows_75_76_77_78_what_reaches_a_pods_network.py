@@ -144,6 +144,15 @@ def ask(node: Node, pod: str, protocol: str, address: str, port: int) -> str:
     return done.stdout.strip()
 
 
+def answered(node: Node, pod: str, protocol: str, address: str, port: int) -> str:
+    """The first answer that comes; somebody must answer.
+
+    Not always the first time: whoever had this address before has left his hardware address in
+    others' tables, and a datagram is not sent twice.
+    """
+    return until(lambda: ask(node, pod, protocol, address, port), f"{address}:{port} answers")
+
+
 def published(port: int, host_ip: str = "", *protocols: str) -> list[api.PortMapping]:
     return [
         api.PortMapping(
@@ -178,13 +187,7 @@ def test_a_host_port_is_on_its_address_and_of_its_protocol(
     client = node.run_pod("client", handler=handler)
     with serving(node, **pods):
         for asker in (client, ""):
-            answers = {
-                (protocol, address, number): ask(node, asker, protocol, address, number)
-                for protocol in ("tcp", "udp")
-                for address in (gateway, SECOND)
-                for number in (port, anywhere)
-            }
-            assert answers == {
+            expected = {
                 ("tcp", gateway, port): "one",
                 ("udp", gateway, port): "one",
                 ("tcp", SECOND, port): "other",
@@ -194,11 +197,19 @@ def test_a_host_port_is_on_its_address_and_of_its_protocol(
                 ("tcp", SECOND, anywhere): "wild",
                 ("udp", SECOND, anywhere): "wild",
             }
+            # First who is to answer: what nobody answers then is not for want of a way.
+            for (protocol, address, number), who in sorted(expected.items(), key=_silent_last):
+                asking = answered if who else ask
+                assert asking(node, asker, protocol, address, number) == who
         # What only passes through is somebody else's, whatever its port.
         own = node.pod_status(client).network.ip
         for protocol in ("tcp", "udp"):
             for address in (BEYOND, own):
                 assert ask(node, client, protocol, address, anywhere) == ""
+
+
+def _silent_last(item: tuple[object, str]) -> bool:
+    return not item[1]
 
 
 def test_a_host_port_that_is_taken_stays_with_its_first_pod(
@@ -214,12 +225,12 @@ def test_a_host_port_that_is_taken_stays_with_its_first_pod(
             assert code is grpc.StatusCode.FAILED_PRECONDITION
     with serving(node, first=first):
         for protocol in ("tcp", "udp"):
-            assert ask(node, client, protocol, gateway, port) == "first"
+            assert answered(node, client, protocol, gateway, port) == "first"
     node.stop_pod(first)
     second = node.run_pod("second", handler=handler, ports=published(port))
     with serving(node, second=second):
         for protocol in ("tcp", "udp"):
-            assert ask(node, client, protocol, gateway, port) == "second"
+            assert answered(node, client, protocol, gateway, port) == "second"
     node.stop_pod(second)
     assert not any(str(port) in rule for rule in node.census()["packet rules"])
 
@@ -236,7 +247,7 @@ def test_rules_of_host_ports_come_after_those_that_were_there(
         pod = node.run_pod("pod", handler=handler, ports=published(port))
         client = node.run_pod("client", handler=handler)
         with serving(node, pod=pod):
-            assert ask(node, client, "tcp", gateway, port) == "pod"
+            assert answered(node, client, "tcp", gateway, port) == "pod"
             assert ask(node, client, "tcp", SECOND, port) == ""
     finally:
         node.host("iptables", "-t", "nat", "-D", *chain)

@@ -36,7 +36,7 @@ def test_only_the_three_streams_are_open(node: Node, handler: str) -> None:
     container = node.run(pod, "main", SLEEP)
     terminal = node.run(pod, "terminal", SLEEP, tty=True)
     for each in (container, terminal):
-        assert _descriptors(node.container_pid(each)) == {"0", "1", "2"}
+        assert _descriptors(node.program_pid(each)) == {"0", "1", "2"}
     request = api.ExecSyncRequest(container_id=container, cmd=["sleep", "1002"])
     call = node.runtime.ExecSync.future(request, timeout=PATIENCE_S)
 

@@ -50,7 +50,7 @@ def test_inheritable_and_ambient_are_empty(
     container = run_with(node, pod, "main", SLEEP, change, user=user)
     outside = of_container(node, container)
     _, inside, _ = node.exec(container, "cat", "/proc/self/status")
-    for status in (outside, inside, of_process(node.pod_pid(pod))):
+    for status in (outside, inside, of_process(node.pause_program_pid(pod))):
         sets = capability_sets(status)
         assert sets["CapInh"] == sets["CapAmb"] == NONE
     # Who is not root and has nothing ambient has nothing at all after execve(2).

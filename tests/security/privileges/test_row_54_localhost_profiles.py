@@ -260,4 +260,4 @@ def test_a_pods_profile_holds_its_pause_process(
     reference = str(here) if kind == "Localhost" else ""
     config.linux.security_context.seccomp.CopyFrom(profile(kind, reference))
     pod = node.run_config(config, handler=handler)
-    assert status_field(of_process(node.pod_pid(pod)), "Seccomp") == mode
+    assert status_field(of_process(node.pause_program_pid(pod)), "Seccomp") == mode

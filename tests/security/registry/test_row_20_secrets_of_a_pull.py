@@ -15,6 +15,7 @@ import grpc
 from protos import api_pb2 as api
 from tests.kit.messages import BUSYBOX
 from tests.kit.node import Node
+from tests.kit.walks import content_of, files_below
 
 
 def test_a_pull_leaves_its_secret_nowhere(node: Node) -> None:
@@ -51,7 +52,6 @@ def test_a_pull_leaves_its_secret_nowhere(node: Node) -> None:
         for answer in told:
             assert words not in answer
         assert words not in node.log.read_text(errors="replace")
-        for root in (node.state_root, node.run_root):
-            for path in root.rglob("*"):
-                if path.is_file() and path.stat().st_size < 64 << 20:
-                    assert words.encode() not in path.read_bytes(), path
+        for path, about in files_below(node.state_root, node.run_root):
+            if about.st_size < 64 << 20:
+                assert words.encode() not in content_of(path), path

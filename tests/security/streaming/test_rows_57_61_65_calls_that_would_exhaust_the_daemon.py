@@ -31,8 +31,10 @@ from hypothesis import strategies as st
 
 from protos import api_pb2 as api
 from sandbox.settings import SandboxSettings
+from tests.kit import census
 from tests.kit.calls import until
 from tests.kit.node import PATIENCE_S, Node
+from tests.kit.walks import files_below
 from tests.unit.cri.messages import TEXTS, messages
 
 MIB = 1 << 20
@@ -72,12 +74,8 @@ def memory(pid: int, name: str) -> int:
 
 def disk_bytes(node: Node) -> int:
     """What lies in the daemon's directories."""
-    return sum(
-        path.lstat().st_size
-        for root in (node.run_root, node.state_root / "containers")
-        for path in root.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    )
+    roots = (node.run_root, node.state_root / "containers")
+    return sum(about.st_size for _, about in files_below(*roots))
 
 
 # Row 57.
@@ -172,7 +170,7 @@ FLOODS = {
 
 @pytest.mark.cell("MF11")
 def test_floods_of_frames_on_the_socket(node: Node) -> None:
-    threads = len(list(Path(f"/proc/{node.pid}/task").iterdir()))
+    threads = census.threads(node.pid)
     Path(f"/proc/{node.pid}/clear_refs").write_text("5")
     before = memory(node.pid, "VmRSS")
     for kind, frame in FLOODS.items():
@@ -197,7 +195,7 @@ def test_floods_of_frames_on_the_socket(node: Node) -> None:
                 link.sendall(noise)
             answers(node)
     assert memory(node.pid, "VmHWM") - before < GROWTH_LIMIT_BYTES
-    assert len(list(Path(f"/proc/{node.pid}/task").iterdir())) <= threads + 8
+    until(lambda: census.threads(node.pid) <= threads + 8, "threads are as before")
 
 
 @pytest.mark.cell("MF11")
@@ -213,7 +211,7 @@ def test_floods_of_connections_on_the_streaming_port(node: Node) -> None:
     )
     links = []
     for number in range(600):
-        link = socket.create_connection(address, timeout=10)
+        link = socket.create_connection(address, timeout=PATIENCE_S)
         links.append(link)
         with contextlib.suppress(OSError):
             link.sendall(lines[number % len(lines)] + dice.randbytes(dice.randrange(50)))

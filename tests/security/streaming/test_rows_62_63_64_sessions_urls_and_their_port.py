@@ -31,9 +31,11 @@ def exchange(url: str, request: bytes) -> bytes:
     with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as link:
         link.sendall(request)
         link.shutdown(socket.SHUT_WR)
+        answer = bytearray()
         with contextlib.suppress(ConnectionResetError):
-            return b"".join(iter(lambda: link.recv(65_536), b""))
-        return b""
+            while piece := link.recv(65_536):
+                answer += piece
+        return bytes(answer)
 
 
 def upgrade(path: str, *, method: str = "POST", version: str = "HTTP/1.1", more: str = "") -> bytes:

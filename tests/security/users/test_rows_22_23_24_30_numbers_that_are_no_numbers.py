@@ -21,6 +21,7 @@ import pytest
 
 from protos import api_pb2 as api
 from tests.kit.node import Node
+from tests.kit.rights import of_container
 from tests.kit.tars import Tar
 from tests.security.conftest import Hostile
 
@@ -143,7 +144,7 @@ def test_who_it_is_in_the_container_and_in_every_command(
     told = node.status(container).user.linux
     assert (told.uid, told.gid) == (uid, gid)
     assert set(told.supplemental_groups) == set(groups)
-    lines = _status_of(node.container_pid(container))
+    lines = _parsed(of_container(node, container))
     assert set(lines["Uid"]) == {uid}
     assert set(lines["Gid"]) == {gid}
     assert set(lines["Groups"]) == set(groups)
@@ -180,10 +181,6 @@ def test_group_named_like_a_number_of_the_container_is_refused(
 def test_status_announces_groups_policy(node: Node) -> None:
     features = node.runtime.Status(api.StatusRequest(), timeout=60).features
     assert features.supplemental_groups_policy
-
-
-def _status_of(pid: int) -> dict[str, list[int]]:
-    return _parsed(Path(f"/proc/{pid}/status").read_text())
 
 
 def _parsed(text: str) -> dict[str, list[int]]:
