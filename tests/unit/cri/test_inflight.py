@@ -106,7 +106,7 @@ async def test_closing_waits_for_work_and_calls_off_what_is_too_slow():
             loop.create_task(inflight.join(work.__name__, work)) for work in (quick, endless)
         ]
         await asyncio.sleep(0)
-        await inflight.close(0.01)
+        await inflight.close(0.5)
         assert steps == ["quick done", "endless undone"]
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
     assert outcomes[0] is None

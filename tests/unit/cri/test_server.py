@@ -237,8 +237,12 @@ async def test_a_client_that_gives_up_is_counted_and_others_go_on(daemon):
     daemon.pods.gate = asyncio.Event()
     async with daemon.serving() as channel:
         request = pb.StopPodSandboxRequest(pod_sandbox_id="abc")
-        code, _ = await failure(channel, "StopPodSandbox", request, timeout=0.2)
-        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        # As long as it takes a busy machine to bring the call to the server at all.
+        for patience_s in (0.2, 1.0, 5.0, 25.0):
+            code, _ = await failure(channel, "StopPodSandbox", request, timeout=patience_s)
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+            if daemon.pods.calls:
+                break
         pending = channel.unary_unary(RUNTIME + "StopPodSandbox")(request.SerializeToString())
         await until(lambda: len(daemon.pods.calls) == 2)
         pending.cancel()

@@ -100,11 +100,14 @@ async def test_a_slow_transfer_goes_on_in_ranges_that_come_in_order():
         assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(spans))
 
 
-async def test_one_request_where_that_is_fast_enough_or_all_that_is_allowed():
-    async with download() as one:
-        await one.run()
-        assert bytes(one.sink.data) == BLOB
-        assert one.ranges == [""]
+async def test_one_request_where_that_is_fast_enough_or_all_that_is_allowed(monkeypatch):
+    with monkeypatch.context() as patched:
+        # How fast this machine is does not matter here: what it brings is enough.
+        patched.setattr(pieces, "FAST_BYTES_PER_S", 1)
+        async with download() as one:
+            await one.run(SLOW)
+            assert bytes(one.sink.data) == BLOB
+            assert one.ranges == [""]
     async with download(max_connections_per_layer=1) as one:
         await one.run(SLOW)
         assert bytes(one.sink.data) == BLOB

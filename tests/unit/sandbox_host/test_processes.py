@@ -128,9 +128,12 @@ async def test_time_over_kills_the_whole_group(runner, tmp_path):
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with pytest.raises(DeadlineExceeded, match="sh did not end within"):
-            await runner.run(["sh", "-c", script], timeout_s=0.2)
-        pids = [int(pid) for pid in os.read(reader, 100).split()]
+        # As often as it takes a busy machine to let the script come to its second word in time.
+        for timeout_s in (0.2, 1.0, 5.0, 25.0):
+            with pytest.raises(DeadlineExceeded, match="sh did not end within"):
+                await runner.run(["sh", "-c", script], timeout_s=timeout_s)
+            if pids := [int(pid) for pid in os.read(reader, 100).split()]:
+                break
     finally:
         os.close(reader)
     assert len(pids) == 2
@@ -247,7 +250,7 @@ async def test_many_at_once_leave_no_zombie_and_no_descriptor(runner):
         tasks = [group.create_task(runner.run(["sh", "-c", f"exit {n}"])) for n in range(50)]
     assert [task.result().exit_status for task in tasks] == list(range(50))
     assert descriptors() == before
-    await until(lambda: children(os.getpid()) == others)
+    await until(lambda: set(children(os.getpid())) <= set(others))
 
 
 async def test_spawned_programs_run_on_and_are_reaped_without_anybody_waiting(runner):

@@ -194,7 +194,7 @@ async def test_the_connection_goes_with_the_last_one(bundle, conmon):
 async def test_one_that_does_not_read_is_put_out_and_the_others_lose_nothing(
     bundle, conmon, monkeypatch
 ):
-    monkeypatch.setattr(hub_module, "STALL_S", 0.05)
+    monkeypatch.setattr(hub_module, "STALL_S", 0.5)
     async with hubs_running() as hubs:
         stuck = await hubs.attach(bundle, stdin_once=False, stdout=True)
         good = await hubs.attach(bundle, stdin_once=False, stdout=True)
