@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cri.usage import ContainerUsage, PodScrape, PodUsage
-    from metrics.cgroup_stats import MemoryUsage, PressureUsage
+    from metrics.cgroup_stats import MemoryUsage
     from metrics.descriptors import Measured
     from metrics.disk_usage import LayerUsage
+    from metrics.followed import Sample
     from metrics.network_stats import InterfaceUsage, NetworkUsage
-    from metrics.sampler import Sample
+    from metrics.pressure import PressureUsage
     from sandbox.host.cgroup_text import Pressure
     from sandbox.model import Container, PodSandbox
 

@@ -20,8 +20,9 @@ import msgspec
 from cri.usage import ContainerUsage, PodScrape, PodUsage
 from metrics.descriptors import Filesystem, Limits, Measured
 from metrics.disk_usage import LayerMeter
+from metrics.followed import Target
 from metrics.network_stats import NetworkPlace
-from metrics.sampler import Sampler, Target
+from metrics.sampler import Sampler
 from metrics.sums import add_up
 from sandbox.cgroups import limited_path, real_path
 from sandbox.host.errors import PodwrightError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from metrics.disk_usage import LayerUsage
-    from metrics.sampler import Sample
+    from metrics.followed import Sample
     from metrics.settings import SamplerSettings
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
@@ -76,6 +77,8 @@ class Stats:
         self._device: str | None = None
         #: Control groups above pods' containers, each of the pod as it was then.
         self._parents: dict[str, tuple[PodSandbox, str]] = {}
+        #: Targets of containers as they were then, by whether their processes are counted.
+        self._known: dict[tuple[str, bool], tuple[Container, Target]] = {}
 
     async def run(self) -> None:
         """Measure in the background, until cancelled or closed."""
@@ -95,6 +98,8 @@ class Stats:
         self._layers.keep(set(self._store.containers))
         for gone in self._parents.keys() - self._store.pods.keys():
             del self._parents[gone]
+        for key in [key for key in self._known if key[0] not in self._store.containers]:
+            del self._known[key]
         return [
             *(self._target(c) for c in self._store.containers.values() if _alive(c)),
             *self._pod_targets(p for p in self._store.pods.values() if _ready(p)),
@@ -182,12 +187,21 @@ class Stats:
         return known[1]
 
     def _target(self, container: Container, *, members: bool = True) -> Target:
-        return Target(
+        known = self._known.get((container.id, members))
+        if known is not None and known[0] is container:
+            return known[1]
+        cgroup = limited_path(self._cgroups.layout, container.cgroup_path)
+        target = Target(
             id=container.id,
-            cgroup=limited_path(self._cgroups.layout, container.cgroup_path),
+            cgroup=cgroup,
             first_pid=container.init.pid if container.init is not None else 0,
             members=members,
+            pod=container.pod_id,
         )
+        # With systemd the group with the limits may appear later than the container.
+        if self._cgroups.layout.version == 1 or cgroup == container.cgroup_path:
+            self._known[container.id, members] = (container, target)
+        return target
 
     def _pod_targets(self, pods: Iterable[PodSandbox]) -> list[Target]:
         """A pod whose parent is not its own is sampled for its network only: cgroup is empty."""

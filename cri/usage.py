@@ -9,7 +9,7 @@ import msgspec
 if TYPE_CHECKING:
     from metrics.descriptors import Measured
     from metrics.disk_usage import LayerUsage
-    from metrics.sampler import Sample
+    from metrics.followed import Sample
     from sandbox.model import Container, PodSandbox
 
 

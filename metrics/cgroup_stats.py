@@ -13,36 +13,35 @@ opened. Units are in the names; what the versions count differently is brought t
 | io           | blkio.throttle.*_recursive, bytes and counts | io.stat                          |
 | pressure     | of the cgroup2 tree beside (hybrid), if any  | its own files                    |
 
-Every look reads every file. What the kernel then says in the same words as at the look before is
-not made into values again: most containers of a node do nothing most of the time, and a look at
-one of those takes two thirds of what it took.
+What the kernel says in the same words as at the look before is not made into values again: most
+containers of a node do nothing most of the time, and a look at one of those takes two thirds of
+what it took. Files that cannot have changed are not read: those of pressure where nobody above has
+waited (`pressure`), and the number of tasks of a group that has not run, since who forks or ends
+runs. A file that nobody has read for a second costs the kernel ten times one that was just read.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from metrics import pressure
 from metrics.cgroup_grammar import Keyed, limit, number, unlimited
-from sandbox.host.cgroup_text import Pressure, psi
+from metrics.pressure import Look, PressureReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from metrics.cgroup_grammar import FilesReader
+    from metrics.pressure import PressureUsage
 
 _USEC_NS: Final = 1_000
 
-_PRESSURES: Final = tuple(("unified", f"{name}.pressure") for name in ("cpu", "memory", "io"))
-_TASKS: Final = ("pids", "pids.current")
-#: Time, then memory, then pressure.
+_TASKS: Final = (("pids", "pids.current"),)
+#: Time, then memory.
 _USAGE_V1: Final = (
     ("cpuacct", "cpuacct.usage"),
     ("memory", "memory.usage_in_bytes"),
     ("memory", "memory.stat"),
-    *_PRESSURES,
 )
 _LIMITS_V1: Final = (("memory", "memory.limit_in_bytes"), ("memory", "memory.memsw.limit_in_bytes"))
 _USAGE_V2: Final = (
@@ -52,11 +51,10 @@ _USAGE_V2: Final = (
     ("memory", "memory.max"),
     ("memory", "memory.swap.current"),
     ("memory", "memory.swap.max"),
-    *_PRESSURES,
 )
-_USAGE_V1_AND_TASKS: Final = (_TASKS, *_USAGE_V1)
-_USAGE_V2_AND_TASKS: Final = (_TASKS, *_USAGE_V2)
-_PRESSURES_AT: Final = -len(_PRESSURES)
+#: With what is due of pressure, by its bits: all of a look in one reading.
+_LOOKS_V1: Final = tuple(_USAGE_V1 + files for files in pressure.FILES)
+_LOOKS_V2: Final = tuple(_USAGE_V2 + files for files in pressure.FILES)
 
 _cpu_v2: Final = Keyed("usage_usec")
 _limit_v1: Final = Keyed("hierarchical_memory_limit")
@@ -102,14 +100,6 @@ class MemoryUsage(msgspec.Struct, frozen=True, gc=False):
         return max(0, self.swap_limit_bytes - self.swap_usage_bytes)
 
 
-class PressureUsage(msgspec.Struct, frozen=True, gc=False):
-    """Stalls by resource, each by kind ("some", "full"); empty where the kernel does not tell."""
-
-    cpu: Mapping[str, Pressure]
-    memory: Mapping[str, Pressure]
-    io: Mapping[str, Pressure]
-
-
 class CgroupStats(msgspec.Struct, frozen=True, gc=False):
     """What stats answers need of one group; `cpu_usage_ns` since it was made.
 
@@ -130,12 +120,15 @@ class UsageReader:
     """Reads the usage of one group again and again."""
 
     __slots__ = (
+        "_counted_ns",
         "_memory",
         "_memory_texts",
-        "_pressure",
-        "_pressure_texts",
+        "_most_ns",
         "_read",
+        "_tasks",
+        "_unlimited",
         "_version",
+        "pressure",
         "shared",
     )
 
@@ -145,26 +138,34 @@ class UsageReader:
         self._read = read
         self._memory_texts: list[bytes | None] = []
         self._memory: MemoryUsage | None = None
-        self._pressure_texts: list[bytes | None] = []
-        self._pressure: PressureUsage | None = None
+        self._unlimited = False
+        self._most_ns = 0
+        #: When tasks were counted.
+        self._counted_ns: int | None = None
+        self._tasks: int | None = None
+        self.pressure = PressureReader(read)
         #: What the detail needs as well of the last look: memory.stat, and cpu.stat of version 2.
         self.shared: list[bytes | None] = []
 
-    def read(self, *, tasks: bool = True) -> CgroupStats:
+    def read(
+        self, *, tasks: bool = True, look: Look | None = None, above: PressureReader | None = None
+    ) -> CgroupStats:
         """Usage; parts whose files are missing are None. Files that make no sense count 0.
 
         Args:
             tasks: whether they are counted. The kernel takes about as long for each file of a
                 group that nobody has read for a second, so none is read that nobody needs.
+            look: the round that this is part of; None for one of its own.
+            above: the pressure of a group above this one, of the same round.
         """
+        look = Look(0) if look is None else look
         one = self._version == 1
-        if tasks:
-            count, cpu, *memory = self._read(_USAGE_V1_AND_TASKS if one else _USAGE_V2_AND_TASKS)
-        else:
-            count = None
-            cpu, *memory = self._read(_USAGE_V1 if one else _USAGE_V2)
-        pressure = memory[_PRESSURES_AT:]
-        del memory[_PRESSURES_AT:]
+        due = self.pressure.due(look, above)
+        names = (_LOOKS_V1 if one else _LOOKS_V2)[due]
+        cpu, *memory = self._read(names)
+        usual = len(names) - 1 - len(pressure.FILES[due])
+        waited = memory[usual:]
+        del memory[usual:]
         if one:
             usage_ns = number(cpu)
             self.shared = memory[1:2]
@@ -176,15 +177,29 @@ class UsageReader:
         if memory != self._memory_texts:
             self._memory = _of_v1(memory) if one else _of_v2(memory)
             self._memory_texts = memory
-        if pressure != self._pressure_texts:
-            self._pressure = _pressure_usage(pressure)
-            self._pressure_texts = pressure
-        return CgroupStats(usage_ns, self._memory, number(count), self._pressure)
+        if due:
+            self.pressure.take(look, due, waited)
+        if usage_ns is None or usage_ns < self._most_ns:  # perhaps the group was made anew
+            self.pressure.forget()
+            self.pressure.look(look)
+        self._most_ns = usage_ns or 0
+        count = self._count(usage_ns) if tasks else None
+        return CgroupStats(usage_ns, self._memory, count, self.pressure.value)
+
+    def _count(self, usage_ns: int | None) -> int | None:
+        """How many tasks there are; of a group that has not run since, as many as there were."""
+        if usage_ns is None or usage_ns != self._counted_ns:
+            [text] = self._read(_TASKS)
+            self._tasks, self._counted_ns = number(text), usage_ns
+        return self._tasks
 
     def _limits_v1(self, stat: bytes | None) -> list[bytes | None]:
         """The texts of the group's own limits; none where no group above has one, nor itself."""
-        [least] = _limit_v1(stat)
-        return [None, None] if unlimited(least) else self._read(_LIMITS_V1)
+        was = self._memory_texts
+        if not was or was[1] != stat:
+            [least] = _limit_v1(stat)
+            self._unlimited = unlimited(least)
+        return [None, None] if self._unlimited else self._read(_LIMITS_V1)
 
 
 def read_stats(version: int, read: FilesReader) -> CgroupStats:
@@ -232,15 +247,3 @@ def _of_v2(texts: list[bytes | None]) -> MemoryUsage | None:
         swap_usage_bytes=number(swap_text) or 0,
         swap_limit_bytes=limit(swap_limit_text),
     )
-
-
-def _pressure_usage(texts: list[bytes | None]) -> PressureUsage | None:
-    if all(text is None for text in texts):
-        return None
-    return PressureUsage(*(_psi(text or b"") for text in texts))
-
-
-@lru_cache(maxsize=256)
-def _psi(text: bytes) -> Mapping[str, Pressure]:
-    """One value for all groups that never waited: a thousand groups have three each."""
-    return psi(text.decode())

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from metrics.cgroup_detail import CpuDetail, DeviceIo, MemoryDetail
-    from metrics.cgroup_stats import MemoryUsage, PressureUsage
+    from metrics.cgroup_stats import MemoryUsage
     from metrics.disk_usage import LayerUsage
+    from metrics.followed import Sample
     from metrics.network_stats import InterfaceUsage
-    from metrics.sampler import Sample
+    from metrics.pressure import PressureUsage
     from sandbox.host.cgroup_text import Pressure
 
 #: Labels of every metric, in the order of their values; `id` is the cgroup, `name` the CRI id.

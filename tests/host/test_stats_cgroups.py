@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from metrics.cgroup_files import CgroupFiles, DescriptorBudget
-from metrics.sampler import Sampler, Target
+from metrics.followed import Target
+from metrics.sampler import Sampler
 from metrics.settings import SamplerSettings
 from sandbox import limits
 from sandbox.host.cgroupfs import CgroupLayout

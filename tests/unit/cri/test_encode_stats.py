@@ -8,9 +8,9 @@ from cri import encode_stats
 from cri.convert_stats import metric_descriptors
 from cri.encode_stats import UsageEncoder
 from cri.usage import ContainerUsage, PodScrape, PodUsage
-from metrics.cgroup_stats import PressureUsage
 from metrics.descriptors import CONTAINER_FAMILIES, POD_FAMILIES
 from metrics.disk_usage import LayerUsage
+from metrics.pressure import PressureUsage
 from protos import api_pb2 as pb
 from sandbox.host.cgroup_text import Pressure
 from tests.unit.cri.usages import CONTAINER, MEMORY, NETWORK, POD, measured, sample

@@ -1,11 +1,12 @@
 """Samples as the sampler would give them, for tests of what is made of them."""
 
 from metrics.cgroup_detail import CgroupDetail, CpuDetail, HugetlbUsage, MemoryDetail
-from metrics.cgroup_stats import CgroupStats, MemoryUsage, PressureUsage
+from metrics.cgroup_stats import CgroupStats, MemoryUsage
 from metrics.descriptors import Limits, Measured
+from metrics.followed import Detail, Sample
 from metrics.network_stats import InterfaceUsage, NetworkUsage
+from metrics.pressure import PressureUsage
 from metrics.process_stats import ProcessStats
-from metrics.sampler import Detail, Sample
 from sandbox.host.cgroup_text import Pressure
 from sandbox.model import Container, ContainerConfig, PodConfig, PodMetadata, PodSandbox
 from sandbox.states import ContainerState, PodState

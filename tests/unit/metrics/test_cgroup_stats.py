@@ -154,13 +154,19 @@ def test_names_of_huge_pages():
 
 @pytest.mark.parametrize(("version", "files"), [(1, V1), (2, V2)])
 def test_a_look_tells_the_present_whatever_has_changed(version, files):
-    """Values are kept only for texts that are the same: change each file in turn and in between."""
+    """Values are kept only for texts that are the same: change each file in turn and in between.
+
+    Tasks come and go only in a group that runs.
+    """
     now = dict(files)
+    time = ("cpuacct", "cpuacct.usage") if version == 1 else ("cpu", "cpu.stat")
     usage = UsageReader(version, lambda names: [now.get(name) for name in names])
     detail = DetailReader(version, lambda names: [now.get(name) for name in names], ["2MB"])
     for name in files:
         for text in (files[name].replace(b"1", b"2").replace(b"7", b"8"), None, files[name]):
             now[name] = text
+            if name == ("pids", "pids.current"):
+                now[time] = now[time].replace(b"77", b"777")
             fresh = reader(dict(now))
             assert usage.read() == read_stats(version, fresh)
             assert detail.read(usage.shared) == read_detail(version, fresh, ["2MB"])

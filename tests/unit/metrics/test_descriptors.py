@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from metrics.cgroup_detail import CgroupDetail, CpuDetail, DeviceIo, HugetlbUsage, MemoryDetail
-from metrics.cgroup_stats import CgroupStats, MemoryUsage, PressureUsage
+from metrics.cgroup_stats import CgroupStats, MemoryUsage
 from metrics.descriptors import (
     CONTAINER_FAMILIES,
     POD_FAMILIES,
@@ -15,9 +15,10 @@ from metrics.descriptors import (
     Measured,
 )
 from metrics.disk_usage import LayerUsage
+from metrics.followed import Detail, Sample
 from metrics.network_stats import InterfaceUsage
+from metrics.pressure import PressureUsage
 from metrics.process_stats import ProcessStats
-from metrics.sampler import Detail, Sample
 from sandbox.host.cgroup_text import Pressure
 
 #: From cri-tools, pkg/validate/pod.go: what critest wants to see described.

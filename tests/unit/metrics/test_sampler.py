@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from metrics.followed import Target
 from metrics.network_stats import NetworkPlace
-from metrics.sampler import Sampler, Target
+from metrics.sampler import Sampler
 from metrics.settings import SamplerSettings
 from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import Unavailable
