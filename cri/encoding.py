@@ -28,6 +28,9 @@ _WIRE_TYPES: Final = {
     FieldDescriptor.TYPE_STRING: _LENGTH,
     FieldDescriptor.TYPE_MESSAGE: _LENGTH,
 }
+#: Bits of four bytes, which change in a quarter of a second, and what says that more bytes follow.
+_STAMP_BITS: Final = 28
+_CONTINUED: Final = 0x80808080
 _DOUBLE: Final = struct.Struct("<d")
 
 
@@ -51,6 +54,29 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+def stamp(number: int) -> bytes:
+    """The same of a time (ns): of those of one moment only the low bits differ.
+
+    Raises:
+        ValueError: as `varint`.
+    """
+    if not 0 < number >> _STAMP_BITS < 1 << 64 - _STAMP_BITS:
+        return varint(number)
+    low = (
+        _CONTINUED
+        | number & 0x7F
+        | (number & 0x3F80) << 1
+        | (number & 0x1F_C000) << 2
+        | (number & 0xFE0_0000) << 3
+    )
+    return low.to_bytes(4, "little") + _high(number >> _STAMP_BITS)
+
+
+@lru_cache(maxsize=64)
+def _high(number: int) -> bytes:
+    return varint(number)
+
+
 class Field:
     """A field of a message of the contract."""
 
@@ -72,6 +98,10 @@ class Field:
     def double(self, value: float) -> bytes:
         """Of a double."""
         return self._tag + _DOUBLE.pack(value) if value else b""
+
+    def head(self, size: int) -> bytes:
+        """What stands before a message of `size` bytes."""
+        return self._tag + varint(size)
 
     def message(self, body: bytes) -> bytes:
         """Of a message whose serialised form is `body`; also one entry of several."""

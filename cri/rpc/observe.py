@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cri import validate
 from cri.convert_stats import event_message, metric_descriptors
-from cri.encode_stats import UsageEncoder, pod_metrics
+from cri.encode_metrics import pod_metrics
+from cri.encode_stats import UsageEncoder
 from cri.rpc.lists import chunks, entry_of, has_labels, id_prefix
 from protos import api_pb2 as pb
 from sandbox.errors import PodNotReady
@@ -123,13 +124,14 @@ class ObserveCalls:
     async def _container_entries(self, wanted: pb.ContainerStatsFilter) -> list[bytes]:
         prefix = id_prefix(wanted.id, "filter.id")
         pod_prefix = id_prefix(wanted.pod_sandbox_id, "filter.pod_sandbox_id")
+        labels = wanted.label_selector
         chosen: list[Container] = [
             container
             for container in self._containers.list()
             if container.state in _WITH_PROCESSES
             and container.id.startswith(prefix)
             and container.pod_id.startswith(pod_prefix)
-            and has_labels(container.config.labels, wanted.label_selector)
+            and (not labels or has_labels(container.config.labels, labels))
         ]
         usages = await self._usages.containers(chosen)
         return await self._entries(

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from cri import encode_stats
+from cri import encode_metrics
 from cri.convert_stats import metric_descriptors
 from cri.encode_stats import UsageEncoder
 from cri.usage import ContainerUsage, PodScrape, PodUsage
@@ -33,7 +33,7 @@ def pod_stats(usage):
 
 
 def pod_metrics(scrape):
-    return parsed(pb.PodSandboxMetrics, encode_stats.pod_metrics(scrape))
+    return parsed(pb.PodSandboxMetrics, encode_metrics.pod_metrics(scrape))
 
 
 TAKEN = 5_000_000_123
@@ -247,6 +247,7 @@ def test_bytes_that_are_kept_are_those_of_the_present():
     encoder = UsageEncoder()
     other = msgspec.structs.replace(CONTAINER, image_name="registry/web:2")
     young = msgspec.structs.replace(sample(rate=1), taken_at_ns=TAKEN + 1)
+    later = msgspec.structs.replace(young, taken_at_ns=1_700_000_000_000_000_000)
     quiet, waits = sample(pressure=False), sample()
     memory = msgspec.structs.replace(MEMORY, rss_bytes=41)
     grown = msgspec.structs.replace(
@@ -254,9 +255,10 @@ def test_bytes_that_are_kept_are_those_of_the_present():
     )
     bare = msgspec.structs.replace(waits, stats=msgspec.structs.replace(waits.stats, memory=None))
     for container in (CONTAINER, other):
-        for look in (waits, quiet, waits, young, grown, waits, bare, None, waits):
+        for look in (waits, quiet, waits, young, later, grown, waits, bare, None, waits):
             for layer in (LAYER, None):
                 usage = ContainerUsage(container, look, layer, "/layers")
+                container_stats(usage)
                 assert encoder.container(usage) == UsageEncoder().container(usage)
                 pod = PodUsage(POD, look, (usage,))
                 assert encoder.pod(pod) == UsageEncoder().pod(pod)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cri.encoding import Field, uint64_value, varint
+from cri.encoding import Field, stamp, uint64_value, varint
 from protos import api_pb2 as pb
 
 NUMBERS = [0, 1, 2**64 - 1, *(edge + by for edge in (2**7, 2**14, 2**21, 2**63) for by in (-1, 0))]
@@ -17,10 +17,18 @@ def test_numbers(number):
     assert uint64_value(number) == bytes([len(value)]) + value
 
 
+@pytest.mark.parametrize(
+    "number", [*NUMBERS, *(2**28 + by for by in (-1, 0, 1)), 1 << 60 | 1 << 27]
+)
+def test_times_are_numbers(number):
+    assert stamp(number) == varint(number)
+
+
+@pytest.mark.parametrize("write", [varint, stamp])
 @pytest.mark.parametrize("number", [-1, -(2**63), 2**64])
-def test_what_is_no_number_of_the_wire_is_refused(number):
+def test_what_is_no_number_of_the_wire_is_refused(write, number):
     with pytest.raises(ValueError, match=str(number)):
-        varint(number)
+        write(number)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 99.99])
