@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import resource
+from os import pread
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class CgroupFiles:
         "_budget",
         "_directories",
         "_directory",
+        "_fds",
+        "_last",
         "_layout",
         "_membership",
         "_open",
@@ -73,6 +76,8 @@ class CgroupFiles:
         self._open: dict[FileName, int] = {}
         #: Descriptors of files that are asked for together; -1 for one that is not open.
         self._together: dict[tuple[FileName, ...], list[int]] = {}
+        self._last: tuple[FileName, ...] | None = None
+        self._fds: list[int] = []
         #: Directories by controller, with a slash; empty where the machine lacks it.
         self._directories: dict[str, str] = {}
         controllers = layout.controllers if layout.version == 1 else ()
@@ -91,13 +96,18 @@ class CgroupFiles:
         Together, because then nothing is looked up or compared between one read and the next: half
         the time of a look was that, not the kernel's.
         """
-        fds = self._together.get(names)
-        if fds is None:
-            return self._first(names)
+        if names is not self._last:
+            if names not in self._together:
+                return self._first(names)
+            # Mostly the same are asked for again, and to find them takes as long as to read one.
+            self._last, self._fds = names, self._together[names]
+        fds = self._fds
         try:
-            texts = [os.pread(fd, _READ_BYTES, 0) if fd >= 0 else None for fd in fds]
-            if max(map(len, filter(None, texts)), default=0) >= _WHOLE_BYTES:
-                texts = [_rest(fd, text) for fd, text in zip(fds, texts, strict=True)]
+            texts = [pread(fd, _READ_BYTES, 0) if fd >= 0 else None for fd in fds]
+            for text in texts:
+                if text is not None and len(text) >= _WHOLE_BYTES:
+                    texts = [_rest(fd, text) for fd, text in zip(fds, texts, strict=True)]
+                    break
         except OSError:
             self.close()  # the group was removed; perhaps it was made again
             return self._first(names)
@@ -113,7 +123,8 @@ class CgroupFiles:
         return texts
 
     def _note(self, names: tuple[FileName, ...]) -> None:
-        self._together[names] = [self._open.get(name, -1) for name in names]
+        self._last = names
+        self._fds = self._together[names] = [self._open.get(name, -1) for name in names]
 
     def _read(self, name: FileName) -> bytes | None:
         fd = self._open.get(name)
@@ -162,6 +173,7 @@ class CgroupFiles:
     def close(self) -> None:
         """Close everything; reading opens anew. Idempotent."""
         held, self._open, self._together = self._open, {}, {}
+        self._last = None
         for fd in held.values():
             os.close(fd)
             self._budget.give_back()
@@ -181,7 +193,7 @@ class CgroupFiles:
 
 
 def _text(fd: int) -> bytes:
-    return _whole(fd, os.pread(fd, _READ_BYTES, 0))
+    return _whole(fd, pread(fd, _READ_BYTES, 0))
 
 
 def _rest(fd: int, text: bytes | None) -> bytes | None:
@@ -195,7 +207,7 @@ def _whole(fd: int, text: bytes) -> bytes:
         return text
     parts = [text]
     at = len(text)
-    while more := os.pread(fd, _READ_BYTES, at):
+    while more := pread(fd, _READ_BYTES, at):
         parts.append(more)
         at += len(more)
     return b"".join(parts)

@@ -55,6 +55,7 @@ _USAGE_V2: Final = (
 #: With what is due of pressure, by its bits: all of a look in one reading.
 _LOOKS_V1: Final = tuple(_USAGE_V1 + files for files in pressure.FILES)
 _LOOKS_V2: Final = tuple(_USAGE_V2 + files for files in pressure.FILES)
+_ALL_DUE: Final = len(pressure.FILES) - 1
 
 _cpu_v2: Final = Keyed("usage_usec")
 _limit_v1: Final = Keyed("hierarchical_memory_limit")
@@ -121,12 +122,13 @@ class UsageReader:
 
     __slots__ = (
         "_counted_ns",
+        "_last",
         "_memory",
-        "_memory_texts",
-        "_most_ns",
         "_read",
         "_tasks",
+        "_texts",
         "_unlimited",
+        "_usage_ns",
         "_version",
         "pressure",
         "shared",
@@ -136,10 +138,12 @@ class UsageReader:
         """`version` of the control groups; `read` gives the files of the group."""
         self._version = version
         self._read = read
-        self._memory_texts: list[bytes | None] = []
+        #: Time, memory and its limits, as they were last.
+        self._texts: list[bytes | None] = []
+        self._usage_ns: int | None = None
         self._memory: MemoryUsage | None = None
+        self._last = NO_STATS
         self._unlimited = False
-        self._most_ns = 0
         #: When tasks were counted.
         self._counted_ns: int | None = None
         self._tasks: int | None = None
@@ -161,42 +165,47 @@ class UsageReader:
         look = Look(0) if look is None else look
         one = self._version == 1
         due = self.pressure.due(look, above)
-        names = (_LOOKS_V1 if one else _LOOKS_V2)[due]
-        cpu, *memory = self._read(names)
-        usual = len(names) - 1 - len(pressure.FILES[due])
-        waited = memory[usual:]
-        del memory[usual:]
-        if one:
-            usage_ns = number(cpu)
-            self.shared = memory[1:2]
-            memory += self._limits_v1(memory[1])
-        else:
-            [usage_usec] = _cpu_v2(cpu)
-            self.shared = [memory[1], cpu]
-            usage_ns = None if usage_usec is None else usage_usec * _USEC_NS
-        if memory != self._memory_texts:
-            self._memory = _of_v1(memory) if one else _of_v2(memory)
-            self._memory_texts = memory
+        texts = self._read((_LOOKS_V1 if one else _LOOKS_V2)[due])
+        usual = len(_USAGE_V1) if one else len(_USAGE_V2)
         if due:
-            self.pressure.take(look, due, waited)
-        if usage_ns is None or usage_ns < self._most_ns:  # perhaps the group was made anew
-            self.pressure.forget()
-            self.pressure.look(look)
-        self._most_ns = usage_ns or 0
-        count = self._count(usage_ns) if tasks else None
-        return CgroupStats(usage_ns, self._memory, count, self.pressure.value)
+            self.pressure.take(look, due, texts[usual:])
+            del texts[usual:]
+        if one:
+            texts += self._limits_v1(texts[2])
+        # Word for word as they were, for groups that sleep: then nothing is made of them.
+        if texts != self._texts:
+            was, self._texts = self._texts, texts
+            usage_ns = number(texts[0]) if one else _time_v2(texts[0])
+            if due != _ALL_DUE and (usage_ns is None or usage_ns < (self._usage_ns or 0)):
+                # Perhaps the group was made anew.
+                self.pressure.forget()
+                self.pressure.look(look)
+            self._usage_ns = usage_ns
+            self.shared = texts[2:3] if one else [texts[2], texts[0]]
+            if texts[1:] != was[1:]:
+                self._memory = _of_v1(texts[1:]) if one else _of_v2(texts[1:])
+        count = self._count() if tasks else None
+        last, waited = self._last, self.pressure.value
+        if (
+            last.cpu_usage_ns != self._usage_ns
+            or last.memory is not self._memory
+            or last.pressure is not waited
+            or last.tasks != count
+        ):
+            self._last = CgroupStats(self._usage_ns, self._memory, count, waited)
+        return self._last
 
-    def _count(self, usage_ns: int | None) -> int | None:
+    def _count(self) -> int | None:
         """How many tasks there are; of a group that has not run since, as many as there were."""
-        if usage_ns is None or usage_ns != self._counted_ns:
+        if self._usage_ns is None or self._usage_ns != self._counted_ns:
             [text] = self._read(_TASKS)
-            self._tasks, self._counted_ns = number(text), usage_ns
+            self._tasks, self._counted_ns = number(text), self._usage_ns
         return self._tasks
 
     def _limits_v1(self, stat: bytes | None) -> list[bytes | None]:
         """The texts of the group's own limits; none where no group above has one, nor itself."""
-        was = self._memory_texts
-        if not was or was[1] != stat:
+        was = self._texts
+        if not was or was[2] != stat:
             [least] = _limit_v1(stat)
             self._unlimited = unlimited(least)
         return [None, None] if self._unlimited else self._read(_LIMITS_V1)
@@ -205,6 +214,11 @@ class UsageReader:
 def read_stats(version: int, read: FilesReader) -> CgroupStats:
     """One look, see `UsageReader.read`."""
     return UsageReader(version, read).read()
+
+
+def _time_v2(text: bytes | None) -> int | None:
+    [usage_usec] = _cpu_v2(text)
+    return None if usage_usec is None else usage_usec * _USEC_NS
 
 
 def _of_v1(texts: list[bytes | None]) -> MemoryUsage | None:

@@ -181,7 +181,7 @@ class Followed:
             stats=stats,
             usage_nano_cores=self._rate,
             processes=self._processes if target.members else None,
-            network=self.read_network(target.network),
+            network=self.read_network(target.network) if target.network or self._network else None,
             detail=more,
         )
 
