@@ -41,6 +41,7 @@ from sandbox.running import (
     give_score,
     new_directory,
     prepare,
+    started,
 )
 from sandbox.runtime import proctree
 from sandbox.runtime.pipes import Budget, Captured, Pool, drain, make_pipe
@@ -172,11 +173,13 @@ class Execs:
                 ours.callback(err.close)
                 theirs.callback(err_writer.close)
                 try:
-                    spawned = await self._runner.spawn(
-                        argv,
-                        cwd=directory,
-                        stdout_fd=out_writer.fileno(),
-                        stderr_fd=err_writer.fileno(),
+                    spawned, called_off = await started(
+                        self._runner.spawn(
+                            argv,
+                            cwd=directory,
+                            stdout_fd=out_writer.fileno(),
+                            stderr_fd=err_writer.fileno(),
+                        )
                     )
                 except NotFound as error:
                     raise RuntimeMissing(
@@ -196,6 +199,8 @@ class Execs:
                 timeouts=self._settings.timeouts,
             )
             try:
+                if called_off is not None:
+                    raise called_off
                 status = await self._attend(request, running, init, (out, stdout), (err, stderr))
             except _Withheld:
                 spawned.kill_group(signal.SIGKILL)

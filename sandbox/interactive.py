@@ -30,7 +30,7 @@ from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
 from sandbox.host.threads import in_one_piece, to_its_end
-from sandbox.running import Running, give_score, new_directory, prepare
+from sandbox.running import Running, give_score, new_directory, prepare, started
 from sandbox.runtime.pipes import STREAM_MODE
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
-    from sandbox.host.processes import ProcessRunner, Spawned
+    from sandbox.host.processes import ProcessRunner
     from sandbox.model import ProcessRef
     from sandbox.runtime.driver import OciRuntime
     from sandbox.settings import SandboxSettings
@@ -350,19 +350,21 @@ class InteractiveExecs:
             console_socket=console_socket,
         )
         try:
-            spawned: Spawned = await self._runner.spawn(
-                argv,
-                cwd=directory,
-                stdin_fd=stdin.fileno() if stdin is not None else None,
-                stdout_fd=stdout.fileno() if stdout is not None else None,
-                stderr_fd=stderr.fileno() if stderr is not None else None,
+            spawned, called_off = await started(
+                self._runner.spawn(
+                    argv,
+                    cwd=directory,
+                    stdin_fd=stdin.fileno() if stdin is not None else None,
+                    stdout_fd=stdout.fileno() if stdout is not None else None,
+                    stderr_fd=stderr.fileno() if stderr is not None else None,
+                )
             )
         except NotFound as error:
             raise RuntimeMissing(
                 "the container's runtime is not installed", path=str(request.runtime.handler.path)
             ) from error
         give_score(spawned, request.process_json)
-        return Running(
+        running = Running(
             container_id=request.container_id,
             runtime_name=request.runtime.handler.name,
             cgroup_path=request.cgroup_path,
@@ -373,6 +375,10 @@ class InteractiveExecs:
             clock=self._clock,
             timeouts=self._settings.timeouts,
         )
+        if called_off is not None:
+            await in_one_piece(running.end())
+            raise called_off
+        return running
 
 
 def _pipe(wanted: bool, readers: ExitStack, writers: ExitStack) -> tuple[Fd | None, Fd | None]:

@@ -29,6 +29,8 @@ from sandbox.runtime.command import LOG_LIMIT_BYTES, failure, has_error, runtime
 from sandbox.runtime.written import read_pid_file
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from sandbox.cgroups import Cgroups
     from sandbox.host.clock import Clock
     from sandbox.host.pidfd import Process
@@ -82,6 +84,28 @@ async def prepare(directory: Path, process_json: bytes) -> None:
     """`write_process` in a thread; also when cancelled, nothing is written after this has ended."""
     # Or else the directory would come back right after its removal.
     await to_its_end(functools.partial(write_process, directory, process_json))
+
+
+async def started(
+    start: Coroutine[None, None, Spawned],
+) -> tuple[Spawned, asyncio.CancelledError | None]:
+    """A runtime that is started, and the cancellation of the caller that came meanwhile.
+
+    The caller ends the command, as if the cancellation had come right afterwards, and raises it. To
+    `ProcessRunner.spawn` the runtime is a program like others and would be killed alone; but on a
+    busy node it may have come to the command before anybody here hears of its start.
+
+    Raises:
+        PodwrightError: as `ProcessRunner.spawn`.
+    """
+    starting = asyncio.get_running_loop().create_task(start)
+    cancelled: asyncio.CancelledError | None = None
+    while not starting.done():
+        try:
+            await asyncio.wait({starting})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return starting.result(), cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from sandbox.errors import CommandNotFound, ContainerNotRunning, ExecTimeout, RuntimeBusy
 from sandbox.execs import sweep_execs
+from sandbox.host import children
 from sandbox.running import Running
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.runtime.proctree import ProcessInfo
@@ -222,6 +224,33 @@ async def test_who_leaves_the_session_between_a_look_and_the_kill_is_ended_as_we
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
+    assert leftovers(node, cid) == []
+
+
+async def test_an_exec_that_is_called_off_while_its_runtime_is_started_leaves_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon hears of the start only when the command runs already."""
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    start, may_be_told = children.spawn, threading.Event()
+
+    def slow(*args: object, **options: object) -> tuple[int, int]:
+        started = start(*args, **options)  # type: ignore[arg-type]
+        may_be_told.wait()
+        return started
+
+    with monkeypatch.context() as patch:
+        patch.setattr(children, "spawn", slow)
+        request = node.shell(cid, created, "/bin/sh", "-c", "sleep 1111 & sleep 1117")
+        task = asyncio.create_task(node.execs.exec_sync(request))
+        await until_inside(node, cid, "sleep 1117")
+        task.cancel()
+        await asyncio.sleep(0)
+        may_be_told.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert await processes_inside(node, cid) == {"/bin/sleep 1000"}
     assert leftovers(node, cid) == []
 

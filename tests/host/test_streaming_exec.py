@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from sandbox.host import children
 from sandbox.settings import SandboxTimeouts
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
 from tests.host.streaming_node import (
@@ -240,6 +242,38 @@ async def test_the_command_of_a_vanished_client_ends(
     if not tty:
         await until_inside(node, sleeper, "1111", there=False)
     await until_clean(node, sleeper)
+
+
+@pytest.mark.parametrize("tty", [False, True], ids=["pipes", "terminal"])
+async def test_the_command_of_a_client_that_vanished_while_it_was_started_ends(
+    node: StreamingNode, sleeper: str, tty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon hears of the start only when the command runs already."""
+    start, may_be_told = children.spawn, threading.Event()
+
+    def slow(*args: object, **options: object) -> tuple[int, int]:
+        started = start(*args, **options)  # type: ignore[arg-type]
+        may_be_told.wait()
+        return started
+
+    with monkeypatch.context() as patch:
+        patch.setattr(children, "spawn", slow)
+        # It waits for its terminal to be taken, if it has one, and is seen by its own name before.
+        session = await node.exec("spdy", sleeper, "/bin/sleep", "7777", tty=tty, stdin=True)
+        await until(lambda: started_by(node, sleeper), "the runtime has been started")
+        if not tty:
+            await until_inside(node, sleeper, "7777")
+        (wire,) = node.server._tasks.values()
+        await session.die()
+        await wire.lost.wait()
+        may_be_told.set()
+        await until_clean(node, sleeper)
+    assert await inside(node, sleeper) == set()
+
+
+def started_by(node: StreamingNode, cid: str) -> list[Path]:
+    """What a runtime that was started to run a command has been given."""
+    return list(node.node.made[cid].glob("exec-*/process.json"))
 
 
 async def test_what_ignores_the_hang_up_stays(node: StreamingNode, sleeper: str) -> None:
