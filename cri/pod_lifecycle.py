@@ -83,6 +83,10 @@ class PodLifecycle:
         self._resizing = PodResizing(engine=engine, store=store, group=group)
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
         self._ending: Inflight[None] = Inflight(group, "pod teardown")
+        #: Pods that were stopped whole in this life of the daemon. Their removal does not stop them
+        #: first; what it takes apart itself is all that a stop does, but for containers' ends,
+        #: which are theirs, and for the network, which is gone.
+        self._stopped: set[str] = set()
 
     # Reading.
 
@@ -199,6 +203,7 @@ class PodLifecycle:
             await self.finish(pod)
 
     async def _take_apart(self, pod: PodSandbox) -> None:
+        self._stopped.discard(pod.id)
         trouble: PodwrightError | None = None
         try:
             pod = await self._network.detach(pod)
@@ -249,6 +254,7 @@ class PodLifecycle:
         for outcome in (ended, *outcomes):
             if isinstance(outcome, BaseException):
                 raise outcome
+        self._stopped.add(pod_id)
 
     async def _end_processes(self, pod: PodSandbox) -> bool:
         """Whether nothing of the pod runs any more; raises what kept a container from ending."""
@@ -277,7 +283,8 @@ class PodLifecycle:
         )
 
     async def _remove(self, pod_id: str) -> None:
-        await self._ending.join(("stop", pod_id), self._stopper(pod_id))
+        if pod_id not in self._stopped or ("stop", pod_id) in self._ending:
+            await self._ending.join(("stop", pod_id), self._stopper(pod_id))
         await self._containers.remove_all_of(pod_id)
         pod = self._store.pods.get(pod_id)
         if pod is None:
@@ -287,6 +294,7 @@ class PodLifecycle:
         await self._store.save(pod, synced=False)
         await self._engine.dismantle(pod)
         await self._store.delete_pod(pod_id)
+        self._stopped.discard(pod_id)
         self._events.pod_deleted(pod)
 
     async def update_resources(

@@ -180,14 +180,18 @@ class StateStore:
     # Writing: on disk before memory changes.
 
     async def add_pod(self, pod: PodSandbox) -> None:
-        """Record a new pod; raises AlreadyExists naming the holder when its name is taken."""
+        """Record a new pod; raises AlreadyExists naming the holder when its name is taken.
+
+        Not synced, as with `add_container`; what plugins leave on disk is owed by a record of its
+        own, which is.
+        """
         key = pod_name_key(pod.config.metadata)
         holder = self._pod_names.get(key)
         if holder is not None:
             raise AlreadyExists(f"pod sandbox name {key} is taken", pod=holder)
         self._pod_names[key] = pod.id  # before the await: the second caller must see it
         try:
-            await self._insert(pod)
+            await self._insert(pod, synced=False)
         except BaseException:
             self._pod_names.pop(key, None)
             self._forget_record(PodSandbox, pod.id)

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from protos import api_pb2 as api
+from sandbox.host.cgroupfs import CgroupLayout
 from tests.kit import groups
 from tests.kit.calls import until
 from tests.kit.messages import WEB_SERVER, namespaces
@@ -314,6 +315,20 @@ def test_pod_without_parent_group_leaves_none(node: Node, handler: str) -> None:
     if groups.DRIVER == "systemd":
         below = f"pod{pod}.slice/podwright-{container}.scope"
     assert below in own
+
+
+def test_what_has_come_since_a_stop_goes_with_the_pod(node: Node, handler: str) -> None:
+    """A removal does not stop once more what was stopped whole, and takes apart all the same."""
+    pod = node.run_pod("pod", handler=handler, cgroup_parent="")
+    node.stop_pod(pod)
+    group = CgroupLayout.detect().dirs(f"/podwright/pod{pod}/late")[0]
+    if groups.DRIVER != "systemd":  # there a slice is made by nobody else
+        group.mkdir(parents=True)
+    place = node.run_root / "pods" / pod / "late"
+    place.mkdir()
+    node.remove_pod(pod)
+    assert not group.parent.exists()
+    assert not place.parent.exists()
 
 
 def test_verbose_status_tells_what_is_there(node: Node, handler: str) -> None:
