@@ -20,7 +20,7 @@ from tests.kit.faults import PATIENCE_S
 from tests.kit.messages import BUSYBOX
 from tests.kit.node import Node
 
-SETTINGS = {"daemon.stop_grace_s": "3"}
+SETTINGS = {"daemon.stop_grace_s": "5"}
 SLEEP = ["sleep", "1000"]
 
 
@@ -104,9 +104,9 @@ def test_reload(node: Node) -> None:
         text = usual.replace("[image]", f'[image]\npinned_images = ["{BUSYBOX}"]')
         assert reload(text)["changed"] == ["image.pinned_images"]
         assert pinned()
-        said = reload(text.replace("stop_grace_s = 3", "stop_grace_s = 4"))
+        said = reload(text.replace("stop_grace_s = 5", "stop_grace_s = 6"))
         assert said["needsRestart"] == ["daemon.stop_grace_s"]
-        bad = reload(usual.replace("stop_grace_s = 3", 'stop_grace_s = "soon"'))
+        bad = reload(usual.replace("stop_grace_s = 5", 'stop_grace_s = "soon"'))
         assert bad["outcome"] == "refused"
         assert any("stop_grace_s" in problem for problem in bad["problems"])
         assert pinned(), "the old configuration stays"
