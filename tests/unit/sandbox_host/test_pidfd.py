@@ -127,6 +127,8 @@ async def test_one_that_ended_is_nobody(child):
     who = identify(child.pid)
     child.kill_group(signal.SIGKILL)
     await child.wait()
+    while start_ticks(who.pid) is not None:  # noqa: ASYNC110 - until it is reaped
+        await asyncio.sleep(0.001)
     assert Process.open(who.pid, who.start_ticks, who.boot_id) is None
     with pytest.raises(NotFound):
         identify(who.pid)

@@ -35,7 +35,8 @@ def runner():
 
 
 def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists() or is_zombie(pid)
+    # In this order: it may be reaped in between.
+    return is_zombie(pid) or not exists(pid)
 
 
 def exists(pid: int) -> bool:
