@@ -187,7 +187,7 @@ async def test_an_answer_that_is_no_result(bench, stdout, why):
 @pytest.mark.cell("CN3")
 async def test_a_hanging_plugin_is_killed_and_del_reaches_every_plugin(bench):
     bench.second.control(rules=[{"command": "ADD", "do": "hang"}])
-    network = bench.network(add_timeout_s=3.0)
+    network = bench.network(add_timeout_s=6.0)
 
     failure = await add_fails(network, PluginTimedOut)
     assert "second" in str(failure)
@@ -235,7 +235,7 @@ async def test_a_cancelled_add_may_finish_what_it_has_begun(tmp_path, monkeypatc
 @pytest.mark.cell("CN7")
 async def test_a_del_that_hangs_does_not_keep_the_others_from_theirs(bench):
     bench.second.control(rules=[{"command": "DEL", "do": "hang", "times": 1}])
-    network = bench.network(delete_timeout_s=3.0)
+    network = bench.network(delete_timeout_s=6.0)
     await network.add(POD)
 
     with pytest.raises(PluginTimedOut):

@@ -18,7 +18,6 @@ from sandbox.host import children
 from sandbox.running import Running
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.runtime.proctree import ProcessInfo
-from sandbox.settings import SandboxTimeouts
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
 from tests.kit.faults import PATIENCE_S
 
@@ -283,7 +282,7 @@ async def test_an_exec_that_is_cancelled_again_and_again_is_still_ended(make: Ma
 
 
 async def test_a_background_process_holding_the_pipe_is_not_waited_for(make: Make) -> None:
-    node = make(timeouts=SandboxTimeouts(exec_drain_s=0.2))
+    node = make()
     cid, created = await node.run("/bin/sleep", "1000")
     request = node.shell(cid, created, "/bin/sh", "-c", "echo kept; sleep 1111 &")
     if node.handler.name == "crun":
@@ -351,7 +350,7 @@ async def test_a_loop_that_is_called_off_whole_leaves_what_the_next_daemon_needs
 
 @pytest.mark.parametrize("own_pids", [True, False], ids=["own pids", "shared pids"])
 async def test_an_exec_ends_with_its_container(make: Make, own_pids: bool) -> None:
-    node = make(timeouts=SandboxTimeouts(exec_drain_s=0.1))
+    node = make()
     cid, created = await node.run("/bin/sleep", "1000", pid_namespace=own_pids)
     request = node.shell(cid, created, "/bin/sleep", "1111")
     async with asyncio.TaskGroup() as group:
