@@ -62,6 +62,8 @@ def test_a_node_is_filled_and_emptied_again(target: Target, node: Node) -> None:
         assert not stage.holding.failed
         assert not stage.probing.failed
         assert len(stage.probing.took_ms["pod to running"]) == PROBES
+        assert stage.filling.took_ms["Version"]
+        assert stage.holding.took_ms["Version"]
         assert stage.holding.took_ms["ListPodSandbox"]
         assert stage.processes["conmon"] == stage.pods
         assert stage.pss_mib["daemon"] > 0

@@ -34,6 +34,7 @@ from tests.kit.measure import (
     pss_bytes,
 )
 from tests.kit.measure_node import CGROUPS, cpu_seconds, remove_cgroups, supported
+from tests.kit.pings import Pings
 from tests.kit.runtimes import connect
 
 T = TypeVar("T")
@@ -64,11 +65,18 @@ class Samples(msgspec.Struct):
         try:
             answer = call()
         except grpc.RpcError as error:
-            self.failed[name] = self.failed.get(name, 0) + 1
-            print(f"{name}: {error.details()}"[:300])
+            self.note(name, str(error.details()))
             return None
-        self.took_ms.setdefault(name, []).append((time.monotonic_ns() - began_ns) / 1e6)
+        self.note(name, (time.monotonic_ns() - began_ns) / 1e6)
         return answer
+
+    def note(self, name: str, found: float | str) -> None:
+        """What a call took (ms) or how it failed. Any thread."""
+        if isinstance(found, str):
+            self.failed[name] = self.failed.get(name, 0) + 1
+            print(f"{name}: {found}"[:300])
+        else:
+            self.took_ms.setdefault(name, []).append(found)
 
 
 class Stage(msgspec.Struct):
@@ -116,16 +124,15 @@ class Growth(msgspec.Struct):
 
 
 class Poller:
-    """Asks as a kubelet does, in threads of its own.
+    """Asks as a kubelet does, in threads of its own, and for the version in a process (`pings`).
 
     Attributes:
         samples: where to note; may be exchanged at any time.
-        eager: ask for the version far more often than a kubelet.
     """
 
     def __init__(self, target: Target) -> None:
         self.samples = Samples()
-        self.eager = True
+        self._pings: Pings | None = None
         self._socket = target.socket
         self._over = threading.Event()
         usage = partial(
@@ -133,18 +140,26 @@ class Poller:
         )
         # A kubelet asks for the containers' usage where the runtime does not tell the pods'.
         self._pod_usage = supported(usage)
-        works = (self._lists, self._usage, self._version, self._events)
+        works = (self._lists, self._usage, self._events)
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]
 
     def __enter__(self) -> Poller:
         for thread in self._threads:
             thread.start()
+        self._pings = Pings(self._socket, self._note_version, pause_s=EAGER_PAUSE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        if self._pings is not None:
+            self._pings.close()
         for thread in self._threads:
             thread.join()
+
+    def ask_eagerly(self, eager: bool) -> None:
+        """Whether to ask for the version far more often than a kubelet; it begins so."""
+        assert self._pings is not None
+        self._pings.every(EAGER_PAUSE_S if eager else LIST_PAUSE_S)
 
     def _lists(self) -> None:
         with connect(self._socket) as channel:
@@ -181,14 +196,8 @@ class Poller:
                         partial(runtime.ListContainerStats, of_containers, timeout=CALL_PATIENCE_S),
                     )
 
-    def _version(self) -> None:
-        with connect(self._socket) as channel:
-            runtime = rpc.RuntimeServiceStub(channel)
-            while not self._over.wait(EAGER_PAUSE_S if self.eager else LIST_PAUSE_S):
-                self._ask(
-                    "Version",
-                    partial(runtime.Version, api.VersionRequest(), timeout=CALL_PATIENCE_S),
-                )
+    def _note_version(self, found: float | str) -> None:
+        self.samples.note("Version", found)
 
     def _events(self) -> None:
         with connect(self._socket) as channel:
@@ -246,7 +255,7 @@ class Filling:
     def _stage(self, poller: Poller, size: int, hold_s: float) -> Stage:
         self._tell(f"{self._target.name}: to {size} pods")
         filling = poller.samples = Samples()
-        poller.eager = True
+        poller.ask_eagerly(True)
         missing = size - len(self._made)
         began_s = time.monotonic()
         with ThreadPoolExecutor(CLIENTS) as clients:
@@ -259,7 +268,7 @@ class Filling:
 
         self._tell(f"{self._target.name}: {size} pods are polled for {hold_s:g} s")
         helpers = helper_pids(self._target, self._made) - {self._daemon}
-        poller.eager = False
+        poller.ask_eagerly(False)
         holding = poller.samples = Samples()
         before_s = self._cpu(helpers)
         began_s = time.monotonic()
