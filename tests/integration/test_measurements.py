@@ -62,11 +62,15 @@ def test_a_node_is_filled_and_emptied_again(target: Target, node: Node) -> None:
         assert not stage.holding.failed
         assert not stage.probing.failed
         assert len(stage.probing.took_ms["pod to running"]) == PROBES
-        assert stage.filling.took_ms["Version"]
-        assert stage.holding.took_ms["Version"]
         assert stage.holding.took_ms["ListPodSandbox"]
         assert stage.processes["conmon"] == stage.pods
         assert stage.pss_mib["daemon"] > 0
         assert stage.floor.took_ms["pod to running"]
     assert not growth.emptying.failed
+    # Asked by a process of its own, which may be late: in some stage it has been heard.
+    assert any(
+        "Version" in samples.took_ms
+        for stage in growth.stages
+        for samples in (stage.filling, stage.holding)
+    )
     assert not node.pods()
