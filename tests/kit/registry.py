@@ -31,7 +31,7 @@ MIRRORED_HOSTS: Final = (
 SLOWNESS: Final = float(os.environ.get("PODWRIGHT_TEST_SLOWNESS", "1"))
 
 #: How long a program may take to answer after it was started.
-START_PATIENCE_S: Final = 30.0 * SLOWNESS
+START_PATIENCE_S: Final = 60.0 * SLOWNESS
 
 
 _GIVEN_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")

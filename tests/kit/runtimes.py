@@ -42,7 +42,7 @@ NETWORKS: Final = {
 _CONTAINERD_RUN: Final = Path("/run/containerd")
 
 #: Monitors and shims need a moment to go after the last of their pods went.
-LEFTOVER_PATIENCE_S: Final = 3.0 * SLOWNESS
+LEFTOVER_PATIENCE_S: Final = 30.0 * SLOWNESS
 
 
 class RuntimeDidNotStart(Exception):
@@ -203,9 +203,12 @@ def _note_leftovers(runtime: Runtime, run: Path) -> None:
     """Write down what is still there after a moment's patience, and kill the processes among it."""
     places = (str(run), str(runtime.work))
     deadline_s = time.monotonic() + LEFTOVER_PATIENCE_S
-    while (processes := processes_of(*places)) and time.monotonic() < deadline_s:
+    while True:
+        processes, mounted = processes_of(*places), mounts_below(*places)
+        if not (processes or mounted) or time.monotonic() >= deadline_s:
+            break
         time.sleep(0.05)
-    runtime.leftovers += [f"mount {target}" for target in mounts_below(*places)]
+    runtime.leftovers += [f"mount {target}" for target in mounted]
     for pid, command in processes.items():
         runtime.leftovers.append(f"process {pid}: {command[:200]}")
         with contextlib.suppress(ProcessLookupError):
