@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cri.usage import ContainerUsage, PodUsage
     from metrics.cgroup_stats import MemoryUsage
     from metrics.disk_usage import LayerUsage
-    from metrics.followed import Sample
     from metrics.network_stats import InterfaceUsage, NetworkUsage
     from metrics.pressure import PressureUsage
     from sandbox.host.cgroup_text import Pressure
@@ -156,7 +155,7 @@ class UsageEncoder:
             or parts.at_bytes != len(at)
         ):
             seen = known.seen(stats.memory, stats.pressure)
-            parts = known.parts = _Parts(len(at), seen, layer, usage.mountpoint)
+            parts = known.parts = _Parts(len(at), seen, layer=layer, mountpoint=usage.mountpoint)
         cpu = _CPU_TIME + at + _cpu_numbers(stats.cpu_usage_ns, sample.usage_nano_cores)
         return b"".join(
             (
@@ -169,23 +168,29 @@ class UsageEncoder:
     def pod(self, usage: PodUsage) -> bytes:
         """A PodSandboxStats: from the pod's own control group, and those of its containers."""
         known = self._of(usage.pod, _pod_attributes)
-        parts: list[bytes] = []
+        inside = [_POD_CONTAINER.message(self.container(one)) for one in usage.containers]
         sample = usage.sample
-        if sample is not None:
-            at = stamp(sample.taken_at_ns)
-            seen = known.seen(sample.stats.memory, sample.stats.pressure)
-            parts += (
-                _POD_CPU.message(_cpu(at, sample, seen)),
-                _POD_MEMORY.message(_MEMORY_TIME + at + seen.memory_rest),
-                _POD_PROCESS.message(_PROCESS_TIME + at + _process_numbers(usage.processes)),
-            )
-            if sample.network is not None:
-                network = _NETWORK_TIME + at + _network(sample.network)
-                parts.append(_POD_NETWORK.message(network))
-            if seen.io_psi is not None:
-                parts.append(_POD_IO.message(_IO_TIME + at + seen.io_psi))
-        parts += [_POD_CONTAINER.message(self.container(inside)) for inside in usage.containers]
-        return known.attributes + _POD_LINUX.message(b"".join(parts))
+        if sample is None:
+            return known.attributes + _POD_LINUX.message(b"".join(inside))
+        at = stamp(sample.taken_at_ns)
+        stats = sample.stats
+        parts = known.parts
+        processes = usage.processes
+        if (
+            parts is None
+            or parts.processes != processes
+            or parts.memory is not stats.memory
+            or parts.pressure is not stats.pressure
+            or parts.at_bytes != len(at)
+        ):
+            seen = known.seen(stats.memory, stats.pressure)
+            parts = known.parts = _Parts(len(at), seen, processes=processes)
+        cpu = _CPU_TIME + at + _cpu_numbers(stats.cpu_usage_ns, sample.usage_nano_cores)
+        network = b""
+        if sample.network is not None:
+            network = _POD_NETWORK.message(_NETWORK_TIME + at + _network(sample.network))
+        body = (_POD_CPU.message(cpu + parts.cpu_psi), at.join(parts.others), network, *inside)
+        return known.attributes + _POD_LINUX.message(b"".join(body))
 
     def _of(self, value: V, attributes: Callable[[V], bytes]) -> _Known:
         known = self._known.get(value.id)
@@ -243,32 +248,58 @@ class _Seen:
 
 
 class _Parts:
-    """What stands between the times of a container whose processor usage alone has changed."""
+    """What stands between the times of an object of which only the processor usage has changed."""
 
-    __slots__ = ("at_bytes", "cpu_psi", "layer", "memory", "mountpoint", "others", "pressure")
+    __slots__ = (
+        "at_bytes",
+        "cpu_psi",
+        "layer",
+        "memory",
+        "mountpoint",
+        "others",
+        "pressure",
+        "processes",
+    )
 
     def __init__(
-        self, at_bytes: int, seen: _Seen, layer: LayerUsage | None, mountpoint: str
+        self,
+        at_bytes: int,
+        seen: _Seen,
+        *,
+        layer: LayerUsage | None = None,
+        mountpoint: str = "",
+        processes: int | None = None,
     ) -> None:
-        """`at_bytes`: how long a time is, which the messages around it count."""
+        """Of a container, or of a pod if `processes` are told.
+
+        `at_bytes`: how long a time is, which the messages around it count.
+        """
         self.at_bytes = at_bytes
         self.layer = layer
         self.mountpoint = mountpoint
         self.memory = seen.memory
         self.pressure = seen.pressure
+        self.processes = processes
         self.cpu_psi = seen.cpu_psi
-        before = [_MEMORY.head(len(_MEMORY_TIME) + at_bytes + len(seen.memory_rest)) + _MEMORY_TIME]
-        after = [seen.memory_rest]
-        for field, time, rest in (
-            (_SWAP, _SWAP_TIME, seen.swap_rest),
-            (_IO, _IO_TIME, seen.io_psi),
-        ):
-            if rest is not None:
-                before.append(field.head(len(time) + at_bytes + len(rest)) + time)
-                after.append(rest)
-        after[-1] += _layer_entry(layer, mountpoint)
+        if processes is None:
+            messages = [
+                (_MEMORY, _MEMORY_TIME, seen.memory_rest),
+                (_SWAP, _SWAP_TIME, seen.swap_rest),
+                (_IO, _IO_TIME, seen.io_psi),
+            ]
+        else:
+            messages = [
+                (_POD_MEMORY, _MEMORY_TIME, seen.memory_rest),
+                (_POD_PROCESS, _PROCESS_TIME, _process_numbers(processes)),
+                (_POD_IO, _IO_TIME, seen.io_psi),
+            ]
         #: To be joined by the time.
-        self.others = [before[0], *map(bytes.__add__, after, before[1:]), after[-1]]
+        self.others = [b""]
+        for field, time, rest in messages:
+            if rest is not None:
+                self.others[-1] += field.head(len(time) + at_bytes + len(rest)) + time
+                self.others.append(rest)
+        self.others[-1] += _layer_entry(layer, mountpoint)
 
 
 def _container_attributes(container: Container) -> bytes:
@@ -290,11 +321,6 @@ def _pod_attributes(pod: PodSandbox) -> bytes:
         annotations=pod.config.annotations,
     )
     return _POD_ATTRIBUTES.message(message.SerializeToString())
-
-
-def _cpu(at: bytes, sample: Sample, seen: _Seen) -> bytes:
-    numbers = _cpu_numbers(sample.stats.cpu_usage_ns, sample.usage_nano_cores)
-    return _CPU_TIME + at + numbers + seen.cpu_psi
 
 
 def _psi(kinds: Mapping[str, Pressure]) -> bytes:

@@ -79,6 +79,7 @@ class Stats:
         self._parents: dict[str, tuple[PodSandbox, str]] = {}
         #: Targets of containers as they were then, by whether their processes are counted.
         self._known: dict[tuple[str, bool], tuple[Container, Target]] = {}
+        self._known_pods: dict[str, tuple[PodSandbox, Target]] = {}
 
     async def run(self) -> None:
         """Measure in the background, until cancelled or closed."""
@@ -98,6 +99,7 @@ class Stats:
         self._layers.keep(set(self._store.containers))
         for gone in self._parents.keys() - self._store.pods.keys():
             del self._parents[gone]
+            self._known_pods.pop(gone, None)
         for key in [key for key in self._known if key[0] not in self._store.containers]:
             del self._known[key]
         return [
@@ -211,15 +213,16 @@ class Stats:
         for pod in pods:
             parent = parents.get(pod.id) or self._parent(pod)
             own = parent != "/" and owners[parent] <= 1
-            targets.append(
-                Target(
-                    id=pod.id,
-                    cgroup=parent if own else "",
-                    network=_network_place(pod),
-                    members=False,
-                )
-            )
+            targets.append(self._pod_target(pod, parent if own else ""))
         return targets
+
+    def _pod_target(self, pod: PodSandbox, cgroup: str) -> Target:
+        known = self._known_pods.get(pod.id)
+        if known is not None and known[0] is pod and known[1].cgroup == cgroup:
+            return known[1]
+        target = Target(id=pod.id, cgroup=cgroup, network=_network_place(pod), members=False)
+        self._known_pods[pod.id] = (pod, target)
+        return target
 
     async def _read_layers(self, containers: Iterable[Container]) -> dict[str, LayerUsage]:
         return await self._layers.read([container.id for container in containers])

@@ -4,8 +4,8 @@
 with the methods they need (`rpc`, `operation`, `pull` ...) and know nothing of Prometheus.
 `endpoint` serves them to a scraper. What pods and containers use is looked at by `sampler` (control
 groups and networks) and `disk_usage` (writable layers), both in threads of their own;
-`cgroup_stats`, `cgroup_detail` and `network_stats` know what files mean, `descriptors` the names of
-CRI metrics.
+`followed` is what it keeps of each group. `cgroup_stats`, `cgroup_detail`, `pressure` and
+`network_stats` know what files mean, `descriptors` the names of CRI metrics.
 
 Nothing here imports another engine.
 """

@@ -1,6 +1,6 @@
 """What only a scrape of all metrics needs of a control group, of both versions. Pure.
 
-As in `cgroup_stats`: every look reads every file, and makes nothing anew of the same words.
+Every look reads every file; as in `cgroup_stats`, nothing is made anew of the same words.
 """
 
 from __future__ import annotations

@@ -65,13 +65,14 @@ class LayerMeter:
     async def read(self, layers: Collection[str]) -> dict[str, LayerUsage]:
         """What is known of the layers with these ids; missing: not measured yet."""
         now_ns = self._clock.monotonic_ns()
-        unknown = any(key not in self._known for key in layers)
+        found = {key: known for key in layers if (known := self._known.get(key)) is not None}
         if self._walking is None or self._walking.done():
             due = [key for key in layers if self._due_ns.get(key, 0) <= now_ns]
             if due:
                 self._walking = self._thread.submit(self._measure, due)
-        if self._walking is not None and unknown:
-            await asyncio.wait({asyncio.wrap_future(self._walking)}, timeout=FIRST_WAIT_S)
+        if self._walking is None or len(found) == len(layers):
+            return found
+        await asyncio.wait({asyncio.wrap_future(self._walking)}, timeout=FIRST_WAIT_S)
         return {key: self._known[key] for key in layers if key in self._known}
 
     def keep(self, ids: set[str]) -> None:
