@@ -1,5 +1,6 @@
 """The sampler and the limits against the kernel's own control groups, whichever version."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -24,6 +25,10 @@ pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 BUSY = "while True: pass"
+#: On the first processor that it may use, where the next one waits for it.
+CROWDED = "\n".join(
+    ["os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})", "print('up', flush=True)", BUSY]
+)
 HOLDS = "import sys; held = bytearray(30 << 20); print('up', flush=True); sys.stdin.read()"
 
 
@@ -173,3 +178,35 @@ def test_all_processes_get_the_score_and_no_other(layout, group, start):
     assert len(pids) == 8
     assert {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in pids} == {"432\n"}
     assert Path(f"/proc/{os.getpid()}/oom_score_adj").read_text() != "432\n"
+
+
+async def test_a_wait_after_a_long_rest_is_seen(layout, group, start):
+    """What keeps files from being read is that nothing above moves: here the kernel moves it."""
+    inner = f"{group}/inner"
+    layout.create(inner)
+    file = None if layout.root is None else layout.root / inner[1:] / "cpu.pressure"
+    if file is None or not file.exists():
+        pytest.skip("this kernel tells no pressure of control groups")
+    clock = FakeClock()
+    sampler = Sampler(layout, SamplerSettings(interval_s=0, min_age_s=0), clock=clock)
+    targets = [Target("outer", group, members=False), Target("c", inner, pod="outer")]
+
+    async def waited_usec():
+        clock.advance(10)
+        sample = (await sampler.sample(targets))["c"]
+        return sample.stats.pressure.cpu["some"].total_usec
+
+    def told_usec():
+        return int(file.read_text().partition("total=")[2].partition("\n")[0])
+
+    try:
+        rested = [await waited_usec() for _ in range(4)]
+        assert rested[1:] == rested[:-1]
+        for process in [start(CROWDED, inner) for _ in range(2)]:
+            assert process.stdout.readline() == b"up\n"
+        while (told := told_usec()) <= rested[-1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await waited_usec() >= told
+        assert await waited_usec() >= told
+    finally:
+        sampler.close()
