@@ -181,7 +181,7 @@ class Daemon:
         stack.callback(namespaces.close)
         lsm = Lsm(config.lsm(), apparmor=host.apparmor, runner=runner)
         await lsm.start()
-        await asyncio.to_thread(lsm.label_shared, self._paths.pause_rootfs, syscalls=self._syscalls)
+        await lsm.label_own(self._paths, config.images().root, syscalls=self._syscalls)
         handlers = Handlers(sandbox.default_handler, config.get(security.COMPILED_SECCOMP))
         leavings = Leavings()
 

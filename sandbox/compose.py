@@ -126,7 +126,7 @@ class Composer:
             InvalidArgument, FailedPrecondition: the pod's options.
         """
         host = dataclasses.replace(self._facts[pod.runtime], selinux=self._lsm.selinux)
-        return pod_labels(pod.config, host, pod.selinux_level)[1]
+        return self._lsm.known(pod_labels(pod.config, host, pod.selinux_level))
 
     def mount_label(self, pod: PodSandbox, container: Container) -> str:
         """SELinux label of a container's root; empty where it has none.
@@ -135,7 +135,8 @@ class Composer:
             InvalidArgument, FailedPrecondition: the container's options.
         """
         host = dataclasses.replace(self._facts[container.runtime], selinux=self._lsm.selinux)
-        return container_labels(container.config, pod.config, host, pod.selinux_level)[1]
+        labels = container_labels(container.config, pod.config, host, pod.selinux_level)
+        return self._lsm.known(labels)
 
     def _pause(self, pod: PodSandbox, pins: Mapping[PinKind, Path], host: HostFacts) -> bytes:
         spec = pause_spec(

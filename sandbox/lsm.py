@@ -5,7 +5,10 @@ have left an older text of it. It stays there when the daemon ends: containers g
 list of profiles is read again for every container, because an administrator (or a DaemonSet) loads
 profiles while we run; and if ours has gone meanwhile it is loaded again before it is needed.
 
-SELinux: the default labels come from the node's policy, once; a pod's level is in its record.
+SELinux: the default labels come from the node's policy, once; a pod's level is in its record. Two
+kinds of our own files are met by every container: the pause program, which each pod runs, and the
+files of layers, which Linux before 6.16 reads with the rights of whoever reads the container's root
+(EROFS mounted from a file); so these get labels that every container may read.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sandbox.host import lsm_files
-from sandbox.host.errors import FailedPrecondition, NotFound, PodwrightError
+from sandbox.host import files, lsm_files
+from sandbox.host.errors import FailedPrecondition, NotFound, PodwrightError, Unsupported
 from sandbox.host.journal import get_logger
+from sandbox.host.selinux_policy import SelinuxPolicy, container_labels
 from sandbox.security.apparmor_text import DEFAULT_PROFILE, profile_text
-from sandbox.security.labels import AppArmorHost, SELinuxHost
+from sandbox.security.labels import UNCONFINED_TYPE, AppArmorHost, SELinuxHost, with_type
 from sandbox.security.levels import Levels
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from sandbox.host.processes import ProcessRunner
     from sandbox.host.syscalls import Syscalls
     from sandbox.model import PodConfig
+    from sandbox.paths import Paths
 
 #: Compiling our profile takes tens of milliseconds; the limit is for a machine that is stuck.
 PARSER_TIMEOUT_S: Final = 60.0
@@ -68,6 +73,7 @@ class Lsm:
         sys: Path = lsm_files.SYS,
         proc: Path = lsm_files.PROC,
         etc: Path = lsm_files.ETC,
+        policy: SelinuxPolicy | None = None,
     ) -> None:
         """Nothing is read before `start`; `apparmor` says that the kernel has it switched on."""
         self._settings = settings
@@ -75,6 +81,7 @@ class Lsm:
         self._runner = runner
         self._sys, self._proc, self._etc = sys, proc, etc
         self._loading = asyncio.Lock()
+        self._policy = SelinuxPolicy(sys / "fs/selinux") if policy is None else policy
         self._selinux: SELinuxHost | None = None
         self._levels = Levels()
 
@@ -132,12 +139,40 @@ class Lsm:
         with self._levels.hold(used, wanted=wanted, sensitivity=sensitivity) as level:
             yield level
 
-    def label_shared(self, root: Path, *, syscalls: Syscalls) -> None:
-        """Let every container read and run what is below `root`; blocking, for small trees."""
-        if self._selinux is None or not self._selinux.shared_label:
-            return
-        for path in (root, *root.rglob("*")):
-            lsm_files.set_selinux_label(path, self._selinux.shared_label, syscalls=syscalls)
+    def known(self, labels: tuple[str, str]) -> str:
+        """The mount label of the two, when the policy in the kernel knows both; blocks briefly.
+
+        Raises:
+            FailedPrecondition: one is not valid there; the runtime would say so in worse words.
+        """
+        for label in labels:
+            if label and self._selinux is not None and not self._policy.knows(label):
+                raise FailedPrecondition(
+                    f"selinux label {label} is not valid in the node's policy",
+                    hint="load the policy module that declares its type, or change seLinuxOptions",
+                )
+        return labels[1]
+
+    async def label_own(self, paths: Paths, images: Path, *, syscalls: Syscalls) -> None:
+        """Label the pause program, and the layers below `images`, for every container to read."""
+        host = self._selinux
+        if host is not None and host.shared_label:
+            await asyncio.to_thread(self._label_own, host, paths, images, syscalls)
+
+    def _label_own(self, host: SELinuxHost, paths: Paths, images: Path, syscalls: Syscalls) -> None:
+        label = host.shared_label
+        if not self._policy.allows(host.process_label, label, "entrypoint"):
+            # The reference policy lets containers begin only with what is theirs. Nobody writes to
+            # the program nevertheless: it is seen through read-only mounts alone.
+            label = host.mount_label
+        lsm_files.label_tree(paths.pause_rootfs, label, syscalls=syscalls)
+        # What is made in a directory has its label; so only the first start walks through it.
+        for name in ("staging", "layers"):
+            files.make_private_dir(images / name)
+            try:
+                lsm_files.label_tree_once(images / name, host.shared_label, syscalls=syscalls)
+            except Unsupported as error:
+                _log.warning("layers cannot be labelled", error=str(error))
 
     def _profiles(self) -> frozenset[str] | None:
         return lsm_files.apparmor_profiles(self._sys)
@@ -186,11 +221,13 @@ class Lsm:
         if not self._settings.selinux or not lsm_files.selinux_running(self._sys, self._proc):
             return None
         try:
-            labels = lsm_files.selinux_container_labels(self._etc)
+            labels = container_labels(self._policy, self._etc)
         except PodwrightError as error:
             _log.warning("no selinux labels for containers", error=str(error))
             return SELinuxHost(process_label="", mount_label="", trouble=str(error))
+        unconfined = with_type(labels.process, UNCONFINED_TYPE)
         return SELinuxHost(
+            unconfined_label=unconfined if self._policy.knows(unconfined) else "",
             process_label=labels.process,
             mount_label=labels.file,
             shared_label=labels.shared,

@@ -4,8 +4,8 @@ Without the label a confined container cannot even read what it is given, so the
 it on the volumes that it made for the pod (`Mount.selinux_relabel`), never on a hostPath. It is the
 one thing that we change on a mount source, and only when asked and only under SELinux.
 
-**This was never run under SELinux.** The walk and the attribute are tested on a real kernel that
-keeps `security.selinux` without a policy behind it; what a policy says to it is not.
+What a policy makes of it is seen by tests/integration/test_selinux.py, in the virtual machine that
+has one; the walk is tested on any kernel, which keeps `security.selinux` without a policy too.
 
 A label lets every container that has it in, so a directory of the node must not become a
 container's: a mount of /etc with the flag would leave sshd unable to read its keys, and a container

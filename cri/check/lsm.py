@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from cri.check.finding import Finding, Level
 from sandbox.host import lsm_files
 from sandbox.host.errors import PodwrightError
+from sandbox.host.selinux_policy import SelinuxPolicy, container_labels
 from sandbox.security.apparmor_text import DEFAULT_PROFILE
 
 if TYPE_CHECKING:
@@ -88,13 +89,23 @@ def _selinux(settings: LsmSettings, *, sys: Path, proc: Path, etc: Path) -> Find
             'set runtime.selinux = "auto"',
         )
     try:
-        labels = lsm_files.selinux_container_labels(etc)
+        policy = SelinuxPolicy(sys / "fs/selinux")
+        labels = container_labels(policy, etc)
     except PodwrightError as error:
         return Finding(
             GROUP,
             name,
             Level.WARNING,
             f"enabled, but the policy names no labels for containers: {error}",
-            "install container-selinux",
+            "install container-selinux, or load a policy module that declares them",
+        )
+    if not policy.enforces():
+        return Finding(
+            GROUP,
+            name,
+            Level.WARNING,
+            f"permissive: containers run as {labels.process}, but what that may not do is only"
+            " logged",
+            "setenforce 1, and SELINUX=enforcing in /etc/selinux/config",
         )
     return Finding(GROUP, name, Level.OK, f"enabled; containers run as {labels.process}")

@@ -152,3 +152,21 @@ def label_tree(root: Path, label: str, *, syscalls: Syscalls) -> None:
                     set_selinux_label(Path(entry.path), label, syscalls=syscalls)
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(Path(entry.path))
+
+
+def label_tree_once(root: Path, label: str, *, syscalls: Syscalls) -> None:
+    """The same, but nothing where `root` has the label; it gets it last, so a walk is repeated.
+
+    Raises:
+        PodwrightError: as `label_tree`.
+    """
+    if has_selinux_label(root, label):
+        return
+    with map_os_errors("files cannot be labelled", path=str(root)):
+        inner = [Path(entry.path) for entry in os.scandir(root)]
+    for path in inner:
+        if path.is_dir() and not path.is_symlink():
+            label_tree(path, label, syscalls=syscalls)
+        else:
+            set_selinux_label(path, label, syscalls=syscalls)
+    set_selinux_label(root, label, syscalls=syscalls)

@@ -26,6 +26,8 @@ _LEVEL: Final = re.compile(
     r"(-s[0-9]{1,2}:c[0-9]{1,4}([.,]c[0-9]{1,4})*)?",
     re.ASCII,
 )
+#: Of processes that a policy for containers does not hold ("super privileged container").
+UNCONFINED_TYPE: Final = "spc_t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class SELinuxHost:
         process_label: for processes, such as system_u:system_r:container_t:s0.
         mount_label: for the root file system, such as system_u:object_r:container_file_t:s0.
         shared_label: for files that every pod may read and run, none may write.
+        unconfined_label: for processes that are not held, such as system_u:system_r:spc_t:s0;
+            empty where the policy has no such type. They then have the daemon's own label, or
+            what the policy makes of that when the container's program is executed.
         trouble: why there are none (all are then empty).
         host_network: pods on the host's network have labels too.
     """
@@ -58,6 +63,7 @@ class SELinuxHost:
     process_label: str
     mount_label: str
     shared_label: str = ""
+    unconfined_label: str = ""
     trouble: str = ""
     host_network: bool = True
 
@@ -132,11 +138,15 @@ def selinux_labels(
     privileged: bool,
     level: str = "",
     host_network: bool = False,
+    host_processes: bool = False,
 ) -> tuple[str, str]:
     """The process label and the mount label, both empty where there are none.
 
-    Parts that were asked for replace those of the host's default; a privileged container runs
-    without labels unless some were asked for.
+    Parts that were asked for replace those of the host's default. What is privileged, or sees the
+    node's processes or its IPC objects, is unconfined unless a type was asked for: to separate it
+    would take from it what it was given (CRI-O does the same). Its files are labelled as those of
+    the rest of the pod, with which it shares volumes; without a label they would have that of the
+    image's layers, which is none at all.
 
     Args:
         requested: the container's options, or its pod's.
@@ -145,6 +155,7 @@ def selinux_labels(
         level: the pod's. Empty for a pod made while there was no SELinux: nothing of it is
             labelled, and a container with labels could not share its files.
         host_network: the pod uses the host's network.
+        host_processes: it uses the host's pid or ipc namespace.
 
     Raises:
         InvalidArgument: a part with characters that no label has.
@@ -153,23 +164,30 @@ def selinux_labels(
     check_selinux(requested)
     if host is None:
         return "", ""
-    if requested is None or requested == SELinuxOptions():
-        unlabelled = host_network and not host.host_network
-        if privileged or unlabelled or not level or host.trouble:
-            return "", ""
-        requested = SELinuxOptions()
+    asked = requested is not None and requested != SELinuxOptions()
+    if not asked and (not level or host.trouble):
+        return "", ""
     if host.trouble:
         raise FailedPrecondition(
             f"selinux labels were asked for, but the node's policy has none: {host.trouble}",
             hint="install container-selinux, or set runtime.selinux to off",
         )
-    level = requested.level or level
-    process = _overridden(
-        host.process_label, (requested.user, requested.role, requested.type, level)
-    )
+    options = requested or SELinuxOptions()
+    free = privileged or host_processes
+    free = free or (host_network and not host.host_network and not asked)
+    begin = host.unconfined_label if free and not options.type else host.process_label
+    level = options.level or level
+    process = ""
+    if begin:
+        process = _overridden(begin, (options.user, options.role, options.type, level))
     # Files keep the default's role and type; user and level must agree with the process.
-    mount = _overridden(host.mount_label, (requested.user, "", "", level))
+    mount = _overridden(host.mount_label, (options.user, "", "", level))
     return process, mount
+
+
+def with_type(label: str, type_: str) -> str:
+    """The label with another type."""
+    return _overridden(label, ("", "", type_, ""))
 
 
 def _overridden(label: str, parts: tuple[str, str, str, str]) -> str:

@@ -23,7 +23,7 @@ from sandbox.users import ResolvedUser, resolve_pod_user
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sandbox.model import ContainerConfig, PodConfig
+    from sandbox.model import ContainerConfig, NamespaceOptions, PodConfig
     from sandbox.spec.inputs import ContainerInputs, HostFacts, PodInputs
 
 #: The pause process: least CPU weight (it never runs), last to be chosen by the OOM killer of
@@ -221,6 +221,7 @@ def pod_labels(config: PodConfig, host: HostFacts, level: str) -> tuple[str, str
         privileged=config.security.privileged,
         level=level,
         host_network=config.security.namespaces.network is NamespaceMode.NODE,
+        host_processes=_sees_node(config.security.namespaces),
     )
 
 
@@ -241,7 +242,13 @@ def container_labels(
         privileged=config.security.privileged,
         level=level,
         host_network=pod.security.namespaces.network is NamespaceMode.NODE,
+        host_processes=_sees_node(pod.security.namespaces)
+        or config.security.namespaces.pid is NamespaceMode.NODE,
     )
+
+
+def _sees_node(namespaces: NamespaceOptions) -> bool:
+    return NamespaceMode.NODE in (namespaces.pid, namespaces.ipc)
 
 
 def _user(user: ResolvedUser) -> oci.User:

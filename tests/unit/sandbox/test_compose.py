@@ -74,7 +74,7 @@ class Composing:
     [
         (SELINUX, True, False, True),
         (SELINUX, False, False, False),
-        (SELINUX, True, True, False),
+        (SELINUX, True, True, True),
         (None, True, False, False),
     ],
     ids=["asked", "not asked", "privileged", "no selinux"],

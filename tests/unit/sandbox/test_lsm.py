@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sandbox.host import lsm_files
-from sandbox.host.errors import NotFound
+from sandbox.host.errors import FailedPrecondition, NotFound
 from sandbox.host.processes import Finished
+from sandbox.host.selinux_policy import SelinuxPolicy
 from sandbox.lsm import Lsm, LsmSettings
 from sandbox.model import PodConfig, PodMetadata, PodSecurity, SELinuxOptions
+from sandbox.paths import Paths
 from sandbox.security.apparmor_text import DEFAULT_PROFILE
 from sandbox.security.labels import AppArmorHost
 from tests.fakes.processes import FakeProcessRunner, Run
+from tests.fakes.syscalls import FakeSyscalls
 
 CONTEXTS = """\
 process = "system_u:system_r:container_t:s0"
@@ -22,6 +26,21 @@ content = "system_u:object_r:virt_var_lib_t:s0"
 file = "system_u:object_r:container_file_t:s0"
 ro_file="system_u:object_r:container_ro_file_t:s0"
 """
+
+
+@dataclass(frozen=True)
+class Policy(SelinuxPolicy):
+    """One that says no where it is told to."""
+
+    unknown: tuple[str, ...] = ()
+    may_enter: bool = True
+
+    def knows(self, label: str) -> bool:
+        return not any(part in label for part in self.unknown)
+
+    def allows(self, process: str, file: str, permission: str) -> bool:
+        assert permission == "entrypoint"
+        return self.may_enter
 
 
 class Machine:
@@ -55,7 +74,13 @@ class Machine:
         profiles.write_text(f"{DEFAULT_PROFILE} (enforce)\n" + profiles.read_text())
         return Finished(run.argv, 0, b"", b"", took_ns=1)
 
-    def lsm(self, *, apparmor: bool = True, settings: LsmSettings | None = None) -> Lsm:
+    def lsm(
+        self,
+        *,
+        apparmor: bool = True,
+        settings: LsmSettings | None = None,
+        policy: SelinuxPolicy | None = None,
+    ) -> Lsm:
         return Lsm(
             settings or LsmSettings(),
             apparmor=apparmor,
@@ -63,6 +88,7 @@ class Machine:
             sys=self.sys,
             proc=self.proc,
             etc=self.etc,
+            policy=policy,
         )
 
 
@@ -196,6 +222,68 @@ async def test_a_policy_without_containers_is_told(machine: Machine, contexts: s
     assert lsm.selinux.trouble
     with lsm.level(pod(), ()) as level:
         assert level == ""
+
+
+async def test_labels_that_the_policy_has_not_are_told(machine: Machine) -> None:
+    """Debian 12: the file names them, and no module declares them."""
+    machine.with_selinux()
+    lsm = machine.lsm(apparmor=False, policy=Policy(unknown=("container_t", "container_file_t")))
+    await lsm.start()
+    assert lsm.selinux is not None
+    assert "does not know system_u:system_r:container_t:s0" in lsm.selinux.trouble
+    assert "container_file_t" in lsm.selinux.trouble
+    assert "ro_file" not in lsm.selinux.trouble
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_unconfined_type_is_used_where_the_policy_has_it(
+    machine: Machine, known: bool
+) -> None:
+    machine.with_selinux()
+    lsm = machine.lsm(apparmor=False, policy=Policy(unknown=() if known else ("spc_t",)))
+    await lsm.start()
+    assert lsm.selinux is not None
+    assert lsm.selinux.unconfined_label == ("system_u:system_r:spc_t:s0" if known else "")
+
+
+async def test_a_label_that_the_policy_does_not_know_is_refused_by_name(machine: Machine) -> None:
+    machine.with_selinux()
+    lsm = machine.lsm(apparmor=False, policy=Policy(unknown=("nosuch_t",)))
+    assert lsm.known(("x:y:nosuch_t:s0", "")) == ""  # nobody asked
+    await lsm.start()
+    assert lsm.known(("", "")) == ""
+    assert lsm.known(("a:b:c:s0", "a:b:d:s0")) == "a:b:d:s0"
+    for labels in (("x:y:nosuch_t:s0", "a:b:d:s0"), ("", "x:y:nosuch_t:s0")):
+        with pytest.raises(FailedPrecondition, match="x:y:nosuch_t:s0 is not valid"):
+            lsm.known(labels)
+
+
+@pytest.mark.parametrize("may_enter", [True, False])
+async def test_own_files_that_every_container_meets_are_labelled(
+    machine: Machine, tmp_path: Path, may_enter: bool
+) -> None:
+    paths = Paths(run_root=tmp_path / "run", state_root=tmp_path / "state")
+    program = paths.pause_rootfs / "catatonit"
+    program.parent.mkdir(parents=True)
+    program.write_text("")
+    layer = tmp_path / "images/layers/1/layer.tar"
+    layer.parent.mkdir(parents=True)
+    layer.write_text("")
+    machine.with_selinux()
+    lsm = machine.lsm(apparmor=False, policy=Policy(may_enter=may_enter))
+    syscalls = FakeSyscalls()
+    await lsm.label_own(paths, tmp_path / "images", syscalls=syscalls)
+    assert not syscalls.named("lsetxattr")  # without SELinux nothing is done
+    await lsm.start()
+    await lsm.label_own(paths, tmp_path / "images", syscalls=syscalls)
+    found = {Path(str(call.path)): call.value for call in syscalls.named("lsetxattr")}
+    shared = b"system_u:object_r:container_ro_file_t:s0\0"
+    own = b"system_u:object_r:container_file_t:s0\0"
+    assert found[program] == (shared if may_enter else own)
+    assert found[layer] == shared
+    order = list(found)
+    assert order.index(layer) < order.index(tmp_path / "images/layers")
+    assert found[tmp_path / "images/staging"] == shared
 
 
 def pod(level: str = "") -> PodConfig:

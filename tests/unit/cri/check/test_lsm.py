@@ -86,3 +86,15 @@ def test_selinux_with_and_without_labels_for_containers(base: Path) -> None:
     finding = look(base)[1]
     assert (finding.level, finding.detail) == (Level.OK, "enabled; containers run as a:b:c:s0")
     assert look(base, selinux=False)[1].level is Level.WARNING
+
+
+def test_selinux_that_only_logs(base: Path) -> None:
+    with_selinux(base)
+    contexts = base / "etc/selinux/targeted/contexts"
+    contexts.mkdir(parents=True)
+    (contexts / "lxc_contexts").write_text('process = "a:b:c:s0"\nfile = "a:b:d:s0"\n')
+    (base / "sys/fs/selinux/enforce").write_text("0")
+    finding = look(base)[1]
+    assert finding.level is Level.WARNING
+    assert finding.detail.startswith("permissive: containers run as a:b:c:s0")
+    assert "setenforce 1" in finding.remedy

@@ -20,6 +20,9 @@ SELINUX = SELinuxHost(
     mount_label="system_u:object_r:container_file_t:s0",
 )
 
+UNCONFINED_LABEL = "system_u:system_r:spc_t:s0"
+FREE = UNCONFINED_LABEL.removesuffix(":s0")
+
 
 def localhost(name: str) -> SecurityProfile:
     return SecurityProfile(profile_type=ProfileType.LOCALHOST, localhost_ref=name)
@@ -106,11 +109,34 @@ def test_selinux_defaults_and_overrides() -> None:
     assert mount == "system_u:object_r:container_file_t:s0:c1,c2"
     empty = selinux_labels(SELinuxOptions(), host=SELINUX, privileged=False, level=LEVEL)
     assert empty == (process, mount)
-    assert selinux_labels(None, host=SELINUX, privileged=True, level=LEVEL) == ("", "")
     asked = SELinuxOptions(type="spc_t")
     process, same = selinux_labels(asked, host=SELINUX, privileged=True, level=LEVEL)
     assert process == "system_u:system_r:spc_t:s0:c1,c2"
     assert same == mount
+
+
+@pytest.mark.parametrize("host_processes", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_selinux_of_what_is_not_to_be_held(host_processes: bool, known: bool) -> None:
+    """Its files are the pod's all the same: it shares volumes, and layers have no labels."""
+    host = replace(SELINUX, unconfined_label=UNCONFINED_LABEL if known else "")
+
+    def labels(options: SELinuxOptions | None) -> tuple[str, str]:
+        return selinux_labels(
+            options,
+            host=host,
+            privileged=not host_processes,
+            host_processes=host_processes,
+            level=LEVEL,
+        )
+
+    assert labels(None) == (
+        f"{FREE}:{LEVEL}" if known else "",
+        f"system_u:object_r:container_file_t:{LEVEL}",
+    )
+    assert labels(SELinuxOptions(level="s0:c5"))[0] == (f"{FREE}:s0:c5" if known else "")
+    asked = SELinuxOptions(type="container_t")
+    assert labels(asked)[0] == f"system_u:system_r:container_t:{LEVEL}"
 
 
 def test_selinux_level_that_is_asked_for_is_of_process_and_files() -> None:
@@ -131,7 +157,8 @@ def test_selinux_on_the_host_network_is_the_operators_choice() -> None:
 
     off = replace(SELINUX, host_network=False)
     assert labels(SELINUX)[0].endswith(LEVEL)
-    assert labels(off) == ("", "")
+    assert labels(off) == ("", f"system_u:object_r:container_file_t:{LEVEL}")
+    assert labels(replace(off, unconfined_label=UNCONFINED_LABEL))[0] == f"{FREE}:{LEVEL}"
     assert labels(off, SELinuxOptions(type="x_t"))[0] == f"system_u:system_r:x_t:{LEVEL}"
 
 
