@@ -16,6 +16,7 @@ from sandbox.host.cgroupfs import CgroupLayout
 from sandbox.host.errors import Denied, PodwrightError, Unsupported
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.mounts import Mount, mount_one
+from sandbox.host.selinux_policy import SelinuxPolicy, container_labels
 from sandbox.host.syscalls import MNT_DETACH
 
 #: Of the kernel: (6, 12).
@@ -84,6 +85,21 @@ def no_apparmor() -> str:
     if not Path("/sys/kernel/security/apparmor/profiles").exists():
         return "securityfs is not mounted on /sys/kernel/security"
     return "" if Path("/usr/sbin/apparmor_parser").exists() else "apparmor_parser is not installed"
+
+
+@functools.cache
+def no_selinux() -> str:
+    """Why SELinux cannot hold any container here; empty when it can."""
+    if not Path("/sys/fs/selinux/enforce").exists():
+        return "this kernel has no SELinux, or has it switched off"
+    policy = SelinuxPolicy()
+    if not policy.enforces():
+        return "SELinux is permissive here: what it would refuse is only logged"
+    try:
+        container_labels(policy)
+    except PodwrightError as error:
+        return f"the policy here has no containers: {error}"
+    return ""
 
 
 def no_fuse_overlayfs() -> str:

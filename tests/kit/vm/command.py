@@ -17,9 +17,16 @@ from tests.kit.vm.builder import Builder, say
 from tests.kit.vm.debs import CannotBuild
 from tests.kit.vm.disks import SETUP, packages_disk, tree_disk, tree_mark
 from tests.kit.vm.machine import Machine, MachineFailed, TimeIsUp
+from tests.kit.vm.selinux import SelinuxBuilder, SelinuxMachine
 
 TOP: Final = Path(__file__).parents[3]
 NEWEST: Final = next(iter(recipe.KERNELS))
+#: Name as on the command line -> who makes such a machine, and what it is.
+APPARMOR: Final = "apparmor"
+KINDS: Final[Mapping[str, tuple[type[Builder], type[Machine]]]] = {
+    APPARMOR: (Builder, Machine),
+    "selinux": (SelinuxBuilder, SelinuxMachine),
+}
 #: Of this program itself; what a command inside ends with is passed on.
 TIME_IS_UP, NO_MACHINE, CANNOT_BUILD = 124, 125, 126
 #: How much slower than this machine the kit of the tests should expect everything to be.
@@ -58,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, add_help=False)
         verb.set_defaults(act=act)
         verb.add_argument("--kernel", choices=recipe.KERNELS)
+        verb.add_argument("--lsm", choices=KINDS, default=APPARMOR)
         verb.add_argument("--limit", type=float, default=1800.0)
         verb.add_argument("--cache", type=Path, required=True)
         if name == "run":
@@ -77,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace, _: Sequence[str]) -> int:
     home = options.cache / "vm"
     disks = (packages_disk(TOP, options.cache, home), tree_disk(TOP, home))
-    boot, _state = Builder(home).boot(options.kernel or NEWEST, disks)
+    builder, _kind = KINDS[options.lsm]
+    boot, _state = builder(home).boot(options.kernel or NEWEST, disks)
     print(boot.folder)
     return 0
 
@@ -90,6 +99,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         argv,
         cache=options.cache,
         kernel=options.kernel or NEWEST,
+        lsm=options.lsm,
         limit_s=options.limit,
         fetch={inside: Path(outside) for inside, outside in fetched},
     )
@@ -99,19 +109,26 @@ def _test(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Suites of ours, or one of what the caller names; the table on standard output."""
     kernels = [options.kernel or NEWEST]
     if argv:
-        asked = suites.Suite(" ".join(argv), options.driver, tuple(argv), options.limit)
+        name = " ".join(argv) if options.lsm == APPARMOR else f"{' '.join(argv)} ({options.lsm})"
+        asked = suites.Suite(name, options.driver, tuple(argv), options.limit)
         return _run_suites([(asked, kernels[0])], options)
-    if options.all and not options.kernel:
+    if options.all and not options.kernel and options.lsm == APPARMOR:
         kernels = list(recipe.KERNELS)
     chosen = [
         (suite, kernel)
         for kernel in kernels
-        for suite in (suites.every(kernel) if options.all else suites.short())
+        for suite in _suites(options, kernel)
         if options.suite in suite.title
     ]
     if not chosen:
         raise SystemExit(f"hack/vm test: no suite has {options.suite!r} in its name or driver")
     return _run_suites(chosen, options)
+
+
+def _suites(options: argparse.Namespace, kernel: str) -> list[suites.Suite]:
+    if options.lsm != APPARMOR:
+        return suites.under_selinux()
+    return suites.every(kernel) if options.all else suites.short()
 
 
 def _critest(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -137,7 +154,7 @@ def _run_suites(chosen: Sequence[tuple[suites.Suite, str]], options: argparse.Na
                 seen.append(before)
                 continue
             say(title)
-            seen.append(_run_suite(suite, kernel, options.cache))
+            seen.append(_run_suite(suite, kernel, options))
             kept.add(seen[-1])
             print(outcomes.table(seen[-1:]), flush=True)
     finally:
@@ -145,7 +162,7 @@ def _run_suites(chosen: Sequence[tuple[suites.Suite, str]], options: argparse.Na
     return 1 if any(each.failures for each in seen) else 0
 
 
-def _run_suite(suite: suites.Suite, kernel: str, cache: Path) -> outcomes.Outcome:
+def _run_suite(suite: suites.Suite, kernel: str, options: argparse.Namespace) -> outcomes.Outcome:
     """Raises CannotBuild, which the next suite would meet too."""
     tree = tree_mark(TOP)
     started_s = time.monotonic()
@@ -153,8 +170,9 @@ def _run_suite(suite: suites.Suite, kernel: str, cache: Path) -> outcomes.Outcom
         try:
             status = run_inside(
                 suite.command,
-                cache=cache,
+                cache=options.cache,
                 kernel=kernel,
+                lsm=options.lsm,
                 limit_s=suite.limit_s + suites.END_GRACE_S,
                 fetch={suites.REPORTS: Path(name)},
                 env={"PODWRIGHT_TEST_DRIVER": suite.driver},
@@ -173,6 +191,7 @@ def run_inside(
     cache: Path,
     kernel: str,
     limit_s: float,
+    lsm: str = APPARMOR,
     fetch: Mapping[str, Path] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> int:
@@ -183,6 +202,7 @@ def run_inside(
         cache: the directory of all of hack's caches.
         kernel: of `recipe.KERNELS`.
         limit_s: how long the command may take.
+        lsm: of `KINDS`.
         fetch: files or directories inside -> the directory outside that gets them.
         env: variables of the command.
 
@@ -191,9 +211,10 @@ def run_inside(
     """
     home = cache / "vm"
     disks = (packages_disk(TOP, cache, home), tree_disk(TOP, home))
-    boot, state = Builder(home).boot(kernel, disks)
+    builder, kind = KINDS[lsm]
+    boot, state = builder(home).boot(kernel, disks)
     started_s = time.monotonic()
-    with Machine.restored(boot, home / "scratch", state) as machine:
+    with kind.restored(boot, home / "scratch", state) as machine:
         said = bytearray()
         places = {"TOP": str(TOP), "CACHE": str(cache), "NOW": f"{time.time():.3f}"}
         if machine.run(["sh", "-c", SETUP], said.extend, env=places):

@@ -84,6 +84,7 @@ _APPARMOR: Final = "tests/integration/test_apparmor.py"
 _SHORT_APPARMOR: Final = (
     "default_holds and unset or refused_by_name and missing or found_and_enforced and localhost"
 )
+_SELINUX: Final = "tests/integration/test_selinux.py"
 _MAPPED: Final = "tests/integration/test_user_namespaces.py"
 #: What of user namespaces has to do with the group of a pod.
 _MAPPED_GROUPS: Final = "root_inside or control_group or survives or killed_while or host_network"
@@ -139,6 +140,11 @@ def every(kernel: str) -> list[Suite]:
     ]
     newest = next(iter(recipe.KERNELS))
     return [suite for suite in suites if suite.older or kernel == newest]
+
+
+def under_selinux() -> list[Suite]:
+    """What a policy decides, in the machine that has one."""
+    return [Suite("SELinux", "cgroupfs", (_SELINUX,), 5400.0)]
 
 
 def _with_both_drivers() -> Iterable[Suite]:
