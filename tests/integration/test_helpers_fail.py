@@ -218,7 +218,7 @@ def test_container_cannot_be_created(
     node: Node, handler: str, program: str, verb: str, order: Order
 ) -> None:
     pod = node.run_pod("pod", handler=handler)
-    before = until(lambda: census.settled(node.census()), "no program is at work")
+    before = node.settled_census()
     program = handler if program == "handler" else program
     node.faults.order(program, verb, order)
     with pytest.raises(grpc.RpcError) as failed:
