@@ -18,6 +18,7 @@ from sandbox.precompile import ANNOTATION, to_filter, with_compiled_filter
 from sandbox.security.seccomp import SeccompHost, resolve_seccomp
 from sandbox.spec.build import container_spec
 from tests.host.runtime_node import RuntimeNode
+from tests.kit.filters import default_filter
 from tests.kit.spec_inputs import container_inputs
 
 pytestmark = [
@@ -52,18 +53,6 @@ PROFILE = {
         },
     ],
 }
-
-
-def default_filter(*bounding: str) -> oci.Seccomp:
-    resolved = resolve_seccomp(
-        SecurityProfile(),
-        privileged=False,
-        content=None,
-        bounding=frozenset(bounding),
-        host=SeccompHost(kernel=(6, 1)),
-    )
-    assert resolved is not None
-    return resolved
 
 
 def localhost_filter() -> oci.Seccomp:

@@ -17,6 +17,7 @@ from sandbox.model import ProfileType, SecurityProfile
 from sandbox.precompile import ANNOTATION, FilterCompiler, to_filter, with_compiled_filter
 from sandbox.security.seccomp import SeccompHost, resolve_seccomp
 from sandbox.spec.build import container_spec
+from tests.kit.filters import default_filter
 from tests.kit.spec_inputs import container_inputs
 
 pytestmark = [
@@ -64,18 +65,6 @@ def verdict(
             raise AssertionError(f"instruction {code:#x} is not known here")
 
 
-def default(*bounding: str) -> oci.Seccomp:
-    resolved = resolve_seccomp(
-        SecurityProfile(),
-        privileged=False,
-        content=None,
-        bounding=frozenset(bounding),
-        host=SeccompHost(kernel=(6, 1)),
-    )
-    assert resolved is not None
-    return resolved
-
-
 def refusing() -> oci.Seccomp:
     """The other way round, as some profiles are: everything but a list."""
     names = [f"{verb}{what}" for verb in ("get", "set") for what in ("uid", "gid", "pgid", "sid")]
@@ -109,8 +98,8 @@ def refusing() -> oci.Seccomp:
 
 
 CASES = {
-    "default": default(),
-    "default with capabilities": default("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_NICE"),
+    "default": default_filter(),
+    "default with capabilities": default_filter("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_NICE"),
     "refusing": refusing(),
 }
 
