@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,11 +13,11 @@ import pytest
 
 from sandbox.errors import CommandNotFound, ContainerNotRunning, ExecTimeout, RuntimeBusy
 from sandbox.execs import sweep_execs
-from sandbox.host import children
 from sandbox.running import Running
 from sandbox.runtime.crun import CommandRuntime
 from sandbox.runtime.proctree import ProcessInfo
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
+from tests.kit.blocked import start_told_late
 from tests.kit.faults import PATIENCE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -233,15 +232,7 @@ async def test_an_exec_that_is_called_off_while_its_runtime_is_started_leaves_no
     """The daemon hears of the start only when the command runs already."""
     node = make()
     cid, created = await node.run("/bin/sleep", "1000")
-    start, may_be_told = children.spawn, threading.Event()
-
-    def slow(*args: object, **options: object) -> tuple[int, int]:
-        started = start(*args, **options)  # type: ignore[arg-type]
-        may_be_told.wait()
-        return started
-
-    with monkeypatch.context() as patch:
-        patch.setattr(children, "spawn", slow)
+    with start_told_late(monkeypatch) as may_be_told:
         request = node.shell(cid, created, "/bin/sh", "-c", "sleep 1111 & sleep 1117")
         task = asyncio.create_task(node.execs.exec_sync(request))
         await until_inside(node, cid, "sleep 1117")

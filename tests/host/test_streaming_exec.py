@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from sandbox.host import children
 from sandbox.settings import SandboxTimeouts
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
 from tests.host.streaming_node import (
@@ -24,6 +22,7 @@ from tests.host.streaming_node import (
     StreamingNode,
     streaming,
 )
+from tests.kit.blocked import start_told_late
 from tests.kit.faults import PATIENCE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -249,15 +248,7 @@ async def test_the_command_of_a_client_that_vanished_while_it_was_started_ends(
     node: StreamingNode, sleeper: str, tty: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon hears of the start only when the command runs already."""
-    start, may_be_told = children.spawn, threading.Event()
-
-    def slow(*args: object, **options: object) -> tuple[int, int]:
-        started = start(*args, **options)  # type: ignore[arg-type]
-        may_be_told.wait()
-        return started
-
-    with monkeypatch.context() as patch:
-        patch.setattr(children, "spawn", slow)
+    with start_told_late(monkeypatch) as may_be_told:
         # It waits for its terminal to be taken, if it has one, and is seen by its own name before.
         session = await node.exec("spdy", sleeper, "/bin/sleep", "7777", tty=tty, stdin=True)
         await until(lambda: started_by(node, sleeper), "the runtime has been started")

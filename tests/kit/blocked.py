@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
+
+from sandbox.host.spawning import spawn
 
 
 class Blocked:
@@ -21,6 +24,24 @@ class Blocked:
         self.may_go_on.wait()
         self.ended = True
         return ()
+
+
+@contextmanager
+def start_told_late(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Programs start, and who started one hears of it only once the event is set, or at the end."""
+    may_be_told = threading.Event()
+
+    def slow(*args: object, **options: object) -> tuple[int, int]:
+        started = spawn(*args, **options)  # type: ignore[arg-type]
+        may_be_told.wait()
+        return started
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sandbox.host.children.spawn", slow)
+        try:
+            yield may_be_told
+        finally:
+            may_be_told.set()
 
 
 async def assert_waited_for(work: Awaitable[object], blocked: Blocked) -> None:
