@@ -13,12 +13,10 @@ import pytest
 
 from sandbox import oci
 from sandbox.host.libseccomp import compile_filter
-from sandbox.model import ProfileType, SecurityProfile
 from sandbox.precompile import ANNOTATION, to_filter, with_compiled_filter
-from sandbox.security.seccomp import SeccompHost, resolve_seccomp
 from sandbox.spec.build import container_spec
 from tests.host.runtime_node import RuntimeNode
-from tests.kit.filters import default_filter
+from tests.kit.filters import default_filter, localhost_filter
 from tests.kit.spec_inputs import container_inputs
 
 pytestmark = [
@@ -55,22 +53,10 @@ PROFILE = {
 }
 
 
-def localhost_filter() -> oci.Seccomp:
-    resolved = resolve_seccomp(
-        SecurityProfile(profile_type=ProfileType.LOCALHOST, localhost_ref="/p.json"),
-        privileged=False,
-        content=json.dumps(PROFILE).encode(),
-        bounding=frozenset(),
-        host=SeccompHost(kernel=(6, 1)),
-    )
-    assert resolved is not None
-    return resolved
-
-
 CASES = {
     "default": default_filter(),
     "default with CAP_SYS_ADMIN": default_filter("CAP_SYS_ADMIN", "CAP_SYS_PTRACE"),
-    "localhost": localhost_filter(),
+    "localhost": localhost_filter(PROFILE),
 }
 
 

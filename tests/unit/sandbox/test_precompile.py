@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Iterator
@@ -13,11 +12,9 @@ import pytest
 from sandbox import oci
 from sandbox.host import libseccomp
 from sandbox.host.libseccomp import FilterArgument, compile_filter
-from sandbox.model import ProfileType, SecurityProfile
 from sandbox.precompile import ANNOTATION, FilterCompiler, to_filter, with_compiled_filter
-from sandbox.security.seccomp import SeccompHost, resolve_seccomp
 from sandbox.spec.build import container_spec
-from tests.kit.filters import default_filter
+from tests.kit.filters import default_filter, localhost_filter
 from tests.kit.spec_inputs import container_inputs
 
 pytestmark = [
@@ -86,15 +83,7 @@ def refusing() -> oci.Seccomp:
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
         "syscalls": rules,
     }
-    resolved = resolve_seccomp(
-        SecurityProfile(profile_type=ProfileType.LOCALHOST, localhost_ref="/p.json"),
-        privileged=False,
-        content=json.dumps(profile).encode(),
-        bounding=frozenset(),
-        host=SeccompHost(kernel=(6, 1)),
-    )
-    assert resolved is not None
-    return resolved
+    return localhost_filter(profile)
 
 
 CASES = {
