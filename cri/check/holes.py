@@ -11,8 +11,7 @@ Not here, because nothing leads to them: crun's CVE-2026-30892 (options of `exec
 whole process documents), CVE-2025-24965 (its krun mode) and CVE-2022-27650 (we name every set of
 capabilities); CVE-2026-88264 and -88265 (nothing mounted on /dev); protobuf's CVE-2025-4565 and
 CVE-2026-0994 (its parser in Python, which `podwright check` refuses, and its JSON parser);
-aiohttp's of servers, static files and cookies (it is a client here, without a cookie jar); libcni's
-CVE-2021-20206 (we call plugins ourselves, by names without a slash).
+libcni's CVE-2021-20206 (we call plugins ourselves, by names without a slash).
 """
 
 from __future__ import annotations
@@ -134,15 +133,9 @@ HOLES: Final = (
         serious=False,
     ),
     Hole(
-        "aiohttp",
-        ("CVE-2026-69244",),
-        "a registry's malformed answer has memory beyond a buffer read",
-        ("3.14.3",),
-    ),
-    Hole(
         "h11",
         ("CVE-2025-43859",),
-        "malformed chunks on a streaming connection are read as another request",
+        "malformed chunks, of a registry or a streaming client, are read as another message",
         ("0.16.0",),
     ),
     Hole(
@@ -150,13 +143,6 @@ HOLES: Final = (
         ("CVE-2023-33953",),
         "header tables of a client take memory and time without bound",
         ("1.53.2", "1.54.3", "1.55.2", "1.56.2", "1.57.0"),
-    ),
-    Hole(
-        "idna",
-        ("CVE-2024-3651",),
-        "a registry's name can take time without bound",
-        ("3.7",),
-        serious=False,
     ),
 )
 

@@ -9,8 +9,12 @@
         auth.py      challenge -> Authorization header; tokens kept until they expire
         challenge.py   WWW-Authenticate grammar (pure)
         transport.py one HTTP exchange on the wire: the protocol
-          http.py      the same by aiohttp: bounds, TLS; imported with the first request
-          proxying.py  the same through a proxy
+          http.py      its adapter: places, rules of TLS, what a request must have
+          connections.py  made, kept for the next request, closed; tunnels through proxies
+            answer.py    one request and its answer over one connection, by h11
+            wire.py      the bytes of one connection, within bounds
+            dial.py      to whichever address of a name answers
+          failures.py  what went wrong, in our words; proxying.py where a proxy is in between
       hosts.py     certs.d/HOST/hosts.toml -> endpoints in order (hostfields.py reads a table)
       origins.py   who may be talked to and who may see a secret: scheme, host, port (pure)
       retry.py     when to ask again and how long to wait (pure)

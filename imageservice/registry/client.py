@@ -25,11 +25,11 @@ from imageservice.progress import SilentObserver, TransferObserver
 from imageservice.registry.auth import Authorizer
 from imageservice.registry.exchange import Exchanger, Question
 from imageservice.registry.hosts import HostsDirectory
+from imageservice.registry.http import WireTransport
 from imageservice.registry.order import HostOrder
 from imageservice.registry.room import Room
 from imageservice.registry.source import ImageSource, Resolved
 from imageservice.registry.transfer import MemorySink, SinkFailed, Transfer
-from imageservice.registry.transport import TransportOnDemand
 from sandbox.host.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class RegistryClient(ImageSource):
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
-        self._transport = transport or TransportOnDemand(lambda: _make_transport(settings))
+        self._transport = transport or WireTransport(
+            max_connections_per_host=settings.max_connections_per_host, proxies=settings.proxies
+        )
         self._room = Room(settings.range_memory_bytes)
         self._observer: TransferObserver = observer or SilentObserver()
         self.hosts = HostsDirectory(settings.registry_config_dirs)
@@ -251,11 +253,3 @@ def _check_claim(descriptor: Descriptor, limit_bytes: int, what: str) -> None:
             f"{what}: claims to be larger than {limit_bytes} bytes",
             size_bytes=descriptor.size_bytes,
         )
-
-
-def _make_transport(settings: ImageSettings) -> HttpTransport:
-    from imageservice.registry.http import AiohttpTransport
-
-    return AiohttpTransport(
-        max_connections_per_host=settings.max_connections_per_host, proxies=settings.proxies
-    )

@@ -1,22 +1,18 @@
 """One HTTP exchange on the wire: bounded, never following anything by itself.
 
-The protocol is what the rest of the package speaks; `http.AiohttpTransport` is its one real
-adapter, made by `TransportOnDemand` with the first request.
+The protocol is what the rest of the package speaks; `http.WireTransport` is its one real adapter.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from imageservice.registry.origins import origin_of
-from sandbox.host.threads import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
     from imageservice.registry.origins import Origin
@@ -125,37 +121,3 @@ class HttpTransport(Protocol):
     async def close(self) -> None:
         """Close every connection."""
         ...
-
-
-class TransportOnDemand:
-    """`HttpTransport` that makes the real one with the first request.
-
-    A daemon that starts anew on a node which has its images sends nothing, and is 8 MiB smaller
-    for it (`http`; 45 instead of 53).
-    """
-
-    def __init__(self, make: Callable[[], HttpTransport]) -> None:
-        """`make` blocks for a tenth of a second; it is called once, in a thread."""
-        self._make = make
-        self._made: HttpTransport | None = None
-        self._making = asyncio.Lock()
-
-    @asynccontextmanager
-    async def open(self, request: Request) -> AsyncIterator[Response]:
-        """See `HttpTransport`."""
-        async with self._making:
-            made = self._made
-            if made is None:
-                # Left to itself, the thread would make one that nobody closes.
-                made = await to_its_end(self._make_it)
-        async with made.open(request) as response:
-            yield response
-
-    def _make_it(self) -> HttpTransport:
-        self._made = made = self._make()
-        return made
-
-    async def close(self) -> None:
-        """See `HttpTransport`."""
-        if self._made is not None:
-            await self._made.close()

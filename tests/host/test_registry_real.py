@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import http.client
 import json
 import shutil
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from imageservice.credentials import Credential, from_auth_config
@@ -106,32 +106,43 @@ async def push(
         "oci": ("oci.image.config.v1+json", "oci.image.layer.v1.tar+gzip"),
         "docker": ("docker.container.image.v1+json", "docker.image.rootfs.diff.tar.gzip"),
     }[family]
-    headers = {"Authorization": ALICE.basic}
-    async with aiohttp.ClientSession(f"http://{domain}", headers=headers) as session:
-        pointers = []
-        for kind, blob in zip(types, (config, LAYER), strict=True):
-            digest = "sha256:" + hashlib.sha256(blob).hexdigest()
-            async with session.post(f"/v2/{repository}/blobs/uploads/") as answer:
-                assert answer.status == 202, await answer.text()
-                location = answer.headers["Location"]
-            async with session.put(f"{location}&digest={digest}", data=blob) as answer:
-                assert answer.status == 201, await answer.text()
-            mime = f"application/vnd.{kind}"
-            pointers.append({"mediaType": mime, "digest": digest, "size": len(blob)})
-        body = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": media_type,
-                "config": pointers[0],
-                "layers": pointers[1:],
-            }
-        ).encode()
-        headers = {"Content-Type": media_type}
-        url = f"/v2/{repository}/manifests/{tag}"
-        async with session.put(url, data=body, headers=headers) as answer:
-            assert answer.status == 201, await answer.text()
+    pointers = []
+    for kind, blob in zip(types, (config, LAYER), strict=True):
+        digest = "sha256:" + hashlib.sha256(blob).hexdigest()
+        begun = await asyncio.to_thread(
+            send, domain, "POST", f"/v2/{repository}/blobs/uploads/", 202
+        )
+        location = begun.removeprefix(f"http://{domain}")
+        await asyncio.to_thread(send, domain, "PUT", f"{location}&digest={digest}", 201, blob)
+        mime = f"application/vnd.{kind}"
+        pointers.append({"mediaType": mime, "digest": digest, "size": len(blob)})
+    body = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "config": pointers[0],
+            "layers": pointers[1:],
+        }
+    ).encode()
+    url = f"/v2/{repository}/manifests/{tag}"
+    await asyncio.to_thread(send, domain, "PUT", url, 201, body, media_type)
     digest = "sha256:" + hashlib.sha256(body).hexdigest()
     return Descriptor(media_type=media_type, digest=digest, size_bytes=len(body))
+
+
+def send(
+    domain: str, method: str, target: str, status: int, body: bytes = b"", media_type: str = ""
+) -> str:
+    """One request of a push, which must have that answer; returns its Location."""
+    headers = {"Authorization": ALICE.basic, "Content-Type": media_type}
+    connection = http.client.HTTPConnection(domain)
+    try:
+        connection.request(method, target, body, {k: v for k, v in headers.items() if v})
+        answer = connection.getresponse()
+        assert answer.status == status, answer.read()
+        return answer.getheader("Location", "")
+    finally:
+        connection.close()
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ import pytest
 from imageservice.errors import SizeMismatch, TooLarge
 from imageservice.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Descriptor
 from imageservice.reference import parse_reference
+from imageservice.registry.answer import Answer
 from imageservice.registry.client import RegistryClient
-from imageservice.registry.http import _AiohttpResponse
 from imageservice.settings import ImageSettings, RetryPolicy
 from tests.fakes.registry import FOREVER, Alter, FakeRegistry
 
@@ -24,7 +24,7 @@ WAYS = {
     "chunks": Alter(body=HUGE, chunked=True, times=FOREVER),
     "no length": Alter(body=HUGE, length="", times=FOREVER),
 }
-#: The bound, and the 512 KiB reads of which the last may go beyond it.
+#: The bound, and the 256 KiB reads of which the last may go beyond it.
 MOST_BYTES = MAX_MANIFEST_BYTES + (4 << 20)
 
 
@@ -32,14 +32,14 @@ MOST_BYTES = MAX_MANIFEST_BYTES + (4 << 20)
 def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the pieces of bodies that were read."""
     pieces: list[int] = []
-    read = _AiohttpResponse.read_chunk
+    read = Answer.read_chunk
 
-    async def counted(self: _AiohttpResponse) -> bytes:
+    async def counted(self: Answer) -> bytes:
         chunk = await read(self)
         pieces.append(len(chunk))
         return chunk
 
-    monkeypatch.setattr(_AiohttpResponse, "read_chunk", counted)
+    monkeypatch.setattr(Answer, "read_chunk", counted)
     return pieces
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from imageservice.content import ContentStore
 from imageservice.digest import Digest
 from imageservice.keyrings import NodeKeyrings
 from imageservice.reference import parse_reference
-from imageservice.registry.transport import HttpTransport, Request, TransportOnDemand
 from imageservice.settings import ImageSettings
 from imageservice.snapshots import drivers
 from imageservice.snapshots.drivers import MountingDriver, Plan
@@ -93,40 +91,6 @@ async def test_it_has_ended(
     work: Callable[[Path], Awaitable[object]], thread: Blocked, tmp_path: Path
 ) -> None:
     await assert_waited_for(work(tmp_path), thread)
-
-
-async def test_connections_that_are_made_when_they_are_wanted_are_made_once() -> None:
-    """Who wants them first is called off while they are made: the next one has the same."""
-    begun, may_go_on = threading.Event(), threading.Event()
-    made: list[object] = []
-
-    class Connections:
-        def open(self, _request: object) -> nullcontext[str]:
-            return nullcontext("answer")
-
-    def make() -> HttpTransport:
-        begun.set()
-        may_go_on.wait()
-        made.append(Connections())
-        return made[-1]  # type: ignore[return-value]
-
-    transport = TransportOnDemand(make)
-    request = Request("GET", "https://reg.example/")
-
-    async def ask() -> None:
-        async with transport.open(request):
-            pass
-
-    first = asyncio.ensure_future(ask())
-    await asyncio.to_thread(begun.wait)
-    first.cancel()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    may_go_on.set()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    await ask()
-    assert len(made) == 1
 
 
 @pytest.mark.parametrize("moment", ["found", "used"])

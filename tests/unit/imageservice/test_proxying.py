@@ -201,6 +201,21 @@ async def test_an_https_proxy_is_a_tunnel_in_a_tunnel(tmp_path, monkeypatch):
         assert proxy.requests[0].first == f"CONNECT {registry.domain} HTTP/1.1"
 
 
+async def test_a_registrys_own_bad_certificate_behind_an_https_proxy_is_the_registrys(
+    tmp_path, monkeypatch
+):
+    inner = make_certificate(tmp_path, "inner", subject_names="DNS:other.test")
+    outer = make_certificate(tmp_path, "outer", subject_names="IP:127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(outer.certificate))
+    async with (
+        FakeRegistry(host=HOST, tls=inner.server_context()) as registry,
+        FakeProxy(registry.port, tls=outer.server_context()) as proxy,
+        open_client(tmp_path, through(proxy.url)) as client,
+    ):
+        with pytest.raises(RegistryUntrusted, match=r"certificate of https://registry\.test"):
+            await client.resolve(parse_reference(registry.reference("a:1")), ALICE)
+
+
 async def test_an_https_proxy_is_not_trusted_by_the_laxness_of_a_registry(tmp_path):
     """skip_verify is for the registry; the proxy would get our password to it."""
     certificate = make_certificate(tmp_path, subject_names=f"DNS:{HOST},IP:127.0.0.1")
@@ -218,7 +233,7 @@ async def test_an_https_proxy_is_not_trusted_by_the_laxness_of_a_registry(tmp_pa
 async def test_a_proxy_with_a_name_beyond_ascii_is_not_trusted_by_a_registrys_laxness(
     tmp_path, monkeypatch
 ):
-    """aiohttp knows it by two names: as it stands in its address, and as people write it."""
+    """It has two names: as it stands in its address, and as people write it."""
     name = "xn--bcher-kva.test"
 
     def to_loopback(_host, port, *_, **__):
