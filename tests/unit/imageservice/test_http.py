@@ -398,6 +398,29 @@ async def test_a_body_with_a_length_does_not_need_it(tmp_path):
         assert await fetch(transport, server.url, tls=tls) == (200, b"ok")
 
 
+@pytest.mark.parametrize("with_length", [True, False])
+@pytest.mark.parametrize("with_tls", [True, False])
+async def test_a_server_that_closes_before_its_answer_is_read_loses_nothing(
+    tmp_path, with_tls, with_length
+):
+    """Most of it waits in the kernel and in TLS when the end comes."""
+    certificate = make_certificate(tmp_path)
+    body = b"0123456789abcdef" * (3 << 16)
+    length = b"Content-Length: %d\r\n" % len(body) if with_length else b""
+    script = b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + body
+    context = certificate.server_context() if with_tls else None
+    async with RawServer([script], tls=context) as server, opened() as transport:
+        tls = trusting(certificate.certificate)
+        async with transport.open(Request("GET", server.url, tls=tls)) as response:
+            [wire] = transport._connections._open
+            await until(lambda: wire._is_paused)
+            received = b""
+            while chunk := await response.read_chunk():
+                await asyncio.sleep(0.001)
+                received += chunk
+    assert received == body
+
+
 async def test_what_one_set_of_rules_opened_serves_no_other(tmp_path):
     certificate = make_certificate(tmp_path, subject_names="DNS:other.test")
     async with (
