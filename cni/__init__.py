@@ -27,6 +27,7 @@ document on standard input, and answers with JSON. The model here:
 | attachment | what plugins are told about a pod: CNI_ARGS, capability arguments               |
 | config     | configuration files and directories                                             |
 | result     | results of every version, conversions, the pod's addresses                      |
+| idle       | plugins that have nothing to do for a pod, which are not run                    |
 | invoke     | one plugin, run once                                                            |
 | cache      | what was used and answered, on disk                                             |
 | memory     | what a detachment needs, read from it in one go                                 |

@@ -27,6 +27,7 @@ from cni.cache import AttachmentCache, Record
 from cni.chain import FirstFailure, PluginChain
 from cni.config import NetworkConfig, parse_network
 from cni.errors import NetworkNotReady
+from cni.idle import IdlePlugins
 from cni.invoke import Observer, PluginPrograms
 from cni.leftovers import end_leftovers
 from cni.memory import Memory
@@ -111,7 +112,7 @@ class PodNetwork:
             output_limit_bytes=settings.output_limit_bytes,
             observer=observer,
         )
-        self._chain = PluginChain(settings, clock, programs)
+        self._chain = PluginChain(settings, clock, programs, IdlePlugins(runner))
         self._cache = AttachmentCache(settings.cache_dir)
         self._memory = Memory(self._cache, self._chain, is_namespace)
         self._readiness = Readiness(settings, clock, self._chain.probe)

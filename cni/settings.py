@@ -35,6 +35,7 @@ class CniSettings:
         poll_unready_s: the same while it is not.
         status_grace_s: how long STATUS may fail before a ready network is called not ready.
         output_limit_bytes: of a plugin's standard output, and of its standard error.
+        skip_idle: leave out plugins that are known to have nothing to do for a pod, see `cni.idle`.
         environment: what plugins get besides PATH, LANG and CNI_*; the daemon's own environment is
             never passed on, it may hold proxies' passwords.
     """
@@ -57,6 +58,7 @@ class CniSettings:
     poll_unready_s: float = 1.0
     status_grace_s: float = 10.0
     output_limit_bytes: int = MIB
+    skip_idle: bool = True
     environment: tuple[tuple[str, str], ...] = field(default=())
 
     def __post_init__(self) -> None:

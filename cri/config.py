@@ -23,6 +23,7 @@ from cni.settings import CniSettings
 from cri import settings_devices as devices
 from cri import settings_images as image_table
 from cri import settings_security as security
+from cri import settings_speed as speed
 from cri import settings_table as table
 from cri.config_files import ConfigInvalid, Reading
 from cri.streaming.settings import StreamingSettings
@@ -125,6 +126,7 @@ class Config:
             poll_s=self.get(table.CNI_POLL),
             poll_unready_s=self.get(table.CNI_POLL_UNREADY),
             status_grace_s=self.get(table.CNI_STATUS_GRACE),
+            skip_idle=self.get(speed.SKIP_IDLE_PLUGINS),
             environment=self.get(table.CNI_ENVIRONMENT),
         )
 

@@ -52,6 +52,15 @@ SECCOMP_TREES = Setting(
     True,
     "compile long seccomp filters for crun as trees, which the kernel loads and runs faster",
 )
+SKIP_IDLE_PLUGINS = Setting(
+    "cni",
+    "skip_idle",
+    boolean,
+    True,
+    "do not run the reference plugins portmap and bandwidth for pods that have no host port or no "
+    "limit, for which they do nothing",
+    reloadable=True,
+)
 TIDYING = Setting(
     "runtime",
     "tidying",

@@ -100,9 +100,9 @@ class ScriptedRunner:
         env = dict(env or {})
         run = Run(
             plugin=Path(argv[0]).name,
-            command=env["CNI_COMMAND"],
+            command=env.get("CNI_COMMAND", ""),  # none: the program is asked who it is
             env=env,
-            config=json.loads(stdin),
+            config=json.loads(stdin or b"{}"),
             timeout_s=timeout_s,
             output_limit_bytes=output_limit_bytes,
         )

@@ -48,14 +48,14 @@ SUBNET: Final = "10.209.0.0/16"
 
 #: Row of the table -> what its floor is.
 FLOORS: Final = {
-    "RunPodSandbox": "namespaces made and pinned; then the network's plugins (ADD) beside "
+    "RunPodSandbox": "namespaces made and pinned; then all of the network's plugins (ADD) beside "
     "/dev/shm, `crun create` of the pause bundle and its start",
     "CreateContainer": "overlay mount and `crun create` of the same bundle, without a monitor",
     "StartContainer": "the byte into the pipe that the created container waits at",
     "ExecSync true": "`crun exec`",
     "StopContainer 0": "SIGKILL by pidfd, and waiting for the end",
     "RemoveContainer": "`crun delete`, unmounting and deleting the writable layer",
-    "StopPodSandbox": "the network's plugins (DEL) beside the end of the pause process and "
+    "StopPodSandbox": "all of the network's plugins (DEL) beside the end of the pause process and "
     "`crun delete`; then unmounting",
     "RemovePodSandbox": "deleting the pod's files",
     "pod to running": "the sum of the first three",
