@@ -255,7 +255,8 @@ class PodNetwork:
         *,
         config_json: str,
         result_json: str,
-        first: Awaitable[object] | None = None,
+        first: Callable[[], Awaitable[object]] | None = None,
+        forget: bool = True,
     ) -> None:
         """Detach a pod: every plugin in reverse order, over failures; safe to repeat.
 
@@ -264,8 +265,10 @@ class PodNetwork:
             config_json: as stored; empty: what the cache has, and if it has nothing either, the
                 pod was never attached and nothing is run.
             result_json: as stored; empty: what the cache has, or none.
-            first: must be done before a plugin is run, while everything is looked up for it. If it
-                fails, that is raised and none is run.
+            first: is awaited before a plugin is run, when everything has been looked up for it. If
+                it fails, that is raised and none is run.
+            forget: also what is kept here of it; otherwise the caller will call `forget`, and until
+                then the same again may be asked for, which is safe as ever.
 
         Raises:
             ConfigInvalid: the stored configuration is damaged.
@@ -274,7 +277,7 @@ class PodNetwork:
         async with self._turns.of(attachment.pod_id):
             known = await asyncio.to_thread(self._memory.recall, attachment, config_json)
             if first is not None:
-                await first
+                await first()
             if known is None:
                 self._live.discard(attachment.pod_id)
                 return
@@ -282,8 +285,19 @@ class PodNetwork:
             await self._chain.delete(
                 known.network, told, result_json or known.result, known.programs
             )
-            await to_its_end(partial(self._cache.remove, told.pod_id, told.interface))
+            if forget:
+                await to_its_end(partial(self._cache.remove, told.pod_id, told.interface))
             self._live.discard(told.pod_id)
+
+    async def forget(self, attachment: Attachment) -> None:
+        """Drop what is kept of a pod that was detached. What nobody drops is found by `gc`.
+
+        Raises:
+            Denied: the file system is read-only.
+        """
+        async with self._turns.of(attachment.pod_id):
+            known = partial(self._cache.remove, attachment.pod_id, attachment.interface)
+            await to_its_end(known)
 
     async def check(self, attachment: Attachment, *, config_json: str, result_json: str) -> None:
         """Ask the plugins whether a pod's network still is as they made it.

@@ -3,8 +3,7 @@
     run:    reserve name ─► pin namespaces ─┬─► CNI ADD ──────────────┐
                                             ├─► files, /dev/shm        ├─► READY recorded ─► id
                                             └─► pause process ─────────┘
-    stop:   NOTREADY recorded ─► CNI DEL ─────────────────────┬─► network unpinned ─► answer
-            containers, pause killed ─► the others unpinned ─┘    ∥ detached recorded
+    stop:   NOTREADY recorded ─► CNI DEL ─► network unpinned ─► answer (`cri.pod_stopping`)
     remove: stop ─► containers removed ─► directory ─► record deleted last
 
 | what fails                    | then                                                            |
@@ -29,6 +28,7 @@ import msgspec
 from cri.attachment import bandwidth
 from cri.host_ports import HostPorts
 from cri.inflight import Inflight
+from cri.pod_stopping import PodStopping
 from cri.pod_wiring import PodWiring
 from cri.resizing import PodResizing
 from sandbox.host.errors import (
@@ -79,6 +79,9 @@ class PodLifecycle:
         self._containers = containers
         self._events = events
         engine.on_stopped(events.pod_stopped)
+        self._stopping = PodStopping(
+            engine=engine, network=self._network, store=store, containers=containers, events=events
+        )
         self._ports = HostPorts(store)
         self._resizing = PodResizing(engine=engine, store=store, group=group)
         self._creating: Inflight[str] = Inflight(group, "RunPodSandbox")
@@ -229,43 +232,8 @@ class PodLifecycle:
         await self._ending.join(("stop", pod.id), self._stopper(pod.id))
 
     async def _stop(self, pod_id: str) -> None:
-        pod = self._store.pods.get(pod_id)
-        if pod is None:
-            return
-        async with asyncio.TaskGroup() as notes:
-            # Memory says so at once; the disk before the first plugin is run, so that no daemon
-            # ever finds a pod that is ready and has no network.
-            noted = notes.create_task(self._engine.note_stopped(pod_id))
-            ended, detached = await asyncio.gather(
-                self._end_processes(pod),
-                self._network.plug_out(pod, noted),
-                return_exceptions=True,
-            )
-        self._events.pod_stopped(pod)  # after its containers'
-        current = self._store.pods.get(pod_id, pod)
-        # The pin is kept while the network is still attached: DEL needs the namespace.
-        if isinstance(detached, BaseException):
-            raise ended if isinstance(ended, BaseException) else detached
-        # The record beside it: DEL may be repeated without the namespace.
-        letting_go = self._engine.let_go if ended is True else self._engine.stop
-        outcomes = await asyncio.gather(
-            letting_go(current), self._network.note_detached(pod), return_exceptions=True
-        )
-        for outcome in (ended, *outcomes):
-            if isinstance(outcome, BaseException):
-                raise outcome
-        self._stopped.add(pod_id)
-
-    async def _end_processes(self, pod: PodSandbox) -> bool:
-        """Whether nothing of the pod runs any more; raises what kept a container from ending."""
-        await self._containers.kill_all_of(pod.id)
-        current = self._store.pods.get(pod.id, pod)
-        try:
-            await self._engine.end_processes(current)
-            await self._engine.let_go_beside(current)
-        except PodwrightError:
-            return False  # logged; tried again with the rest, and reported if it still fails
-        return True
+        if await self._stopping.stop(pod_id):
+            self._stopped.add(pod_id)
 
     async def remove(self, pod_id: str) -> None:
         """Remove a pod and its containers by force; unknown is success."""

@@ -6,21 +6,25 @@ the last one has said so. Between these two a DEL is owed, whoever comes to it; 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cri.attachment import make_attachment
 from sandbox.host.errors import PodwrightError
+from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from cni.attachment import Attachment
     from cni.network import Attached, PodNetwork
     from sandbox.model import PodSandbox
     from sandbox.pods import PodEngine
     from sandbox.store import StateStore
+
+_log = get_logger("network")
 
 
 class PodWiring:
@@ -58,8 +62,10 @@ class PodWiring:
         await self.plug_out(pod)
         return await self.note_detached(pod)
 
-    async def plug_out(self, pod: PodSandbox, first: Awaitable[object] | None = None) -> None:
-        """DEL where it is owed; `first` must be done before a plugin is run.
+    async def plug_out(
+        self, pod: PodSandbox, first: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        """DEL where it is owed; `first` is awaited before a plugin is run.
 
         Raises:
             PodwrightError: as `PodNetwork.delete`, of the stage "network".
@@ -72,16 +78,31 @@ class PodWiring:
                 config_json=pod.cni_config,
                 result_json=pod.cni_result,
                 first=first,
+                forget=False,
             )
         except PodwrightError as error:
             error.stage = "network"
             raise
 
     async def note_detached(self, pod: PodSandbox) -> PodSandbox:
-        """Record that no DEL is owed any more, after `plug_out` of the same value."""
+        """Record that no DEL is owed any more, after `plug_out` of the same value.
+
+        Not synced: what a power failure takes back is a DEL that was done, to be done once more,
+        and that a plugin's own records may need, which it does not sync either. The note costs
+        0.9 ms with a sync and 0.5 without.
+        """
         if not pod.network_attached:
             return pod
         current = self._store.pods.get(pod.id, pod)
         detached = msgspec.structs.replace(current, network_attached=False)
-        await self._store.note(detached)
+        await asyncio.gather(
+            self._store.note(detached, synced=False), self._forget(self.attachment(pod))
+        )
         return detached
+
+    async def _forget(self, attachment: Attachment) -> None:
+        try:
+            await self._network.forget(attachment)
+        except PodwrightError as error:
+            # The network's own collection finds it, and repeats a DEL that does nothing any more.
+            _log.warning("detached pod is not forgotten", pod=attachment.pod_id, error=str(error))

@@ -250,7 +250,7 @@ async def test_what_must_come_first_is_done_before_a_plugin_runs(bench):
     await bench.network.add(pod())
     done = asyncio.get_running_loop().create_future()
     deleting = asyncio.ensure_future(
-        bench.network.delete(pod(), config_json="", result_json="", first=done)
+        bench.network.delete(pod(), config_json="", result_json="", first=lambda: done)
     )
     await asyncio.wait({deleting}, timeout=0.05)
     assert bench.runner.seen("DEL") == []
@@ -264,9 +264,31 @@ async def test_no_plugin_runs_when_what_must_come_first_fails(bench):
     failed = asyncio.get_running_loop().create_future()
     failed.set_exception(FailedPrecondition("not written"))
     with pytest.raises(FailedPrecondition, match="not written"):
-        await bench.network.delete(pod(), config_json="", result_json="", first=failed)
+        await bench.network.delete(pod(), config_json="", result_json="", first=lambda: failed)
     assert bench.runner.seen("DEL") == []
     assert len(bench.saved()) == 1
+
+
+async def test_what_the_caller_will_forget_is_kept_until_then_and_detached_again(bench):
+    await bench.network.add(pod())
+    for _ in range(2):
+        await bench.network.delete(pod(), config_json="", result_json="", forget=False)
+        assert len(bench.saved()) == 1
+    assert len(bench.runner.seen("DEL")) == 6
+
+    await bench.network.forget(pod())
+    assert bench.saved() == []
+    await bench.network.forget(pod())
+    await bench.network.delete(pod(), config_json="", result_json="")
+    assert len(bench.runner.seen("DEL")) == 6
+
+
+async def test_what_nobody_forgets_is_found_by_collection(bench):
+    await bench.network.add(pod())
+    await bench.network.delete(pod(), config_json="", result_json="", forget=False)
+    await bench.network.gc([])
+    assert bench.saved() == []
+    assert len(bench.runner.seen("DEL")) == 6
 
 
 async def test_delete_of_what_was_never_attached_runs_nothing(bench):
