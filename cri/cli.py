@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 # forks; programs are started by vfork and exec (grpc/grpc#37259 is what they cost).
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+# And its older way of listening: the newer one hands every call through threads of a pool, which
+# also look for work many times a second for a while after each. Without it a call of a kubelet that
+# asks each second costs 0.53 instead of 0.64 ms of processor time, and is answered in 0.59 instead
+# of 0.66 ms; a release that does not know the name any more says so once and listens as it likes.
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 #: What an uninstalled tree calls itself.
 SOURCE_VERSION: Final = "0.1.0+source"

@@ -120,6 +120,17 @@ def test_fork_support_of_grpc_is_off_before_grpc_is_there():
     assert found.stdout.strip() == "false"
 
 
+def test_grpc_knows_the_way_of_listening_that_is_turned_off():
+    probe = """
+import cri.cli, os
+assert os.environ["GRPC_EXPERIMENTS"] == "-event_engine_listener"
+import grpc
+grpc.server(None).stop(None)
+"""
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_version():
     assert CliRunner().invoke(main, ["version"]).output.startswith("podwright ")
 
