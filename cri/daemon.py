@@ -54,6 +54,7 @@ from sandbox.host.host_facts import HostFacts
 from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
+from sandbox.host.priority import come_first
 from sandbox.host.processes import HostProcessRunner
 from sandbox.host.rlimits import raise_open_files
 from sandbox.host.systemd import Systemd
@@ -118,6 +119,8 @@ class Daemon:
         """
         # Every file of ours is private whatever umask we were started with (CVE-2024-25621).
         os.umask(0o077)
+        if self._config.get(speed.COME_FIRST):
+            come_first()
         self._open_files = raise_open_files()
         score = oom.protect_self(OOM_SCORE_ADJ)
         if score > OOM_SCORE_ADJ:

@@ -61,6 +61,14 @@ SKIP_IDLE_PLUGINS = Setting(
     "limit, for which they do nothing",
     reloadable=True,
 )
+COME_FIRST = Setting(
+    "daemon",
+    "come_first",
+    boolean,
+    True,
+    "run the daemon's own threads before others where processors are busy, never what it starts; a "
+    "niceness that the daemon was started with is kept",
+)
 TIDYING = Setting(
     "runtime",
     "tidying",

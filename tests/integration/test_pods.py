@@ -13,6 +13,8 @@ import pytest
 
 from protos import api_pb2 as api
 from sandbox.host.cgroupfs import CgroupLayout
+from sandbox.host.host_facts import HostFacts
+from sandbox.host.priority import NICENESS
 from tests.kit import groups
 from tests.kit.calls import until
 from tests.kit.messages import WEB_SERVER, namespaces
@@ -354,3 +356,18 @@ def test_pods_made_and_removed_at_once(node: Node) -> None:
 
         list(clients.map(life, range(16)))
     assert not node.pods()
+
+
+def test_the_daemon_comes_first_and_nothing_that_it_starts_does(node: Node, handler: str) -> None:
+    pod = node.run_pod("niceness", handler=handler)
+    container = node.run(pod, "main", SLEEP)
+    init = node.container_pid(container)
+    monitor = int(Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[1])
+    started = {"pause": node.pod_pid(pod), "container": init, "monitor": monitor}
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    given = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in started.items()}
+    assert given == dict.fromkeys(started, own)
+    inside = node.exec(container, "cat", "/proc/self/stat")[1].rpartition(")")[2].split()
+    assert int(inside[16]) == own  # field 19 of proc_pid_stat(5)
+    if own == 0 and "CAP_SYS_NICE" in HostFacts.detect().capabilities_effective:
+        assert os.getpriority(os.PRIO_PROCESS, node.pid) == NICENESS

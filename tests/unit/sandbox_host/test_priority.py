@@ -1,0 +1,104 @@
+"""The daemon's threads come first, and nothing that they start does.
+
+Each in a process of its own: what a process has given itself it cannot take back for others.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandbox.host.host_facts import HostFacts
+
+TOP = Path(__file__).parents[3]
+
+HEAD = """
+import asyncio, os, threading
+from sandbox.host import children, priority
+from sandbox.host.processes import HostProcessRunner
+
+def own():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+async def of_child(*words):
+    argv = ["python3", "-c", *words]
+    return (await HostProcessRunner().run(argv)).stdout.decode().split()
+"""
+#: A child, and a child of that child.
+TELL = "import os; print(os.nice(0), flush=True); os.fork() or print(os.nice(0), flush=True)"
+
+
+def told(text, *, nice=0, session=True):
+    """What a new process of that niceness prints, by words."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + text],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TOP,
+        start_new_session=session,
+        preexec_fn=lambda: os.nice(nice) if nice else None,
+    )
+    return done.stdout.split()
+
+
+needs_right = pytest.mark.skipif(
+    "CAP_SYS_NICE" not in HostFacts.detect().capabilities_effective,
+    reason="without CAP_SYS_NICE nobody may come first",
+)
+
+
+@needs_right
+def test_threads_come_first_and_programs_and_theirs_as_ever():
+    text = f"""
+print(priority.come_first(), own())
+print(*asyncio.run(of_child({TELL!r})))
+seen = []
+thread = threading.Thread(target=lambda: seen.append(own()))
+thread.start()
+thread.join()
+print(*seen, children.SPAWNER.submit(own).result(), children.REAPER.submit(own).result())
+"""
+    assert told(text) == ["True", "-10", "0", "0", "-10", "-10", "0"]
+
+
+@needs_right
+def test_its_group_by_session_comes_first_and_a_programs_does_not():
+    file = Path("/proc/self/autogroup")
+    if not file.exists():
+        pytest.skip("this kernel does not group by session (CONFIG_SCHED_AUTOGROUP)")
+    look = f"print(open({str(file)!r}).read().split()[-1])"
+    text = f"priority.come_first(); {look}; print(*asyncio.run(of_child({look!r})))"
+    assert told(text) == ["-10", "0"]
+
+
+@needs_right
+def test_a_session_with_others_in_it_is_left_alone():
+    file = Path("/proc/self/autogroup")
+    if not file.exists():
+        pytest.skip("this kernel does not group by session (CONFIG_SCHED_AUTOGROUP)")
+    before = file.read_text().split()[-1]
+    text = f"print(priority.come_first(), open({str(file)!r}).read().split()[-1])"
+    assert told(text, session=False) == ["True", before]
+
+
+def test_a_niceness_that_was_given_is_kept():
+    text = f"print(priority.come_first(), own()); print(*asyncio.run(of_child({TELL!r})))"
+    assert told(text, nice=5) == ["False", "5", "5", "5"]
+
+
+def test_without_the_right_nothing_changes():
+    text = f"""
+import ctypes
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+print(priority.come_first(), own())
+print(*asyncio.run(of_child({TELL!r})))
+"""
+    if os.getuid() != 0:
+        pytest.skip("only root can give up rights")
+    assert told(text) == ["False", "0", "0", "0"]
