@@ -6,6 +6,7 @@ Each in a process of its own: what a process has given itself it cannot take bac
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,13 @@ def told(text, *, nice=0, session=True):
     return done.stdout.split()
 
 
+def slice_of(file):
+    """How long a turn of a process is (ns), as text; empty where that is not told."""
+    if not file.exists():
+        return ""
+    return next(iter(re.findall(r"se\.slice *: *(\d+)", file.read_text())), "")
+
+
 needs_right = pytest.mark.skipif(
     "CAP_SYS_NICE" not in HostFacts.detect().capabilities_effective,
     reason="without CAP_SYS_NICE nobody may come first",
@@ -67,6 +75,19 @@ print(*seen, children.SPAWNER.submit(own).result(), children.REAPER.submit(own).
 
 
 @needs_right
+def test_where_children_cannot_be_told_apart_the_thread_that_starts_them_stays_behind():
+    text = f"""
+def missing(*_):
+    raise OSError(38, "no such call")
+
+os.sched_setscheduler = missing
+print(priority.come_first())
+print(*asyncio.run(of_child({TELL!r})), children.SPAWNER.submit(own).result())
+"""
+    assert told(text) == ["True", "0", "0", "0"]
+
+
+@needs_right
 def test_its_group_by_session_comes_first_and_a_programs_does_not():
     file = Path("/proc/self/autogroup")
     if not file.exists():
@@ -74,6 +95,19 @@ def test_its_group_by_session_comes_first_and_a_programs_does_not():
     look = f"print(open({str(file)!r}).read().split()[-1])"
     text = f"priority.come_first(); {look}; print(*asyncio.run(of_child({look!r})))"
     assert told(text) == ["-10", "0"]
+
+
+@needs_right
+def test_its_turns_are_short_and_a_programs_are_not():
+    """As /proc/PID/sched has it, where the kernel has that (CONFIG_SCHED_DEBUG)."""
+    if not slice_of(Path("/proc/self/sched")):
+        pytest.skip("this kernel does not say how long a turn is, or has no turns of one's own")
+    look = """
+import pathlib, re
+print(*re.findall(r"se.slice *: *([0-9]+)", pathlib.Path("/proc/self/sched").read_text()))"""
+    usual = slice_of(Path("/proc/self/sched"))
+    text = f"priority.come_first()\n{look}\nprint(*asyncio.run(of_child({look!r})))"
+    assert told(text) == ["300000", usual]
 
 
 @needs_right
