@@ -22,7 +22,7 @@ from imageservice.snapshots.snapshotter import LayerFacts
 from sandbox.host.database import as_bytes, as_int, as_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Coroutine, Iterable, Mapping
 
     from imageservice.snapshots.lender import Lender
     from sandbox.host.database import Connection, Database, Row, SqlValue
@@ -136,15 +136,20 @@ class Ledger:
 
         await self._database.write(work, cleanup=True)
 
-    async def lease(self, key: str, chain: tuple[str, ...]) -> None:
+    def lease(self, key: str, chain: tuple[str, ...]) -> Coroutine[None, None, None]:
         """Hold the layers under `key`, instead of what it held before.
 
-        Safe from our own death when it returns. After a power failure nothing uses the layers any
-        more, and what may remove them is recorded after this.
+        Held from now on, and safe from our own death when what is returned was awaited. After a
+        power failure nothing uses the layers any more, and what may remove them is recorded after
+        this.
         """
         before = self._leases.get(key)
         self._leases[key] = chain
+        return self._write_lease(key, chain, before)
 
+    async def _write_lease(
+        self, key: str, chain: tuple[str, ...], before: tuple[str, ...] | None
+    ) -> None:
         def work(connection: Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO lease_keys (key) VALUES (?)", (key,))
             connection.execute("DELETE FROM leases WHERE key = ?", (key,))

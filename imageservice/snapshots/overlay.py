@@ -55,7 +55,7 @@ from sandbox.host.files import filesystem_usage, make_private_dir, remove_tree
 from sandbox.host.journal import get_logger
 from sandbox.host.mounts import unmount_tree
 from sandbox.host.pidfd import boot_id
-from sandbox.host.threads import in_one_piece, to_its_end
+from sandbox.host.threads import beside, in_one_piece, to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -243,23 +243,23 @@ class OverlaySnapshotter:
             if row is None:
                 raise NotFound("image layer is not on this node", layer=diff_id)
             known.append(row)
-        await self._ledger.lease(key, chain)
         rows = effective(known)
-        await self._places.mount(rows)
         lower = [LowerLayer(self._places.of(row), row.facts.implied) for row in rows]
         driver = self.storage.driver
         wants = driver.corrects and not read_only
-        return await driver.compose(
-            Plan(
-                lower=lower,
-                empty=self._empty,
-                upper_dir=upper_dir,
-                work_dir=work_dir,
-                read_only=read_only,
-                mapped=mapped,
-                corrections=await self._corrections_of(lower) if wants else (),
+        async with beside(self._ledger.lease(key, chain)):
+            await self._places.mount(rows)
+            return await driver.compose(
+                Plan(
+                    lower=lower,
+                    empty=self._empty,
+                    upper_dir=upper_dir,
+                    work_dir=work_dir,
+                    read_only=read_only,
+                    mapped=mapped,
+                    corrections=await self._corrections_of(lower) if wants else (),
+                )
             )
-        )
 
     async def _corrections_of(self, lower: Sequence[LowerLayer]) -> tuple[Correction, ...]:
         """Remembered for each chain, by its places: layers never change."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -55,6 +56,22 @@ async def apart(work: Coroutine[None, None, T]) -> T:
     limit to hold, and could not tell whether it was called off.
     """
     return await asyncio.get_running_loop().create_task(work)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[None, None, object]) -> AsyncIterator[None]:
+    """`work` while the block is at its own; the block ends after both, whatever becomes of either.
+
+    A failure of the block counts first. As the block, `work` is not called off but goes to its end.
+    """
+    running = asyncio.get_running_loop().create_task(work)
+    try:
+        yield
+    except BaseException:
+        with suppress(BaseException):
+            await _until_done(running)
+        raise
+    await _until_done(running)
 
 
 async def _until_done(running: asyncio.Future[T]) -> T:

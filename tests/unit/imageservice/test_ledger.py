@@ -27,3 +27,18 @@ async def test_what_was_called_off_while_it_was_written_can_be_given_up(tmp_path
     assert dict(ledger.leases()) == {}
     assert await database.read(keys) == []
     await database.close()
+
+
+async def test_layers_are_held_before_that_is_written(tmp_path: Path) -> None:
+    """Whoever removes layers meanwhile finds them held."""
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    ledger = Ledger(database)
+    await ledger.load()
+    writing = ledger.lease("container", ("sha256:" + "a" * 64,))
+    assert list(ledger.leases()) == ["container"]
+    assert await database.read(keys) == []
+    await writing
+    assert await database.read(keys) == [("container",)]
+    await database.close()

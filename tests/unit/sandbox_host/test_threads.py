@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.host.threads import apart, in_one_piece, to_its_end
+from sandbox.host.threads import apart, beside, in_one_piece, to_its_end
 
 
 async def test_what_the_call_returns_or_raises_comes_out():
@@ -118,3 +118,57 @@ async def test_a_piece_of_work_ends_and_knows_of_no_cancellation():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert steps == ["done"]
+
+
+async def test_both_go_on_at_once_and_the_block_ends_after_both():
+    order, go_on = [], asyncio.Event()
+
+    async def work():
+        order.append("work begins")
+        await go_on.wait()
+        order.append("work ends")
+
+    async with beside(work()):
+        await asyncio.sleep(0)
+        order.append("block")
+        go_on.set()
+    assert order == ["work begins", "block", "work ends"]
+
+
+async def test_a_block_that_fails_or_is_called_off_ends_after_the_work():
+    for called_off in (False, True):
+        go_on, ended = asyncio.Event(), []
+
+        async def work(go_on=go_on, ended=ended):
+            await go_on.wait()
+            ended.append(True)
+            raise ValueError("is not what counts")
+
+        async def block(work=work, called_off=called_off):
+            async with beside(work()):
+                if not called_off:
+                    raise ZeroDivisionError
+                await asyncio.Event().wait()
+
+        task = asyncio.ensure_future(block())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        for _ in range(3):
+            if called_off:
+                task.cancel()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError if called_off else ZeroDivisionError):
+            await task
+        assert ended
+
+
+async def test_a_failure_of_the_work_beside_comes_out():
+    async def work():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async with beside(work()):
+            await asyncio.sleep(0)
