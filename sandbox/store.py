@@ -30,7 +30,7 @@ from sandbox.states import ContainerState, PodState
 from sandbox.stored import read_stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from sandbox.host.clock import Clock
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from sandbox.records import Records
     from sandbox.statefile import Opened
     from sandbox.stored import Stored
+
+    Object = PodSandbox | Container
+    Then = Callable[[], object] | None
 
 #: Removed objects that are remembered for the sweep; more are removed in a minute by nobody.
 DEPARTED_LIMIT: Final = 4096
@@ -63,7 +66,7 @@ class StateStore:
         self._pod_names: dict[str, str] = {}
         self._container_names: dict[str, str] = {}
         self._by_pod: dict[str, set[str]] = {}
-        self._unwritten: dict[str, PodSandbox | Container] = {}
+        self._unwritten: dict[str, Object] = {}
         #: Cgroup of what was removed in this life, by id, until a sweep has looked for it.
         self.departed: dict[str, str] = {}
 
@@ -218,37 +221,43 @@ class StateStore:
         self._containers[container.id] = container
         self._by_pod.setdefault(container.pod_id, set()).add(container.id)
 
-    async def save(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
-        """Record a new value, `synced` or not; an object that was removed is not brought back."""
+    async def save(self, value: Object, *, synced: bool = True, then: Then = None) -> None:
+        """Record a new value, as `Database.write`; an object that was removed stays removed."""
         if not self._known(value):
             return
         # A note that did not reach the disk before must not do so after this.
         older = self._unwritten.pop(value.id, None)
         try:
-            await self._update([value], synced=synced)
+            await self._update([value], synced=synced, then=then)
         except BaseException:
             if older is not None and self._known(older):
                 self._unwritten.setdefault(value.id, older)
             raise
         self._remember(value)
 
-    async def note(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
+    async def note(self, value: Object, *, synced: bool = True) -> None:
         """Record what has already happened: memory at once, disk now or by a later `flush`.
 
         `synced` or not, as `Database.write` says.
         """
-        if self._known(value):
-            self._remember(value)
-            self._unwritten[value.id] = value
+        if self.note_first(value):
             # What other notes need is not known here.
             await self.flush(synced=synced or len(self._unwritten) > 1)
+
+    def note_first(self, value: Object) -> bool:
+        """The part in memory of `note`: whether there is something to `flush`."""
+        known = self._known(value)
+        if known:
+            self._remember(value)
+            self._unwritten[value.id] = value
+        return known
 
     async def flush(self, *, copies: bool = False, synced: bool = True) -> None:
         """Write the notes that have not reached the disk; a failure is logged, they are kept.
 
         With `copies`, the second copies that could not be written as well.
         """
-        wanted: dict[str, PodSandbox | Container] = {}
+        wanted: dict[str, Object] = {}
         if copies and self._records is not None:
             for object_id in self._records.older:
                 known = self._pods.get(object_id) or self._containers.get(object_id)
@@ -317,24 +326,22 @@ class StateStore:
 
     # Inside.
 
-    def _depart(self, value: PodSandbox | Container) -> None:
+    def _depart(self, value: Object) -> None:
         self.departed[value.id] = value.cgroup_path
         while len(self.departed) > DEPARTED_LIMIT:
             del self.departed[next(iter(self.departed))]
 
-    def _known(self, value: PodSandbox | Container) -> bool:
+    def _known(self, value: Object) -> bool:
         return value.id in (self._pods if isinstance(value, PodSandbox) else self._containers)
 
-    def _remember(self, value: PodSandbox | Container) -> None:
+    def _remember(self, value: Object) -> None:
         if isinstance(value, PodSandbox):
             if value.id in self._pods:
                 self._pods[value.id] = value
         elif value.id in self._containers:
             self._containers[value.id] = value
 
-    async def _update(
-        self, values: Iterable[PodSandbox | Container], *, synced: bool = True
-    ) -> None:
+    async def _update(self, values: Iterable[Object], *, synced: bool, then: Then = None) -> None:
         documents = [(value, rows.encode(value)) for value in values]
 
         def work(db: Connection) -> None:
@@ -349,9 +356,9 @@ class StateStore:
 
         self._backups.changed = True
         # A change of what exists may use the space that is kept for cleaning up.
-        await self._database.write(work, cleanup=True, synced=synced)
+        await self._database.write(work, cleanup=True, synced=synced, then=then)
 
-    async def _insert(self, value: PodSandbox | Container, *, synced: bool = True) -> None:
+    async def _insert(self, value: Object, *, synced: bool = True) -> None:
         document = rows.encode(value)
 
         def work(db: Connection) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sandbox.host.errors import Corrupt, ResourceExhausted, Unavailable
@@ -155,7 +156,12 @@ class Database:
         return cls(path, connection, thread, reserve)
 
     async def write(
-        self, work: Callable[[Connection], T], *, cleanup: bool = False, synced: bool = True
+        self,
+        work: Callable[[Connection], T],
+        *,
+        cleanup: bool = False,
+        synced: bool = True,
+        then: Callable[[], object] | None = None,
     ) -> T:
         """`work` in one transaction on the database's thread; committed when it returns.
 
@@ -169,13 +175,18 @@ class Database:
         means nothing after a power failure, such as the intent to start a process. Measured on the
         reference machine: 0.3 ms each on a quick disk.
 
+        `then` is called on the same thread once that is committed, for what was only to wait for
+        the record: it saves the way back and forth, 0.2 to 0.4 ms. It must be short.
+
         Raises:
             AlreadyExists: a unique key is taken.
             ResourceExhausted: the disk is full; nothing was changed, reading goes on working.
             Corrupt, Unavailable, Denied: as SQLite says; nothing was changed.
         """
         call = self._write_cleaning if cleanup else self._write
-        return await self._run(call if synced else lambda given: self._unsynced(call, given), work)
+        if not synced:
+            call = partial(self._unsynced, call)
+        return await self._run(call if then is None else partial(_in_turn, call, then), work)
 
     def _unsynced(
         self, call: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]
@@ -257,3 +268,9 @@ class Database:
             await loop.run_in_executor(self._thread, self._connection.close)
         finally:
             self._thread.shutdown(wait=False)
+
+
+def _in_turn(call: Callable[[Argument], T], then: Callable[[], object], argument: Argument) -> T:
+    result = call(argument)
+    then()
+    return result

@@ -88,7 +88,8 @@ class Conmon:
         except BaseException:
             await in_one_piece(creation.call_off())
             raise
-        await in_one_piece(creation.call_off())
+        if not creation.is_done:
+            await in_one_piece(creation.call_off())
 
     # Afterwards.
 

@@ -100,7 +100,9 @@ class Creation:
         self._ends = ExitStack()
         self._preparing: asyncio.Task[_Waiting] | None = None
         self._spawned: Spawned | None = None
-        self._let_go = self._done = False
+        self._let_go = False
+        #: Whether it has succeeded.
+        self.is_done = False
 
     def begin(self) -> None:
         """Start conmon beside the caller's work; how that went is told by `finish`.
@@ -108,7 +110,11 @@ class Creation:
         The task needs no group: `finish` or `call_off` ends after it.
         """
         if self._preparing is None:
-            self._preparing = asyncio.get_running_loop().create_task(self._prepare())
+            loop = asyncio.get_running_loop()
+            # At once, and not when the task has its first turn: conmon's start is the longest way,
+            # and what the caller does now would get the processor first (0.2 ms).
+            files = loop.run_in_executor(None, self._make_files)
+            self._preparing = loop.create_task(self._prepare(files))
 
     async def finish(self) -> Created:
         """Let conmon go on; returns when the container's first process waits to be started.
@@ -134,7 +140,7 @@ class Creation:
         finally:
             if self._let_go:
                 self._observe(began_ns, ok=ok)
-        self._done = True
+        self.is_done = True
         self._ends.close()
         return Created(
             init=ProcessRef(pid=pid, start_ticks=start_ticks(pid) or 0, boot_id=boot_id()),
@@ -148,7 +154,7 @@ class Creation:
         Everything that was started is killed, the runtime's books and the cgroup are cleared, and a
         log file made for it is removed.
         """
-        if self._preparing is None or self._done:
+        if self._preparing is None or self.is_done:
             return
         # Never cancelled: what a thread goes on making could not be found again.
         await asyncio.wait({self._preparing})
@@ -175,14 +181,9 @@ class Creation:
         await asyncio.wait({self._preparing})
         return self._preparing.result()
 
-    async def _prepare(self) -> _Waiting:
+    async def _prepare(self, files: asyncio.Future[None]) -> _Waiting:
         request = self._request
-        if await request.runtime.state(request.container_id) is not None:
-            # Before anything that would have to be cleared away: that one is somebody's.
-            raise RuntimeBusy(
-                "the runtime has a container of this id already", container=request.container_id
-            )
-        await asyncio.to_thread(self._make_files)
+        await files
         argv = conmon_argv(
             self._settings.conmon_path,
             request,
@@ -196,6 +197,11 @@ class Creation:
 
     def _make_files(self) -> None:
         request = self._request
+        if request.runtime.has(request.container_id):
+            # Before anything that would have to be cleared away: that one is somebody's.
+            raise RuntimeBusy(
+                "the runtime has a container of this id already", container=request.container_id
+            )
         if request.log_path:
             self._log = logfile.prepare_log(request.log_path)
         _prepare_bundle(request.bundle, self._log)
@@ -337,9 +343,11 @@ def _prepare_bundle(bundle: Path, log: logfile.PreparedLog | None) -> None:
     """Remove what an earlier try left, and link to the log. Blocking."""
     with map_os_errors("cannot prepare a container's directory", path=str(bundle)):
         # Who makes the bundle meanwhile may have opened it to a pod's users: its mode stays.
-        bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("pid", "conmon.pid", "runtime.log", "log", "oom", "exit"):
-            (bundle / name).unlink(missing_ok=True)
+        try:
+            bundle.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            for name in ("pid", "conmon.pid", "runtime.log", "log", "oom", "exit"):
+                (bundle / name).unlink(missing_ok=True)
         # Made here: the runtime would make it readable for all, its words may be anybody's.
         (bundle / "runtime.log").touch(mode=0o600)
         if log is not None:

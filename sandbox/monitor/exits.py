@@ -48,6 +48,8 @@ _log = get_logger("exits")
 
 #: Exit code of a container whose end nobody recorded; containerd's value for it.
 UNKNOWN_EXIT_CODE: Final = 255
+#: The loop's rounds until a call of ours that has just made a container has answered its client.
+_ROUNDS: Final = 3
 #: Pauses between looks at an exit file that is not there yet (seconds), doubled from first to last;
 #: a notice from the directory ends a pause at once.
 _LOOK_FIRST_S: Final = 0.005
@@ -188,6 +190,10 @@ class ExitWatch:
     # One container.
 
     async def _run(self, watch: _Watch) -> None:
+        # Looking at processes takes a while (0.3 ms); whoever made or started the container, and
+        # goes on in the loop's next rounds, answers first.
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
         try:
             exited = await self._until_exited(watch)
         except Exception as error:

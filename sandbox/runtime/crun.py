@@ -122,7 +122,7 @@ class CommandRuntime:
         """See the protocol."""
         log_file = bundle / "runtime.log"
         argv = self._line.create(cid, bundle=bundle, pid_file=pid_file, log_file=log_file)
-        if await asyncio.to_thread(self._has_directory, cid):
+        if await asyncio.to_thread(self.has, cid):
             # Before anything that would have to be cleared away: that one is somebody's.
             raise RuntimeBusy("the runtime has a container of this id already", container=cid)
         for stale in (log_file, pid_file):
@@ -159,13 +159,21 @@ class CommandRuntime:
 
     async def start(self, cid: str) -> None:
         """See the protocol."""
-        if self._starts_directly:
-            began_ns = self._clock.monotonic_ns()
-            books = self._books.directory(check_container_id(cid))
-            if await asyncio.to_thread(direct.start, books):
-                self._observe("start", began_ns, ok=True)
-                return
-        await self._call("start", cid, self._line.start(cid))
+        quick = self.quick_start(cid)
+        if quick is None or not await asyncio.to_thread(quick):
+            await self._call("start", cid, self._line.start(cid))
+
+    def quick_start(self, cid: str) -> Callable[[], bool] | None:
+        """See the protocol."""
+        check_container_id(cid)
+        return partial(self._start_directly, cid) if self._starts_directly else None
+
+    def _start_directly(self, cid: str) -> bool:
+        began_ns = self._clock.monotonic_ns()
+        started = direct.start(self._books.directory(cid))
+        if started:
+            self._observe("start", began_ns, ok=True)
+        return started
 
     async def complete_start(self, init: ProcessRef) -> bool:
         """See the protocol."""
@@ -200,12 +208,12 @@ class CommandRuntime:
     async def state(self, cid: str) -> RuntimeState | None:
         """See the protocol."""
         argv = self._line.state(cid)
-        if not await asyncio.to_thread(self._has_directory, cid):
+        if not await asyncio.to_thread(self.has, cid):
             return None
         finished = await self._try("state", argv)
         if finished.exit_status != 0:
             # A failing `state` never means "does not exist" while there is a directory.
-            exists = await asyncio.to_thread(self._has_directory, cid)
+            exists = await asyncio.to_thread(self.has, cid)
             return RuntimeState(RuntimeStatus.BROKEN) if exists else None
         state = parse_state(finished.stdout)
         if state.pid and (is_zombie(state.pid) or start_ticks(state.pid) is None):
@@ -249,7 +257,7 @@ class CommandRuntime:
 
     def _deleted_here(self, cid: str) -> bool | None:
         """Whether it could be deleted without the program; None: it was not there."""
-        if not self._has_directory(cid):
+        if not self.has(cid):
             return None
         delete = self._delete_directly
         return delete is not None and delete(self._books.directory(cid))
@@ -260,7 +268,7 @@ class CommandRuntime:
         message = runtime_message(finished.stderr)
         if finished.exit_status == 0:
             return None
-        if says_gone(message) and not await asyncio.to_thread(self._has_directory, cid):
+        if says_gone(message) and not await asyncio.to_thread(self.has, cid):
             return None
         return self._failure("delete", cid, finished.exit_status, message, argv)
 
@@ -291,7 +299,8 @@ class CommandRuntime:
                     hint="it may be frozen or wait for a disk; it is deleted when it has ended",
                 ) from error
 
-    def _has_directory(self, cid: str) -> bool:
+    def has(self, cid: str) -> bool:
+        """See the protocol."""
         return self._books.has(check_container_id(cid))
 
     async def containers(self) -> frozenset[str]:

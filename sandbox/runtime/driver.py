@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from sandbox.model import ProcessRef
@@ -102,7 +103,7 @@ class RuntimeObserver(Protocol):
     """Told about every call of a runtime, for metrics."""
 
     def runtime_operation(self, operation: str, handler: str, seconds: float, ok: bool) -> None:
-        """`operation` such as `create`; must not raise and must not block."""
+        """`operation` such as `create`; from any thread; must not raise and must not block."""
         ...
 
 
@@ -157,6 +158,14 @@ class OciRuntime(Protocol):
         """Let a created container run its program."""
         ...
 
+    def quick_start(self, cid: str) -> Callable[[], bool] | None:
+        """The same in a moment and without a program; None where there is no such way.
+
+        What is given blocks, for a file or two, and says whether it has started the container; if
+        not, `start` is to be called, which also says what is wrong.
+        """
+        ...
+
     async def complete_start(self, init: ProcessRef) -> bool:
         """Go through with a start whose caller died in the middle, and whether there was one.
 
@@ -180,6 +189,10 @@ class OciRuntime(Protocol):
         itself has checked that the pid is still the one it started. Directories that the runtime
         cannot read any more are removed by us.
         """
+        ...
+
+    def has(self, cid: str) -> bool:
+        """Whether the runtime has anything in its books about `cid`. Blocking, but quick."""
         ...
 
     async def state(self, cid: str) -> RuntimeState | None:

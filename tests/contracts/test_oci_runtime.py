@@ -189,3 +189,17 @@ async def test_probe_names_the_program(bench: Bench) -> None:
     info = await bench.runtime.probe()
     assert info.name == bench.runtime.handler.name
     assert info.version[0].isdigit()
+
+
+async def test_a_quick_start_is_a_start(bench: Bench) -> None:
+    """Where there is one; what it cannot start it leaves to `start`."""
+    cid = await bench.created()
+    quick = bench.runtime.quick_start(cid)
+    if quick is None:
+        await bench.runtime.start(cid)
+    else:
+        assert await asyncio.to_thread(quick)
+        assert not await asyncio.to_thread(quick), "a second time is refused"
+    assert await bench.status(cid) is RuntimeStatus.RUNNING
+    assert bench.runtime.has(cid)
+    assert not bench.runtime.has("f" * 64)

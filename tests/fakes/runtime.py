@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -46,6 +48,7 @@ class FakeRuntime:
         missing: programs that do not exist in any container.
         calls: what was asked for, in order.
         resources: what `update` was given last, by container.
+        is_quick: whether containers can be started without a program.
     """
 
     handler: RuntimeHandler = field(
@@ -57,6 +60,7 @@ class FakeRuntime:
     missing: set[str] = field(default_factory=set)
     calls: list[Call] = field(default_factory=list)
     resources: dict[str, bytes] = field(default_factory=dict)
+    is_quick: bool = False
     info: RuntimeInfo = field(default_factory=lambda: RuntimeInfo(name="fake", version="1.0"))
 
     def __post_init__(self) -> None:
@@ -129,8 +133,22 @@ class FakeRuntime:
             raise RuntimeBusy("container is not in created state", container=cid)
         container.status = RuntimeStatus.RUNNING
 
+    def quick_start(self, cid: str) -> Callable[[], bool] | None:
+        return partial(self._start_quickly, cid) if self.is_quick else None
+
+    def _start_quickly(self, cid: str) -> bool:
+        container = self._containers.get(cid)
+        if container is None or container.status is not RuntimeStatus.CREATED:
+            return False
+        self._note("quick_start", cid)
+        container.status = RuntimeStatus.RUNNING
+        return True
+
     async def complete_start(self, init: ProcessRef) -> bool:
         return False
+
+    def has(self, cid: str) -> bool:
+        return cid in self._containers
 
     async def kill(self, cid: str, signal_number: int, *, all_processes: bool = False) -> None:
         self._note("kill", cid, signal_number, all_processes)

@@ -140,7 +140,7 @@ async def test_a_removed_object_is_not_brought_back_by_a_late_note(store):
     assert not store.containers
 
 
-async def refuse(work, *, cleanup=False, synced=True):
+async def refuse(work, *, cleanup=False, synced=True, then=None):
     raise ResourceExhausted("database is full")
 
 
@@ -164,9 +164,9 @@ async def test_a_note_that_need_not_be_synced_does_not_take_another_along(store,
         await store.add_container(container(cid, name=cid))
     real_write, asked = store._database.write, []
 
-    async def write(work, *, cleanup=False, synced=True):
+    async def write(work, *, cleanup=False, synced=True, then=None):
         asked.append(synced)
-        return await real_write(work, cleanup=cleanup, synced=synced)
+        return await real_write(work, cleanup=cleanup, synced=synced, then=then)
 
     killed = msgspec.structs.replace(store.containers["c" * 64], kill_sent=True)
     monkeypatch.setattr(store._database, "write", refuse)
@@ -404,3 +404,22 @@ async def test_a_copy_that_could_not_be_written_does_not_win_and_is_written_late
     await second.delete_pod("a" * 64)
     assert not list((root / "pods").iterdir())
     await second.close()
+
+
+async def test_a_note_may_be_true_before_it_is_written(store):
+    await store.add_container(container("b" * 64))
+    running = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.RUNNING)
+    assert store.note_first(running)
+    assert store.containers["b" * 64] is running
+
+    async def stored():
+        rows = await store._database.read(
+            lambda db: db.execute("SELECT document FROM containers").fetchall()
+        )
+        return msgspec.json.decode(rows[0][0], type=Container).state
+
+    assert await stored() is ContainerState.CREATED
+    await store.flush()
+    assert await stored() is ContainerState.RUNNING
+    await store.delete_container("b" * 64)
+    assert not store.note_first(running), "it is gone"

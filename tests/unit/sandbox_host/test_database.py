@@ -339,3 +339,25 @@ def test_columns_are_checked():
     for check, wrong in ((as_text, None), (as_int, "1"), (as_bytes, "b")):
         with pytest.raises(Corrupt):
             check(wrong)
+
+
+@pytest.mark.parametrize("synced", [False, True])
+async def test_what_waits_for_the_record_comes_after_the_commit(open_db, tmp_path, synced):
+    database = await open_db()
+    seen = []
+
+    def then():
+        # Another connection could not read it: this one is exclusive. The log has it by now.
+        seen.append(b"after all" in (tmp_path / "state.db-wal").read_bytes())
+
+    await database.write(put("after all"), synced=synced, then=then)
+    assert seen == [True]
+
+
+async def test_what_waits_for_the_record_is_not_done_without_it(open_db):
+    database = await open_db()
+    await database.write(put("a"))
+    seen = []
+    with pytest.raises(AlreadyExists):
+        await database.write(put("a"), then=lambda: seen.append(True))
+    assert seen == []
