@@ -54,7 +54,7 @@ from sandbox.host.host_facts import HostFacts
 from sandbox.host.journal import get_logger
 from sandbox.host.libc import LibcSyscalls
 from sandbox.host.namespaces import NamespaceWorker
-from sandbox.host.priority import come_first
+from sandbox.host.priority import Precedence
 from sandbox.host.processes import HostProcessRunner
 from sandbox.host.rlimits import raise_open_files
 from sandbox.host.systemd import Systemd
@@ -119,8 +119,6 @@ class Daemon:
         """
         # Every file of ours is private whatever umask we were started with (CVE-2024-25621).
         os.umask(0o077)
-        if self._config.get(speed.COME_FIRST):
-            come_first()
         self._open_files = raise_open_files()
         score = oom.protect_self(OOM_SCORE_ADJ)
         if score > OOM_SCORE_ADJ:
@@ -356,6 +354,8 @@ class Daemon:
         stack.callback(events.close)
         group.create_task(stats.run(), name="sampler")
         group.create_task(log_rates.run(), name="log rates")
+        if config.get(speed.COME_FIRST):
+            server.activity.on_count = Precedence().count
         begin_tidying(group, server.activity, clock, enabled=config.get(speed.TIDYING))
         notify("READY=1")
         _log.info(

@@ -66,8 +66,8 @@ COME_FIRST = Setting(
     "come_first",
     boolean,
     True,
-    "run the daemon's own threads before others where processors are busy, never what it starts; a "
-    "niceness that the daemon was started with is kept",
+    "while many calls are under way, run the daemon's own threads before others, never what it "
+    "starts; a niceness that the daemon was started with is kept",
 )
 TIDYING = Setting(
     "runtime",

@@ -24,6 +24,8 @@ from sandbox.host.heap import give_back
 from sandbox.host.journal import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandbox.host.clock import Clock
 
 #: From the first work to the first tidying, and between two looks for a quiet moment (seconds).
@@ -42,15 +44,19 @@ class Activity:
 
     def __init__(self) -> None:
         self.under_way = 0
+        #: Told how many are under way whenever that has changed.
+        self.on_count: Callable[[int], None] = lambda _: None
         self._worked = asyncio.Event()
 
     def begin(self) -> None:
         """A call begins; `end` follows."""
         self.under_way += 1
+        self.on_count(self.under_way)
 
     def end(self) -> None:
         """A call has ended."""
         self.under_way -= 1
+        self.on_count(self.under_way)
         self.passed()
 
     def passed(self) -> None:

@@ -23,7 +23,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sandbox.host.errors import InvalidArgument, from_os_error
-from sandbox.host.priority import come_as_others
 from sandbox.host.spawning import SPAWNER, spawn
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _READ_BYTES: Final = 64 * 1024
 #: What the name of the thread that reaps begins with.
 REAPER_NAME: Final = "reaper"
 #: The thread, of which there is one; it begins with the first child that has ended.
-REAPER: Final = ThreadPoolExecutor(1, REAPER_NAME, come_as_others)
+REAPER: Final = ThreadPoolExecutor(1, REAPER_NAME)
 
 
 class Child:

@@ -5,10 +5,9 @@ stops the thread until then. Where the processors are busy, as while many pods s
 child waits for its turn meanwhile, and with it every answer of the daemon: with four clients a
 third of all the time that the lock was held. A call through ctypes gives the lock away.
 
-The thread has its own umask (unshare(2), CLONE_FS), and what priority it may have of the daemon's
-does not pass to what it starts (`priority`). Every descriptor of ours is closed on exec; those that
-were inherited are made so before the first start, and glibc 2.34 closes what lies above the ones
-that are passed on as well.
+The thread has its own umask (unshare(2), CLONE_FS). Every descriptor of ours is closed on exec;
+those that were inherited are made so before the first start, and glibc 2.34 closes what lies above
+the ones that are passed on as well.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-from sandbox.host.priority import keep_from_children
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +124,6 @@ def _begin() -> None:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "unshare")
     os.umask(CHILD_UMASK)
-    keep_from_children()
 
 
 def _set_attributes(attributes: ctypes.Array[ctypes.c_char], *, new_session: bool) -> None:

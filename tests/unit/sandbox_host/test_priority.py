@@ -61,30 +61,47 @@ needs_right = pytest.mark.skipif(
 
 
 @needs_right
-def test_threads_come_first_and_programs_and_theirs_as_ever():
+def test_threads_come_first_and_programs_and_theirs_as_ever_until_all_do_again():
     text = f"""
-print(priority.come_first(), own())
-print(*asyncio.run(of_child({TELL!r})))
-seen = []
-thread = threading.Thread(target=lambda: seen.append(own()))
+parked = threading.Event()
+thread = threading.Thread(target=parked.wait)
 thread.start()
-thread.join()
-print(*seen, children.SPAWNER.submit(own).result(), children.REAPER.submit(own).result())
+asyncio.run(of_child("pass"))
+
+def threads():
+    return {{os.getpriority(os.PRIO_PROCESS, int(t)) for t in os.listdir("/proc/self/task")}}
+
+print(priority.come_first(), *threads())
+print(*asyncio.run(of_child({TELL!r})))
+priority.come_as_others()
+print(*threads(), *asyncio.run(of_child({TELL!r})))
+parked.set()
 """
-    assert told(text) == ["True", "-10", "0", "0", "-10", "-10", "0"]
+    assert told(text) == ["True", "-10", "0", "0", "0", "0", "0"]
 
 
 @needs_right
-def test_where_children_cannot_be_told_apart_the_thread_that_starts_them_stays_behind():
-    text = f"""
-def missing(*_):
-    raise OSError(38, "no such call")
+def test_only_while_many_calls_are_under_way():
+    text = """
+priority.LINGER_S = 0.01
 
-os.sched_setscheduler = missing
-print(priority.come_first())
-print(*asyncio.run(of_child({TELL!r})), children.SPAWNER.submit(own).result())
+async def main():
+    one = priority.Precedence()
+    seen = []
+    for number in (1, priority.MANY - 1, priority.MANY, priority.MANY - 1, priority.MANY):
+        one.count(number)
+        seen.append(own())
+    await asyncio.sleep(0.05)
+    seen.append(own())
+    one.count(1)
+    while own() != 0:
+        await asyncio.sleep(0.001)
+    one.count(priority.MANY)
+    print(*seen, own())
+
+asyncio.run(main())
 """
-    assert told(text) == ["True", "0", "0", "0"]
+    assert told(text) == ["0", "0", "-10", "-10", "-10", "-10", "-10"]
 
 
 @needs_right
@@ -93,7 +110,11 @@ def test_its_group_by_session_comes_first_and_a_programs_does_not():
     if not file.exists():
         pytest.skip("this kernel does not group by session (CONFIG_SCHED_AUTOGROUP)")
     look = f"print(open({str(file)!r}).read().split()[-1])"
-    text = f"priority.come_first(); {look}; print(*asyncio.run(of_child({look!r})))"
+    text = f"""
+asyncio.run(of_child("pass"))
+priority.come_first()
+{look}
+print(*asyncio.run(of_child({look!r})))"""
     assert told(text) == ["-10", "0"]
 
 
@@ -121,8 +142,10 @@ def test_a_session_with_others_in_it_is_left_alone():
 
 
 def test_a_niceness_that_was_given_is_kept():
-    text = f"print(priority.come_first(), own()); print(*asyncio.run(of_child({TELL!r})))"
-    assert told(text, nice=5) == ["False", "5", "5", "5"]
+    text = f"""
+priority.Precedence().count(priority.MANY)
+print(own(), *asyncio.run(of_child({TELL!r})))"""
+    assert told(text, nice=5) == ["5", "5", "5"]
 
 
 def test_without_the_right_nothing_changes():
