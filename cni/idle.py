@@ -14,7 +14,7 @@ told what ADD was told, so that what has run for a pod at ADD runs at DEL.
 
 Measured on the reference machine, medians of 25 lives of a pod in turn with the state before, with
 a bridge and `portmap`: RunPodSandbox from 22.3 to 19.0 ms, StopPodSandbox from 27.4 to 21.4, of
-which some 2 are other changes of the same day. Switched off by `cni.skip_idle = false`.
+which 1 to 2 are other changes of the same day. Switched off by `cni.skip_idle = false`.
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ Nobody else comes first. Every thread that does so has the kernel give its child
 niceness of its own keeps that: its operator has decided. Without CAP_SYS_NICE nothing is changed,
 and `daemon.come_first = false` asks for nothing.
 
-Measured on the reference machine, 8 clients filling a node with 100 pods, variants in turn, three
-times each: 99 of 100 answers to Version came within 25 to 36 ms (median 33) without any of it, 16
-to 24 (21) with the niceness, and 10 to 18 (14) with short turns besides; 90 of 100 within 12, 7 and
-5. Pods started as fast. A daemon beside it that has nothing to do, which is the least that can be
-had as an ordinary process, answered within 6 to 22 ms meanwhile.
+Measured on the reference machine, 8 clients filling a node with 100 pods, in turn: 99 of 100
+answers to Version came within 24 and 35 ms without and 14 and 18 with it, 90 of 100 within 14 and
+8. When the machine was busier, three times each: 25 to 36 ms (median 33) without, 16 to 24 (21)
+with the niceness alone, 10 to 18 (14) with short turns besides. Pods started as fast. A daemon
+beside it that has nothing to do, which is the least that can be had as an ordinary process,
+answered within 6 to 22 ms meanwhile.
 """
 
 from __future__ import annotations
