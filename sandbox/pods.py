@@ -116,7 +116,7 @@ class PodEngine:
         runtime_name, _ = self._handlers.wanted(handler)
         check_pod(config, self._handlers.facts[runtime_name], runtime_name)
         pod_id = secrets.token_hex(32)
-        with self._lsm.level(config, self._store.selinux_levels()) as level:
+        with self._lsm.level(config, self._selinux_levels()) as level:
             pod = PodSandbox(
                 id=pod_id,
                 config=config,
@@ -362,6 +362,11 @@ class PodEngine:
         pod = self._store.pods.get(pod_id)
         if pod is not None and pod.trouble != trouble:
             await self._store.note(msgspec.structs.replace(pod, trouble=trouble))
+
+    def _selinux_levels(self) -> list[str]:
+        levels = [pod.selinux_level for pod in self._store.pods.values()]
+        asked = (one.config.security.selinux for one in self._store.containers.values())
+        return [level for level in (*levels, *(o.level for o in asked if o)) if level]
 
     async def _kill_pause(self, pod: PodSandbox) -> None:
         process = self.process(pod)

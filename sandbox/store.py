@@ -3,10 +3,10 @@
 Every object is one row with its whole document (JSON of the `model` value) plus the columns that
 must be unique or searchable before a document can be trusted: id, name, pod. Names are UNIQUE in
 the database, so two creations of one pod cannot both win, not even across a crash. Reads never
-touch the disk. A write is one transaction that is on disk before memory changes, with one
-exception: what the kernel has already done (an exit, a start) is noted in memory first
+touch the disk. A write is one transaction that is on disk before memory changes, with two
+exceptions: what the kernel has already done (an exit, a start) is noted in memory first
 (`note_*`), because a full disk must not make the daemon deny that a process ended; such notes are
-written again later.
+written again later. And where a write begins something (`then`), its end may be noted first.
 
 What was stored is read by `sandbox.stored`, which puts aside what cannot be read; a whole database
 that is lost is begun anew from its backup and the second copies (`sandbox.statefile`).
@@ -146,12 +146,6 @@ class StateStore:
         mine = (self._containers[cid] for cid in self._by_pod.get(pod_id, ()))
         return sorted(mine, key=lambda c: (c.created_at_ns, c.id))
 
-    def selinux_levels(self) -> list[str]:
-        """Every SELinux level that a pod has or a container of one was given."""
-        levels = [pod.selinux_level for pod in self._pods.values()]
-        asked = (container.config.security.selinux for container in self._containers.values())
-        return [level for level in (*levels, *(o.level for o in asked if o)) if level]
-
     def find_pod(self, pod_id: str) -> PodSandbox:
         """The pod with this id or unique id prefix, if it is one that clients may see.
 
@@ -222,18 +216,24 @@ class StateStore:
         self._by_pod.setdefault(container.pod_id, set()).add(container.id)
 
     async def save(self, value: Object, *, synced: bool = True, then: Then = None) -> None:
-        """Record a new value, as `Database.write`; an object that was removed stays removed."""
-        if not self._known(value):
+        """Record a new value, as `Database.write`; what was removed, or noted meanwhile, stays."""
+        before = self._current(value.id)
+        if before is None:
             return
+        if then is not None:
+            self._remember(value)  # what it begins may end, and that be noted, before we are back
         # A note that did not reach the disk before must not do so after this.
         older = self._unwritten.pop(value.id, None)
         try:
             await self._update([value], synced=synced, then=then)
         except BaseException:
-            if older is not None and self._known(older):
+            if self._current(value.id) is value:
+                self._remember(before)
+            if older is not None and self._current(value.id) is not None:
                 self._unwritten.setdefault(value.id, older)
             raise
-        self._remember(value)
+        if value.id not in self._unwritten:
+            self._remember(value)
 
     async def note(self, value: Object, *, synced: bool = True) -> None:
         """Record what has already happened: memory at once, disk now or by a later `flush`.
@@ -246,11 +246,11 @@ class StateStore:
 
     def note_first(self, value: Object) -> bool:
         """The part in memory of `note`: whether there is something to `flush`."""
-        known = self._known(value)
-        if known:
-            self._remember(value)
-            self._unwritten[value.id] = value
-        return known
+        if self._current(value.id) is None:
+            return False
+        self._remember(value)
+        self._unwritten[value.id] = value
+        return True
 
     async def flush(self, *, copies: bool = False, synced: bool = True) -> None:
         """Write the notes that have not reached the disk; a failure is logged, they are kept.
@@ -260,7 +260,7 @@ class StateStore:
         wanted: dict[str, Object] = {}
         if copies and self._records is not None:
             for object_id in self._records.older:
-                known = self._pods.get(object_id) or self._containers.get(object_id)
+                known = self._current(object_id)
                 if known is not None:
                     wanted[object_id] = known
         waiting = list((wanted | self._unwritten).values())
@@ -331,8 +331,8 @@ class StateStore:
         while len(self.departed) > DEPARTED_LIMIT:
             del self.departed[next(iter(self.departed))]
 
-    def _known(self, value: Object) -> bool:
-        return value.id in (self._pods if isinstance(value, PodSandbox) else self._containers)
+    def _current(self, object_id: str) -> Object | None:
+        return self._pods.get(object_id) or self._containers.get(object_id)
 
     def _remember(self, value: Object) -> None:
         if isinstance(value, PodSandbox):

@@ -423,3 +423,52 @@ async def test_a_note_may_be_true_before_it_is_written(store):
     assert await stored() is ContainerState.RUNNING
     await store.delete_container("b" * 64)
     assert not store.note_first(running), "it is gone"
+
+
+async def test_what_is_noted_while_an_older_value_is_written_stays(store):
+    """A container that ends before the daemon is back from starting it has ended."""
+    await store.add_container(container("b" * 64))
+    begun = msgspec.structs.replace(store.containers["b" * 64], start_begun_ns=7)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def start():
+        reached.set()
+        go_on.wait()
+
+    saving = asyncio.create_task(store.save(begun, then=start))
+    try:
+        await asyncio.to_thread(reached.wait)
+        assert store.containers["b" * 64] is begun, "what is begun may end now"
+        ended = msgspec.structs.replace(begun, state=ContainerState.EXITED)
+        noting = asyncio.create_task(store.note(ended))
+        await asyncio.sleep(0)
+    finally:
+        go_on.set()
+    await saving
+    assert store.containers["b" * 64] is ended
+    await noting
+    assert store.containers["b" * 64] is ended
+
+
+async def test_a_pod_that_ends_while_its_limits_are_written_has_ended(store):
+    await store.add_pod(pod("a" * 64))
+    resized = msgspec.structs.replace(store.pods["a" * 64], network_attached=True)
+    saving = asyncio.create_task(store.save(resized))
+    await asyncio.sleep(0)
+    stopped = msgspec.structs.replace(store.pods["a" * 64], state=PodState.NOT_READY)
+    await asyncio.gather(store.note(stopped), saving)
+    assert store.pods["a" * 64] is stopped
+
+
+async def test_what_was_to_be_begun_and_could_not_be_recorded_is_as_it_was(store, monkeypatch):
+    await store.add_container(container("b" * 64))
+    created = store.containers["b" * 64]
+
+    async def refuse(*_args, **_options):
+        raise ResourceExhausted("database is full")
+
+    monkeypatch.setattr(store._database, "write", refuse)
+    with pytest.raises(ResourceExhausted):
+        await store.save(msgspec.structs.replace(created, start_begun_ns=7), then=print)
+    monkeypatch.undo()
+    assert store.containers["b" * 64] is created
