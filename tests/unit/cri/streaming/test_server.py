@@ -523,7 +523,8 @@ async def test_a_ping_flood_that_nobody_reads_is_bounded(server, sessions):
     while wire.last_ns == 0:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     await settle()
-    assert wire._transport.get_write_buffer_size() < queued + 2000
+    # Their answers are 2.4 MB; what the command or a first read brought late is far less.
+    assert wire._transport.get_write_buffer_size() < queued + 200_000
     await client.die()
     await command.closed.wait()
 
