@@ -136,6 +136,10 @@ class Ledger:
 
         await self._database.write(work, cleanup=True)
 
+    def holds(self, row: LayerRow) -> bool:
+        """Whether anybody has a lease of the layer."""
+        return any(row.diff_id in chain for chain in self._leases.values())
+
     def lease(self, key: str, chain: tuple[str, ...]) -> Coroutine[None, None, None]:
         """Hold the layers under `key`, instead of what it held before.
 

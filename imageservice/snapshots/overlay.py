@@ -31,12 +31,7 @@ from imageservice.snapshots.audit import LayerAudit
 from imageservice.snapshots.drivers import DriverWish, Plan, Storage, choose_driver
 from imageservice.snapshots.indexed import probe_indexed
 from imageservice.snapshots.ledger import LayerRow, Ledger
-from imageservice.snapshots.places import (
-    LayerPlaces,
-    directory_name,
-    directory_number,
-    lent_name,
-)
+from imageservice.snapshots.places import LayerPlaces, directory_name, directory_number, lent_name
 from imageservice.snapshots.root import effective, layers_in_use
 from imageservice.snapshots.snapshotter import LayerFacts, MappedRoot, SnapshotUsage, Staging
 from imageservice.snapshots.syncing import SyncGate
@@ -247,19 +242,25 @@ class OverlaySnapshotter:
         lower = [LowerLayer(self._places.of(row), row.facts.implied) for row in rows]
         driver = self.storage.driver
         wants = driver.corrects and not read_only
-        async with beside(self._ledger.lease(key, chain)):
-            await self._places.mount(rows)
-            return await driver.compose(
-                Plan(
-                    lower=lower,
-                    empty=self._empty,
-                    upper_dir=upper_dir,
-                    work_dir=work_dir,
-                    read_only=read_only,
-                    mapped=mapped,
-                    corrections=await self._corrections_of(lower) if wants else (),
+        try:
+            async with beside(self._ledger.lease(key, chain)):
+                await self._places.mount(rows)
+                return await driver.compose(
+                    Plan(
+                        lower=lower,
+                        empty=self._empty,
+                        upper_dir=upper_dir,
+                        work_dir=work_dir,
+                        read_only=read_only,
+                        mapped=mapped,
+                        corrections=await self._corrections_of(lower) if wants else (),
+                    )
                 )
-            )
+        except BaseException:
+            # Without its lease nobody finds by the key what was mounted beside.
+            if key not in self._ledger.leases():
+                await in_one_piece(self._places.unmount_unless(self._ledger.holds, rows))
+            raise
 
     async def _corrections_of(self, lower: Sequence[LowerLayer]) -> tuple[Correction, ...]:
         """Remembered for each chain, by its places: layers never change."""
@@ -279,8 +280,7 @@ class OverlaySnapshotter:
         rows = [self._ledger.get(diff_id) for diff_id in self._ledger.leases().get(key, ())]
         await self._ledger.unlease(key)
         await self._places.unmount_unless(
-            lambda row: any(row.diff_id in chain for chain in self._ledger.leases().values()),
-            [row for row in rows if row is not None],
+            self._ledger.holds, [row for row in rows if row is not None]
         )
 
     async def remove(self, diff_ids: Collection[str]) -> None:

@@ -24,8 +24,9 @@ from imageservice.unpack.erofs import write_index
 from imageservice.unpack.layer_tree import LayerTree
 from imageservice.unpack.stream import ChunkStream
 from sandbox.host.database import Database
-from sandbox.host.errors import NotFound, Unsupported
+from sandbox.host.errors import NotFound, ResourceExhausted, Unsupported
 from sandbox.host.libc import LibcSyscalls
+from sandbox.host.mounts import mounts_below
 from tests.fakes.snapshotter import MemorySnapshotter
 from tests.kit.blocked import Blocked, call_off_within, slow_set
 from tests.kit.tars import Tar
@@ -256,6 +257,42 @@ async def test_prepare_of_a_missing_layer_takes_no_lease(
     with pytest.raises(NotFound):
         await prepare(snapshots, tmp_path, "k", A, B)
     assert not snapshots.leases()
+
+
+@pytest.mark.root
+async def test_without_the_record_of_its_lease_nothing_stays_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer can then be removed with what it takes of the disk, which may be full."""
+    database = await Database.open(
+        tmp_path / "catalog.db", migrations=MIGRATIONS, application_id=APPLICATION_ID
+    )
+    snapshots = OverlaySnapshotter(
+        tmp_path / "images", database, syscalls=LibcSyscalls(), layer_form="indexed"
+    )
+    try:
+        await snapshots.open()
+    except Unsupported as error:
+        await database.close()
+        pytest.skip(str(error))
+    await commit(snapshots, A)
+    mounted: list[bool] = []
+
+    async def refuse(*_args: object, **_options: object) -> None:
+        while not mounts_below(tmp_path):
+            await asyncio.sleep(0.001)
+        mounted.append(True)
+        raise ResourceExhausted("database is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write", refuse)
+        with pytest.raises(ResourceExhausted):
+            await prepare(snapshots, tmp_path, "k", A)
+    assert mounted
+    assert mounts_below(tmp_path) == []
+    assert not snapshots.leases()
+    await snapshots.close()
+    await database.close()
 
 
 async def test_an_image_without_layers(snapshots: Snapshotter, tmp_path: Path) -> None:
