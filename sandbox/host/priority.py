@@ -80,20 +80,29 @@ class Precedence:
                 self._ending.cancel()
                 self._ending = None
             if self._may and not self._first:
-                self._first = self._may = come_first()
+                with suppress(OSError):  # no descriptor left: some threads may come first now
+                    self._may = come_first()
+                self._first = self._may
         elif self._first and self._ending is None:
             self._ending = asyncio.get_running_loop().call_later(LINGER_S, self._end)
 
     def _end(self) -> None:
+        try:
+            come_as_others()
+        except OSError:  # no descriptor left
+            self._ending = asyncio.get_running_loop().call_later(LINGER_S, self._end)
+            return
         self._ending = None
         self._first = False
-        come_as_others()
 
 
 def come_first() -> bool:
     """Raise all threads of this process; False: it may not, and all are as they were.
 
     Those that begin later come as others do, until this is asked for again.
+
+    Raises:
+        OSError: the threads could not be listed; some may come first, some not.
     """
     if not _set(0, NICENESS, TURN_NS, _RESET_ON_FORK):
         _log.info("the daemon's threads cannot come before others")
@@ -105,7 +114,11 @@ def come_first() -> bool:
 
 
 def come_as_others() -> None:
-    """Take back what `come_first` has given."""
+    """Take back what `come_first` has given.
+
+    Raises:
+        OSError: the threads could not be listed.
+    """
     for name in os.listdir(_THREADS):  # noqa: PTH208 - names only
         _set(int(name), 0, 0, 0)
     _set_group(0)

@@ -114,6 +114,31 @@ asyncio.run(main())
 
 
 @needs_right
+def test_without_a_descriptor_left_calls_are_counted_all_the_same():
+    text = """
+import resource
+priority.LINGER_S = 0.01
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+async def main():
+    one = priority.Precedence()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    one.count(priority.MANY)
+    one.count(0)
+    await asyncio.sleep(0.05)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    while one._first:
+        await asyncio.sleep(0.001)
+    print(own())
+    one.count(priority.MANY)
+    print(own())
+
+asyncio.run(main())
+"""
+    assert told(text) == ["0", "-10"]
+
+
+@needs_right
 @needs_groups
 def test_its_group_by_session_comes_first_and_a_programs_does_not():
     text = """
