@@ -237,10 +237,7 @@ class ContainerEngine:
             raise failure
         current = self._store.containers.get(container.id)
         if current is None or current.state is not ContainerState.CREATED:
-            # It ended within the start and its exit is recorded already; keep when it ran.
-            if current is not None and current.started_at_ns == 0:
-                current = msgspec.structs.replace(current, started_at_ns=container.start_begun_ns)
-                await self._store.note(current)
+            # It ended within the start, and that is recorded already.
             return current or container
         running = msgspec.structs.replace(
             current,

@@ -124,11 +124,14 @@ class Endings:
             reason = "Unknown"
         else:
             reason = "Error"
+        # It may have ended, and we too, before its start was on record: then it ran from the intent.
+        started_at_ns = current.started_at_ns or current.start_begun_ns
         done = msgspec.structs.replace(
             current,
             state=next_state(current.state, Event.PROCESS_EXITED, container=container.id),
             exit_code=exit_code,
-            finished_at_ns=max(finished_at_ns or self._clock.wall_ns(), current.started_at_ns),
+            started_at_ns=started_at_ns,
+            finished_at_ns=max(finished_at_ns or self._clock.wall_ns(), started_at_ns),
             reason=reason,
             message=message or self._causes.pop(container.id, ""),
         )

@@ -127,3 +127,18 @@ def quarantine(db: Connection, bad: Sequence[BadRow]) -> None:
 def encode(value: PodSandbox | Container) -> bytes:
     """The document of an object."""
     return msgspec.json.encode(value)
+
+
+def read_meta(db: Connection, key: str) -> str:
+    """A value of the node; empty when never written."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def write_meta(db: Connection, key: str, value: str) -> None:
+    """Write a value of the node."""
+    db.execute(
+        "INSERT INTO meta (key, value) VALUES (?, ?)"
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (key, value),
+    )

@@ -67,6 +67,8 @@ class StateStore:
         self._container_names: dict[str, str] = {}
         self._by_pod: dict[str, set[str]] = {}
         self._unwritten: dict[str, Object] = {}
+        #: How often something was noted, by id.
+        self._notes: dict[str, int] = {}
         #: Cgroup of what was removed in this life, by id, until a sweep has looked for it.
         self.departed: dict[str, str] = {}
 
@@ -222,6 +224,7 @@ class StateStore:
             return
         if then is not None:
             self._remember(value)  # what it begins may end, and that be noted, before we are back
+        notes = self._notes.get(value.id)
         # A note that did not reach the disk before must not do so after this.
         older = self._unwritten.pop(value.id, None)
         try:
@@ -232,7 +235,7 @@ class StateStore:
             if older is not None and self._current(value.id) is not None:
                 self._unwritten.setdefault(value.id, older)
             raise
-        if value.id not in self._unwritten:
+        if self._notes.get(value.id) == notes:
             self._remember(value)
 
     async def note(self, value: Object, *, synced: bool = True) -> None:
@@ -250,6 +253,7 @@ class StateStore:
             return False
         self._remember(value)
         self._unwritten[value.id] = value
+        self._notes[value.id] = self._notes.get(value.id, 0) + 1
         return True
 
     async def flush(self, *, copies: bool = False, synced: bool = True) -> None:
@@ -284,7 +288,6 @@ class StateStore:
     async def _delete_pod(self, pod_id: str) -> None:
         await self._delete(PodSandbox, pod_id)
         pod = self._pods.pop(pod_id, None)
-        self._unwritten.pop(pod_id, None)
         if pod is not None:
             self._depart(pod)
             self._pod_names.pop(pod_name_key(pod.config.metadata), None)
@@ -296,7 +299,6 @@ class StateStore:
     async def _delete_container(self, container_id: str) -> None:
         await self._delete(Container, container_id)
         container = self._containers.pop(container_id, None)
-        self._unwritten.pop(container_id, None)
         if container is not None:
             config = container.config
             key = container_name_key(container.pod_id, config.name, config.attempt)
@@ -309,24 +311,17 @@ class StateStore:
 
     async def read_meta(self, key: str) -> str:
         """A node-wide value such as the boot id of the last start; empty when never written."""
-        rows = await self._database.read(
-            lambda db: db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchall()
-        )
-        return str(rows[0][0]) if rows else ""
+        return await self._database.read(lambda db: rows.read_meta(db, key))
 
     async def write_meta(self, key: str, value: str) -> None:
         """Record a node-wide value."""
-        await self._database.write(
-            lambda db: db.execute(
-                "INSERT INTO meta (key, value) VALUES (?, ?)"
-                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                (key, value),
-            )
-        )
+        await self._database.write(lambda db: rows.write_meta(db, key, value))
 
     # Inside.
 
     def _depart(self, value: Object) -> None:
+        self._unwritten.pop(value.id, None)
+        self._notes.pop(value.id, None)
         self.departed[value.id] = value.cgroup_path
         while len(self.departed) > DEPARTED_LIMIT:
             del self.departed[next(iter(self.departed))]

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from sandbox.containers import ContainerEngine
+from sandbox.endings import Endings as RealEndings
 from sandbox.errors import RuntimeBusy, RuntimeFailed
 from sandbox.host.clock import SystemClock
 from sandbox.host.database import Connection
@@ -167,3 +168,33 @@ async def test_a_failure_is_told_as_it_is(store: StateStore, tmp_path: Path) -> 
         with pytest.raises(RuntimeFailed, match="no such program"):
             await scene.engine.start(container.id)
     assert scene.endings.failed == [str(RuntimeFailed("no such program"))]
+
+
+async def test_what_ended_before_its_start_was_on_record_began_with_the_intent(
+    store: StateStore, tmp_path: Path
+) -> None:
+    """As the daemon after one that was killed right after its answer sees it."""
+    async with asyncio.TaskGroup() as group:
+        scene = Scene(store, FakeRuntime(), group)
+        container = await scene.created(tmp_path)
+        begun = msgspec.structs.replace(container, start_begun_ns=100)
+        await store.save(begun)
+        nothing = Anything()
+        endings = RealEndings(
+            paths=nothing,  # type: ignore[arg-type]
+            store=store,
+            roots=nothing,  # type: ignore[arg-type]
+            runtimes={},
+            exits=nothing,  # type: ignore[arg-type]
+            cgroups=nothing,  # type: ignore[arg-type]
+            leavings=nothing,  # type: ignore[arg-type]
+            limits=nothing,  # type: ignore[arg-type]
+            syscalls=nothing,  # type: ignore[arg-type]
+            clock=SystemClock(),
+            group=group,
+        )
+        endings.begin_cleanup = nothing.begin_cleanup  # type: ignore[assignment,method-assign]
+        await endings.record_exit(begun, 3, 90, oom=False, message="")
+    ended = store.containers[container.id]
+    assert (ended.state, ended.exit_code) == (ContainerState.EXITED, 3)
+    assert (ended.started_at_ns, ended.finished_at_ns) == (100, 100)

@@ -450,6 +450,34 @@ async def test_what_is_noted_while_an_older_value_is_written_stays(store):
     assert store.containers["b" * 64] is ended
 
 
+async def test_what_was_noted_stays_where_its_removal_begins_meanwhile(store):
+    """The removal's record takes the note's place on disk, not the older value's in memory."""
+    await store.add_container(container("b" * 64))
+    created = store.containers["b" * 64]
+    reached, go_on = threading.Event(), threading.Event()
+
+    def start():
+        reached.set()
+        go_on.wait()
+
+    states = []
+    begun = msgspec.structs.replace(created, start_begun_ns=7)
+    starting = asyncio.create_task(store.save(begun, then=start))
+    starting.add_done_callback(lambda _: states.append(store.containers["b" * 64].state))
+    await asyncio.to_thread(reached.wait)
+    ended = msgspec.structs.replace(begun, state=ContainerState.EXITED)
+    noting = asyncio.create_task(store.note(ended))
+    await asyncio.sleep(0)
+    removing = asyncio.create_task(
+        store.save(msgspec.structs.replace(ended, state=ContainerState.REMOVING))
+    )
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(starting, noting, removing)
+    assert states == [ContainerState.EXITED]
+    assert store.containers["b" * 64].state is ContainerState.REMOVING
+
+
 async def test_a_pod_that_ends_while_its_limits_are_written_has_ended(store):
     await store.add_pod(pod("a" * 64))
     resized = msgspec.structs.replace(store.pods["a" * 64], network_attached=True)
