@@ -124,7 +124,7 @@ class Endings:
             reason = "Unknown"
         else:
             reason = "Error"
-        # It may have ended, and we too, before its start was on record: then it ran from the intent.
+        # It may have ended, and we too, before its start was on record: it ran from the intent on.
         started_at_ns = current.started_at_ns or current.start_begun_ns
         done = msgspec.structs.replace(
             current,

@@ -279,7 +279,7 @@ async def test_without_the_record_of_its_lease_nothing_stays_mounted(
     mounted: list[bool] = []
 
     async def refuse(*_args: object, **_options: object) -> None:
-        while not mounts_below(tmp_path):
+        while not mounts_below(tmp_path):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         mounted.append(True)
         raise ResourceExhausted("database is full")
