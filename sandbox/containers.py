@@ -244,10 +244,9 @@ class ContainerEngine:
             state=next_state(current.state, Event.STARTED, container=container.id),
             started_at_ns=self._clock.wall_ns(),
         )
-        # It runs whatever becomes of this record, and by the intent a next life of ours finds that
-        # out: the answer need not wait for the disk (0.7 ms, and many more where that is slow).
-        if self._store.note_first(running):
-            self._group.create_task(self._store.flush(), name=f"note {container.id[:12]}")
+        # Before the answer: where its runtime is configured no more, only this tells our next life
+        # that it runs. Not synced: after a power failure it does not.
+        await self._store.note(running, synced=False)
         return running
 
     async def _begin_start(self, container: Container, runtime: OciRuntime) -> bool:

@@ -243,18 +243,13 @@ class StateStore:
 
         `synced` or not, as `Database.write` says.
         """
-        if self.note_first(value):
-            # What other notes need is not known here.
-            await self.flush(synced=synced or len(self._unwritten) > 1)
-
-    def note_first(self, value: Object) -> bool:
-        """The part in memory of `note`: whether there is something to `flush`."""
         if self._current(value.id) is None:
-            return False
+            return
         self._remember(value)
         self._unwritten[value.id] = value
         self._notes[value.id] = self._notes.get(value.id, 0) + 1
-        return True
+        # What other notes need is not known here.
+        await self.flush(synced=synced or len(self._unwritten) > 1)
 
     async def flush(self, *, copies: bool = False, synced: bool = True) -> None:
         """Write the notes that have not reached the disk; a failure is logged, they are kept.

@@ -31,9 +31,6 @@ REMOVE, REMOVE_POD, REMOVE_IMAGE = "RemoveContainer", "RemovePodSandbox", "Remov
 #: Some steps are those of a runtime that is run to start a container.
 SETTINGS = {"runtime.direct_start": "false"}
 
-#: A step that is taken for a call whose answer does not wait for it.
-BESIDE_ITS_ANSWER = (START, "^commit state.db StateStore._update", 2)
-
 #: (cell, call, order, step, the how-manieth of such)
 POINTS = [
     ("RP1", RUN, "kill", "^commit state.db StateStore._insert", 1),
@@ -91,11 +88,7 @@ def killed(node: Node, name: str, scene: Scene, what: str, match: str, nth: int)
     assert node.failpoints is not None
     with node.failpoints.ordered(what, match=match, nth=nth):
         call = OPERATIONS[name].begin(node, scene)
-        answered = finish(call)
-        if answered and (name, match, nth) == BESIDE_ITS_ANSWER:
-            node.forget_process()
-            return
-        assert not answered, f"no such step: {match}; there were {node.failpoints.steps()}"
+        assert not finish(call), f"no such step: {match}; there were {node.failpoints.steps()}"
     node.forget_process()
 
 

@@ -1,4 +1,4 @@
-"""A start is recorded before it happens, answered when it has, and noted on disk at once after."""
+"""A start is recorded before it happens, and noted before it is answered."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def store(tmp_path: Path) -> AsyncIterator[StateStore]:
 
 
 @pytest.mark.parametrize("is_quick", [False, True])
-async def test_a_start_is_noted_in_memory_and_then_on_disk(
+async def test_a_start_is_noted_in_memory_and_on_disk(
     store: StateStore, tmp_path: Path, is_quick: bool
 ) -> None:
     async with asyncio.TaskGroup() as group:
@@ -109,8 +109,7 @@ async def test_a_start_is_noted_in_memory_and_then_on_disk(
         assert running.started_at_ns >= running.start_begun_ns > 0
         asked = [call.operation for call in scene.runtime.calls]
         assert asked == ["quick_start" if is_quick else "start"]
-    # The group has ended, and with it what was begun beside the answer.
-    assert (await scene.stored()).state is ContainerState.RUNNING
+        assert (await scene.stored()).state is ContainerState.RUNNING
     assert not scene.endings.failed
 
 

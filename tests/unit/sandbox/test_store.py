@@ -406,25 +406,6 @@ async def test_a_copy_that_could_not_be_written_does_not_win_and_is_written_late
     await second.close()
 
 
-async def test_a_note_may_be_true_before_it_is_written(store):
-    await store.add_container(container("b" * 64))
-    running = msgspec.structs.replace(store.containers["b" * 64], state=ContainerState.RUNNING)
-    assert store.note_first(running)
-    assert store.containers["b" * 64] is running
-
-    async def stored():
-        rows = await store._database.read(
-            lambda db: db.execute("SELECT document FROM containers").fetchall()
-        )
-        return msgspec.json.decode(rows[0][0], type=Container).state
-
-    assert await stored() is ContainerState.CREATED
-    await store.flush()
-    assert await stored() is ContainerState.RUNNING
-    await store.delete_container("b" * 64)
-    assert not store.note_first(running), "it is gone"
-
-
 async def test_what_is_noted_while_an_older_value_is_written_stays(store):
     """A container that ends before the daemon is back from starting it has ended."""
     await store.add_container(container("b" * 64))
