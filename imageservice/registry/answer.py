@@ -13,6 +13,7 @@ never decompressed: a blob is stored as sent, and a bomb would burst here.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -158,6 +159,8 @@ class Answer:
                     break
                 await asyncio.sleep(0)  # there may be more here already, so nothing else would wait
                 self._http.receive_data(await self.wire.read(_READ_BYTES))
+        if len(parts) == MAX_EVENTS:
+            await asyncio.sleep(0)  # nothing was waited for, and the next part is here already
         return b"".join(parts)
 
 
@@ -208,10 +211,11 @@ async def _more(wire: Wire, taken_bytes: int) -> bytes:
         raise h11.RemoteProtocolError("the head is too large")
     try:
         data = await wire.read(MAX_HEAD_BYTES - taken_bytes)
-    except ConnectionError as error:
-        if not taken_bytes:
-            raise NoAnswer from error
-        raise
+    except OSError as error:
+        # A failure of TLS is told as such: what is wanted may be our certificate.
+        if taken_bytes or isinstance(error, ssl.SSLError):
+            raise
+        raise NoAnswer from error
     if data:
         return data
     raise ConnectionResetError("closed within the head") if taken_bytes else NoAnswer
