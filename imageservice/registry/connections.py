@@ -72,8 +72,7 @@ class Connections:
         if wire is not None:
             with suppress(NoAnswer):
                 return await self._ask(wire, message, way.origin)
-        async with asyncio.timeout(connect_timeout_s):
-            wire = await self._connect(way)
+        wire = await self._connect(way, connect_timeout_s)
         return await self._ask(wire, message, way.origin)
 
     def done(self, way: Way, answer: Answer) -> None:
@@ -120,20 +119,28 @@ class Connections:
         del idle[wire]
         if not idle:
             del self._idle[way]
-        self._open.discard(wire)
-        wire.close()
+        # Without a farewell, whose answer asyncio would wait for, within TLS for ever.
+        self._drop(wire)
 
     def _drop(self, wire: Wire) -> None:
         self._open.discard(wire)
         wire.abort()
 
-    async def _connect(self, way: Way) -> Wire:
-        wire = Wire()
+    async def _connect(self, way: Way, timeout_s: float) -> Wire:
+        wire, proxy = Wire(), way.proxy
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
         self._open.add(wire)
         try:
-            await _reach(wire, way)
-            if way.proxy is not None and way.context is not None:
-                await _tunnel(wire, way.proxy, way.origin, way.context)
+            with proxying.waited_for(proxy):
+                async with asyncio.timeout_at(deadline_s):
+                    await _reach(wire, way)
+                    if wire not in self._open:
+                        raise ConnectionResetError("closed while it was made")
+                    if proxy is not None and way.context is not None:
+                        await _tunnel(wire, proxy, way.origin)
+            if proxy is not None and way.context is not None:
+                async with asyncio.timeout_at(deadline_s):
+                    await _secure(wire, way.origin, way.context)
         except BaseException:
             self._drop(wire)
             raise
@@ -160,7 +167,7 @@ async def _reach(wire: Wire, way: Way) -> None:
         raise failures.not_connected(error, way.origin) from error
 
 
-async def _tunnel(wire: Wire, proxy: ProxyServer, origin: Origin, context: ssl.SSLContext) -> None:
+async def _tunnel(wire: Wire, proxy: ProxyServer, origin: Origin) -> None:
     try:
         answer = await ask(wire, proxying.tunnel_request(proxy, origin), origin)
     except (h11.RemoteProtocolError, OSError) as error:
@@ -170,9 +177,12 @@ async def _tunnel(wire: Wire, proxy: ProxyServer, origin: Origin, context: ssl.S
     if answer.has_excess or not wire.is_quiet:
         # A server of TLS does not speak first: this is not the registry's.
         raise proxying.not_answered(ValueError(), proxy)
+
+
+async def _secure(wire: Wire, origin: Origin, context: ssl.SSLContext) -> None:
     try:
         await wire.start_tls(context, _certified(origin.host))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise failures.not_connected(error, origin) from error
 
 

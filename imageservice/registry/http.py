@@ -61,7 +61,8 @@ class WireTransport:
         try:
             answer = await self._send(request, way)
             try:
-                if way.proxy is not None and answer.status == 407:  # plain http: its own answer
+                # In plain http it is the proxy's own answer; through a tunnel, the registry's.
+                if way.proxy is not None and way.context is None and answer.status == 407:
                     raise refused(way.proxy, origin, answer.status)
                 yield answer
             finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from imageservice.errors import RegistryProtocolError, RegistryUnavailable, RegistryUntrusted
@@ -19,6 +20,8 @@ from imageservice.registry.answer import Message
 from imageservice.registry.failures import connect_reason, unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from imageservice.proxies import ProxyServer
     from imageservice.registry.origins import Origin
 
@@ -72,3 +75,14 @@ def not_answered(error: Exception, proxy: ProxyServer) -> RegistryUnavailable:
     if isinstance(error, OSError):
         return unreachable(f"proxy {proxy.url} broke the connection", hint=_REMEDY)
     return RegistryProtocolError(f"proxy {proxy.url} does not answer in HTTP", hint=_REMEDY)
+
+
+@contextmanager
+def waited_for(proxy: ProxyServer | None) -> Iterator[None]:
+    """A block whose TimeoutError is the fault of the proxy, if there is one."""
+    try:
+        yield
+    except TimeoutError as error:
+        if proxy is None:
+            raise
+        raise unreachable(f"proxy {proxy.url} did not answer in time", hint=_REMEDY) from error

@@ -17,6 +17,7 @@ KIB: Final = 1024
 FULL_BYTES: Final = 512 * KIB
 #: Reading goes on below this, so that it is not stopped and begun for every read.
 ROOM_BYTES: Final = 256 * KIB
+_TLS_READ_BYTES: Final = 256 * KIB
 
 
 class Wire(asyncio.Protocol):
@@ -61,7 +62,8 @@ class Wire(asyncio.Protocol):
         """See `asyncio.BaseProtocol`."""
         if not self._is_over:
             self._is_over = True
-            self._error = exc or ConnectionResetError("closed without a word")
+            if exc is not None or not self._take_rest():
+                self._error = _reason(exc)
         self._wake()
 
     async def read(self, most: int) -> bytes:
@@ -101,24 +103,19 @@ class Wire(asyncio.Protocol):
 
         Raises:
             OSError: it failed; `ssl.SSLError` where TLS itself did.
+            UnicodeError: no certificate can have that name.
         """
         assert self._transport is not None
         loop = asyncio.get_running_loop()
         try:
             transport = await loop.start_tls(self._transport, self, context, server_hostname=name)
         except TypeError as error:
-            # Within TLS, asyncio of Python 3.11.2 stumbles over its own method while it tells of
-            # a failure (`SSLProtocol._abort`), and that is what arrives.
-            if isinstance(error.__context__, OSError):
+            if isinstance(error.__context__, OSError):  # see `_reason`
                 raise error.__context__ from None
             raise
-        assert transport is not None
+        if transport is None:  # what asyncio has when the handshake ended with the connection
+            raise ConnectionResetError("closed within the handshake")
         self._transport = transport
-
-    def close(self) -> None:
-        """Say farewell, where TLS has one."""
-        if self._transport is not None:
-            self._transport.close()
 
     def abort(self) -> None:
         """Close at once, whatever is on its way."""
@@ -129,14 +126,43 @@ class Wire(asyncio.Protocol):
 
     def _has_farewell(self) -> bool:
         """Whether the other side has ended TLS, which asyncio does not tell; true without TLS."""
-        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
-        if not isinstance(tls, ssl.SSLObject):
-            return True
+        tls = self._tls()
         try:
-            return not tls.read(1)  # all that came was handed over
+            return tls is None or not tls.read(1)  # all that came was handed over
         except ssl.SSLError:
             return False
+
+    def _take_rest(self) -> bool:
+        """Take what TLS still holds; whether the other side's farewell is its end.
+
+        It holds some when the reading was stopped. TCP's end then waits until it goes on, but that
+        of a proxy's TLS, within which this one is, does not: the connection is lost at once.
+        """
+        tls = self._tls()
+        try:
+            while tls is not None and (data := tls.read(_TLS_READ_BYTES)):
+                self._chunks.append(data)
+                self._held_bytes += len(data)
+        except ssl.SSLError:
+            return False
+        return tls is not None
+
+    def _tls(self) -> ssl.SSLObject | None:
+        tls = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        return tls if isinstance(tls, ssl.SSLObject) else None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _reason(exc: Exception | None) -> OSError:
+    """Why a connection was lost, from what asyncio says.
+
+    Within TLS, asyncio of Python 3.11.2 stumbles over its own method while it tells of a failure
+    (`SSLProtocol._abort`), and it is the TypeError that arrives.
+    """
+    for error in (exc, exc and exc.__context__):
+        if isinstance(error, OSError):
+            return error
+    return ConnectionResetError("closed without a word")

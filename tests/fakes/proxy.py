@@ -99,6 +99,9 @@ class FakeProxy:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 await writer.drain()
                 await _both_ways(reader, writer, up_reader, up_writer)
+                if not writer.is_closing():  # one of TLS that is closed twice cannot be aborted
+                    writer.close()
+                await writer.wait_closed()  # what is still on its way back arrives
                 return False
             await _forward(asked, reader, up_writer)
             await _answer(up_reader, writer)

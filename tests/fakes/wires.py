@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -35,6 +36,10 @@ CLOSE = Word("close")
 RESET = Word("reset")
 #: End TCP without TLS's farewell, after what was answered.
 CUT = Word("cut")
+#: Answer the next request with what TLS cannot decrypt.
+GARBLE = Word("garble")
+#: Stay open and take notice of nothing more, TLS's farewell neither.
+DEAF = Word("deaf")
 
 
 class RawServer:
@@ -111,11 +116,17 @@ class RawServer:
             await writer.drain()
             raw.shutdown(socket.SHUT_WR)
             return
+        if step is DEAF:
+            writer.transport.pause_reading()
+            await asyncio.Event().wait()
         self.requests.append(await _request(reader))
         if step is RESET:
             raw = writer.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
+        elif step is GARBLE:
+            record = b"\x17\x03\x03\x00\x40" + bytes(64)
+            os.write(writer.get_extra_info("socket").fileno(), record)
         elif isinstance(step, bytes):
             writer.write(step)
             await writer.drain()
@@ -133,8 +144,8 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 class MemoryTransport(asyncio.Transport):
     """Keeps what is sent; `is_reading` follows the protocol's wishes."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tls: ssl.SSLObject | None = None) -> None:
+        super().__init__({"ssl_object": tls})
         self.sent = b""
         self.reads = True
         self.is_closed = False
@@ -158,8 +169,8 @@ class MemoryTransport(asyncio.Transport):
         self.is_closed = True
 
 
-def memory_wire() -> tuple[Wire, MemoryTransport]:
+def memory_wire(tls: ssl.SSLObject | None = None) -> tuple[Wire, MemoryTransport]:
     """A wire to which a test says what comes, by the methods that the event loop calls."""
-    wire, transport = Wire(), MemoryTransport()
+    wire, transport = Wire(), MemoryTransport(tls)
     wire.connection_made(transport)
     return wire, transport

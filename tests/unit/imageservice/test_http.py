@@ -225,6 +225,31 @@ async def test_closing_ends_what_is_idle_and_what_is_read():
         await until(lambda: server.ended == 2)
 
 
+@pytest.mark.parametrize("with_tls", [True, False])
+async def test_closing_ends_what_is_still_dialling(tmp_path, monkeypatch, with_tls):
+    certificate = make_certificate(tmp_path)
+    dialling, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(host, port):
+        dialling.set()
+        await go.wait()
+        return await dial.dial(host, port)
+
+    monkeypatch.setattr(connections, "dial", slow)
+    context = certificate.server_context() if with_tls else None
+    async with RawServer([OK, HOLD], tls=context) as server, opened() as transport:
+        tls = trusting(certificate.certificate)
+        asking = asyncio.ensure_future(fetch(transport, server.url, tls=tls))
+        await dialling.wait()
+        await transport.close()
+        go.set()
+        with pytest.raises(RegistryUnavailable, match=r"connection to .* broke"):
+            await asking
+        await until(lambda: server.ended == server.accepted)
+        assert server.requests == []
+        assert not transport._connections._open
+
+
 @pytest.mark.parametrize("limit", ["connect_timeout_s", "response_timeout_s"])
 async def test_a_server_that_is_silent_does_not_answer_in_time(limit):
     async with RawServer([HOLD]) as server, opened() as transport:
@@ -514,3 +539,38 @@ async def test_a_proxy_is_asked_for_the_way_with_its_port_and_its_own_password()
         "Proxy-Authorization: Basic Ym9iOmNhbmFyeQ==\r\n\r\n".encode()
         for host in ("registry.test", "[2001:db8::1]")
     ]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("url", ["https://registry.test/", "http://registry.test/"])
+async def test_a_proxy_that_is_silent_is_named(scheme, url):
+    async with RawServer([HOLD]) as proxy:
+        address = proxy.url.replace("http://", f"{scheme}://")
+        async with opened(through(address)) as transport:
+            if (scheme, url[:5]) == ("http", "http:"):
+                words = "http://registry.test did not answer in time"  # it is asked like any server
+            else:
+                words = f"proxy {address} did not answer in time"
+            with pytest.raises(RegistryUnavailable, match=words) as caught:
+                await fetch(transport, url, connect_timeout_s=0.05, response_timeout_s=0.2)
+            assert caught.value.is_unreachable
+
+
+async def test_a_registry_that_is_silent_behind_a_proxy_is_named():
+    async with (
+        RawServer([b"HTTP/1.1 200 OK\r\n\r\n", HOLD]) as proxy,
+        opened(through(proxy.url)) as transport,
+    ):
+        with pytest.raises(RegistryUnavailable, match=r"https://registry\.test did not answer"):
+            await fetch(transport, "https://registry.test/", connect_timeout_s=0.05)
+
+
+async def test_a_name_that_no_certificate_can_have_is_told_as_such():
+    """The proxy would have resolved it; TLS wants it as DNS writes it."""
+    name = "a" * 64 + ".test"
+    async with (
+        RawServer([b"HTTP/1.1 200 OK\r\n\r\n", HOLD]) as proxy,
+        opened(through(proxy.url)) as transport,
+    ):
+        with pytest.raises(RegistryUnavailable, match=f"name {name} cannot be resolved"):
+            await fetch(transport, f"https://{name}/")
