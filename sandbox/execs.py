@@ -234,7 +234,7 @@ class Execs:
         """
         async with asyncio.TaskGroup() as group:
             readers = [group.create_task(self._read(pipe, sink)) for pipe, sink in streams]
-            guard = group.create_task(running.outlive(init))
+            guard = group.create_task(running.guard(init))
             ended = group.create_task(running.spawned.wait())
             withheld = group.create_task(self._until_withheld(running.pid_file))
             await asyncio.wait(

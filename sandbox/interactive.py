@@ -149,7 +149,7 @@ class InteractiveExec:
         self._group = group
         self._terminal = terminal
         self._relayed = relayed
-        self._guard = group.create_task(running.outlive(init))
+        self._guard = group.create_task(running.guard(init))
         self._closing: asyncio.Task[None] | None = None
 
     def resize(self, columns: int, rows: int) -> None:
@@ -319,12 +319,16 @@ class InteractiveExecs:
         async with asyncio.TaskGroup() as group:
             received = group.create_task(console.receive())
             ended = group.create_task(running.spawned.wait())
-            await asyncio.wait({received, ended}, return_when=asyncio.FIRST_COMPLETED)
+            limit_s = self._settings.timeouts.operation_s
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({received, ended}, timeout=limit_s, return_when=first)
             await asyncio.wait({received}, timeout=_LATE_TERMINAL_S)
             received.cancel()
             ended.cancel()
         if received.done() and not received.cancelled():
             return received.result()
+        if ended.cancelled():
+            raise running.too_late()
         status = ended.result()
         raise await running.failure(status, init) or RuntimeFailed(
             f"{running.runtime_name} exec ended without handing over a terminal",

@@ -13,13 +13,13 @@ import secrets
 import shlex
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sandbox.errors import ContainerNotRunning, RuntimeFailed
+from sandbox.errors import ContainerNotRunning, RuntimeFailed, RuntimeTimeout
 from sandbox.host import files
 from sandbox.host.errors import NotFound, PodwrightError
 from sandbox.host.journal import get_logger
@@ -119,6 +119,7 @@ class Running:
         directory: of this command.
         argv: the runtime's, for messages.
         spawned: the runtime's process.
+        late: set once it was killed because it did not come to the command.
     """
 
     container_id: str
@@ -130,6 +131,7 @@ class Running:
     cgroups: Cgroups
     clock: Clock
     timeouts: SandboxTimeouts
+    late: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def pid_file(self) -> Path:
@@ -138,6 +140,8 @@ class Running:
 
     async def failure(self, status: int, init: Process) -> PodwrightError | None:
         """Why the runtime could not run it; None when `status` is the command's own."""
+        if self.late.is_set():
+            return self.too_late()
         log = await asyncio.to_thread(_read_log, self.directory / "log")
         if not has_error(log) and status >= 0:
             return None
@@ -158,13 +162,42 @@ class Running:
             replay=shlex.join(self.argv),
         )
 
-    async def outlive(self, init: Process) -> None:
-        """See that the command ends with its container, also in a shared pid namespace."""
-        await init.wait()
+    async def guard(self, init: Process) -> None:
+        """See that the command begins, and ends with its container, also in a shared pid namespace.
+
+        runc 1.1.5 with a terminal may wait for ever for one that is hung up already: seen once in
+        many thousand commands whose program was not there.
+        """
+        try:
+            async with asyncio.timeout(self.timeouts.operation_s):
+                await init.wait()
+        except TimeoutError:
+            if not await self._has_begun():
+                self.late.set()
+                await self.end()
+            await init.wait()
         await self.clock.sleep(self.timeouts.exec_drain_s)
         await self.cgroups.kill(self.cgroup_path)
         await self.clock.sleep(self.timeouts.exec_drain_s)
         self.spawned.kill_group(signal.SIGKILL)
+
+    async def _has_begun(self) -> bool:
+        """Whether the runtime has come to the command, or has ended: by its number or a child."""
+        with suppress(PodwrightError):
+            return await asyncio.to_thread(read_pid_file, self.pid_file) > 0
+        if self.spawned.pidfd < 0:
+            return True
+        everyone = await asyncio.to_thread(proctree.snapshot)
+        return len(proctree.family(everyone, {self.spawned.pid})) > 1
+
+    def too_late(self) -> RuntimeTimeout:
+        """That the runtime has not come to the command in time."""
+        return RuntimeTimeout(
+            f"{self.runtime_name} exec did not start the command within "
+            f"{self.timeouts.operation_s:g} s and was killed",
+            container=self.container_id,
+            hint="raise runtime.operation_timeout_s if this node is that slow",
+        )
 
     async def end(self) -> None:
         """Kill the command and what it started; the runtime that waits for it then ends too.

@@ -79,7 +79,8 @@ class SandboxTimeouts:
 
     Attributes:
         create_s: one `create` by the OCI runtime, hooks included. CRI-O gives 240.
-        operation_s: every other call of the OCI runtime (start, kill, state, update, delete).
+        operation_s: every other call of the OCI runtime (start, kill, state, update, delete), and
+            an `exec` until its command begins.
         probe_s: `--version` and `features` at start.
         exit_file_s: from the death of a container's process until conmon has drained its output and
             written the exit file; a minute's worth only matters on a machine that is stuck.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -11,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.errors import CommandNotFound, ContainerNotRunning, ExecTimeout, RuntimeBusy
-from sandbox.execs import sweep_execs
+from sandbox.errors import (
+    CommandNotFound,
+    ContainerNotRunning,
+    ExecTimeout,
+    RuntimeBusy,
+    RuntimeTimeout,
+)
+from sandbox.execs import ExecResult, Execs, sweep_execs
+from sandbox.interactive import InteractiveExecs, InteractiveRequest
+from sandbox.monitor.creation import Created
 from sandbox.running import Running
 from sandbox.runtime.crun import CommandRuntime
-from sandbox.runtime.proctree import ProcessInfo
+from sandbox.runtime.proctree import ProcessInfo, snapshot
 from tests.host.runtime_node import RUNTIMES, RuntimeNode, alive, kill, until
 from tests.kit.blocked import start_told_late
 from tests.kit.faults import PATIENCE_S
@@ -350,6 +360,93 @@ async def test_an_exec_ends_with_its_container(make: Make, own_pids: bool) -> No
         kill(created.init)
     assert task.result().exit_code == 137
     assert await processes_inside(node, cid) == set()
+
+
+class Impatient:
+    """A container with a running program, and a node that waits a moment for runtimes only."""
+
+    def __init__(self, node: RuntimeNode, cid: str, created: Created, patience_s: float) -> None:
+        self.node, self.cid, self.created = node, cid, created
+        timeouts = replace(node.settings.timeouts, operation_s=patience_s)
+        self.settings = replace(node.settings, timeouts=timeouts)
+        self.seconds = f"1237.{secrets.randbits(32)}"  # nobody else sleeps so long
+
+    @property
+    def hanging(self) -> CommandRuntime:
+        """The runtime, which never comes to a command."""
+        script = self.node.root / "hanging" / self.node.handler.name
+        script.parent.mkdir()
+        script.write_text(f"#!/bin/sh\nexec sleep {self.seconds}\n")
+        script.chmod(0o755)
+        handler = replace(self.node.handler, path=script)
+        return CommandRuntime(handler, runner=self.node.runner, clock=self.node.clock)
+
+    async def run(self, how: str, *command: str, runtime: CommandRuntime) -> int:
+        """The exit code."""
+        if how == "sync":
+            return (await self._sync(*command, runtime=runtime)).exit_code
+        return await self._interactive(*command, terminal=how == "terminal", runtime=runtime)
+
+    async def _sync(self, *command: str, runtime: CommandRuntime) -> ExecResult:
+        node = self.node
+        execs = Execs(
+            self.settings,
+            runner=node.runner,
+            cgroups=node.cgroups,
+            clock=node.clock,
+            observer=node.observed,
+        )
+        request = node.shell(self.cid, self.created, *command)
+        return await execs.exec_sync(replace(request, runtime=runtime))
+
+    async def _interactive(self, *command: str, terminal: bool, runtime: CommandRuntime) -> int:
+        node = self.node
+        request = InteractiveRequest(
+            container_id=self.cid,
+            runtime=runtime,
+            directory=node.made[self.cid],
+            cgroup_path=node.cgroup(self.cid),
+            init=self.created.init,
+            process_json=json.dumps({**node.process(*command), "terminal": terminal}).encode(),
+            terminal=terminal,
+            stdout=True,
+        )
+        async with asyncio.TaskGroup() as group:
+            execs = InteractiveExecs(
+                self.settings,
+                runner=node.runner,
+                cgroups=node.cgroups,
+                clock=node.clock,
+                group=group,
+            )
+            try:
+                running = await execs.start(request)
+                try:
+                    return await running.wait()
+                finally:
+                    await running.close()
+            except RuntimeTimeout as error:
+                told = error
+        raise told
+
+
+@pytest.mark.parametrize("how", ["sync", "pipes", "terminal"])
+async def test_a_runtime_that_never_comes_to_the_command_is_killed(make: Make, how: str) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    scene = Impatient(node, cid, created, 0.2)
+    with pytest.raises(RuntimeTimeout, match="exec did not start the command within"):
+        await scene.run(how, "/bin/true", runtime=scene.hanging)
+    assert leftovers(node, cid) == []
+    assert not [one for one in snapshot() if scene.seconds in command_line(one.pid)]
+
+
+@pytest.mark.parametrize("how", ["sync", "pipes", "terminal"])
+async def test_a_command_may_take_longer_than_its_start_may(make: Make, how: str) -> None:
+    node = make()
+    cid, created = await node.run("/bin/sleep", "1000")
+    scene = Impatient(node, cid, created, 1.0)
+    assert await scene.run(how, "/bin/sh", "-c", "sleep 2; exit 7", runtime=node.runtime) == 7
 
 
 async def test_an_exec_in_a_dead_container(make: Make) -> None:
