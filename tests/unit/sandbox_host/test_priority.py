@@ -40,14 +40,14 @@ TELL = "import os; print(os.nice(0), flush=True); os.fork() or print(os.nice(0),
 
 def told(text, *, nice=0, session=True):
     """What a new process of that niceness prints, by words."""
+    prefix = ["nice", "-n", str(nice)] if nice else []
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + text],
+        [*prefix, sys.executable, "-c", HEAD + text],
         capture_output=True,
         text=True,
         check=True,
         cwd=TOP,
         start_new_session=session,
-        preexec_fn=lambda: os.nice(nice) if nice else None,
     )
     return done.stdout.split()
 
