@@ -21,7 +21,7 @@ import msgspec
 
 from sandbox.errors import ContainerNotRunning, RuntimeFailed, RuntimeTimeout
 from sandbox.host import files
-from sandbox.host.errors import NotFound, PodwrightError
+from sandbox.host.errors import NotFound, PodwrightError, map_os_errors
 from sandbox.host.journal import get_logger
 from sandbox.host.threads import to_its_end
 from sandbox.runtime import proctree
@@ -177,17 +177,35 @@ class Running:
                 await self.end()
             await init.wait()
         await self.clock.sleep(self.timeouts.exec_drain_s)
-        await self.cgroups.kill(self.cgroup_path)
+        try:
+            await self.cgroups.kill(self.cgroup_path)
+        except (PodwrightError, OSError) as error:
+            # Raised here it would end whoever has this task in his group, such as the daemon.
+            _log.warning(
+                "command cannot be ended with its container",
+                container=self.container_id,
+                error=str(error),
+            )
         await self.clock.sleep(self.timeouts.exec_drain_s)
         self.spawned.kill_group(signal.SIGKILL)
 
     async def _has_begun(self) -> bool:
-        """Whether the runtime has come to the command, or has ended: by its number or a child."""
-        with suppress(PodwrightError):
-            return await asyncio.to_thread(read_pid_file, self.pid_file) > 0
-        if self.spawned.pidfd < 0:
+        """Whether the runtime has come to the command, by its number or a child, or has ended.
+
+        True as well where that cannot be told, as without a free descriptor.
+        """
+        try:
+            size = self.pid_file.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        except OSError:
             return True
-        everyone = await asyncio.to_thread(proctree.snapshot)
+        if size > 0 or self.spawned.pidfd < 0:
+            return True
+        try:
+            everyone = await _everyone()
+        except PodwrightError:
+            return True
         return len(proctree.family(everyone, {self.spawned.pid})) > 1
 
     def too_late(self) -> RuntimeTimeout:
@@ -260,7 +278,7 @@ class Running:
     async def _look(self, known: set[int]) -> list[proctree.ProcessInfo]:
         """Who of the command is there now. `known` keeps the sessions seen so far."""
         inside = await self.cgroups.processes(self.cgroup_path)
-        everyone = await asyncio.to_thread(proctree.snapshot)
+        everyone = await _everyone()
         found: dict[int, proctree.ProcessInfo] = {}
         if self.spawned.pidfd >= 0:
             # Not reaped up to here, so the number was the runtime's when /proc was read.
@@ -274,6 +292,11 @@ class Running:
         # Its own number as well: one that was seen before it made its session, is in it by now.
         known |= {number for info in found.values() for number in (info.session, info.pid)}
         return list(found.values())
+
+
+async def _everyone() -> list[proctree.ProcessInfo]:
+    with map_os_errors("cannot look at processes"):
+        return await asyncio.to_thread(proctree.snapshot)
 
 
 def _read_log(path: Path) -> bytes:
