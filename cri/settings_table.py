@@ -140,7 +140,11 @@ CREATE_TIMEOUT = Setting(
     "runtime", "create_timeout_s", seconds, _TIMES.create_s, "one create by the runtime, hooks too"
 )
 OPERATION_TIMEOUT = Setting(
-    "runtime", "operation_timeout_s", seconds, _TIMES.operation_s, "any other call of the runtime"
+    "runtime",
+    "operation_timeout_s",
+    seconds,
+    _TIMES.operation_s,
+    "any other call of the runtime, and an exec until its command begins",
 )
 PROBE_TIMEOUT = Setting(
     "runtime", "probe_timeout_s", seconds, _TIMES.probe_s, "asking a program for its version"

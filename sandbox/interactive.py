@@ -19,14 +19,14 @@ import asyncio
 import functools
 import os
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sandbox.errors import ContainerNotRunning, RuntimeFailed, RuntimeMissing
 from sandbox.host import files, terminals
 from sandbox.host.asyncfd import FdReader, FdWriter, RelayedReader
-from sandbox.host.errors import NotFound, PodwrightError, map_os_errors
+from sandbox.host.errors import NotFound, map_os_errors
 from sandbox.host.files import Fd
 from sandbox.host.pidfd import Process
 from sandbox.host.threads import in_one_piece, to_its_end
@@ -191,9 +191,7 @@ class InteractiveExec:
         finally:
             self._owned.close()
             self._init.close()
-            # Raised here it would end the daemon; the directory goes with the container's.
-            with suppress(PodwrightError):
-                await to_its_end(functools.partial(files.remove_tree, self._running.directory))
+            await self._running.clear()
 
     async def _end(self) -> None:
         if self._terminal is None:

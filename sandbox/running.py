@@ -217,6 +217,18 @@ class Running:
             hint="raise runtime.operation_timeout_s if this node is that slow",
         )
 
+    async def clear(self) -> None:
+        """Remove its files. Raises nothing; what stays is logged, and goes with the container's."""
+        try:
+            await to_its_end(functools.partial(files.remove_tree, self.directory))
+        except PodwrightError as error:
+            _log.warning(
+                "files of a command cannot be removed yet",
+                container=self.container_id,
+                path=str(self.directory),
+                error=str(error),
+            )
+
     async def end(self) -> None:
         """Kill the command and what it started; the runtime that waits for it then ends too.
 
