@@ -28,19 +28,19 @@ from sandbox.prefixes import by_prefix
 from sandbox.statefile import Backups, made_again, open_state
 from sandbox.states import ContainerState, PodState
 from sandbox.stored import read_stored
+from sandbox.writing import Sequel, deleting, inserting, updating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from sandbox.host.clock import Clock
-    from sandbox.host.database import Connection
     from sandbox.records import Records
     from sandbox.statefile import Opened
     from sandbox.stored import Stored
 
     Object = PodSandbox | Container
-    Then = Callable[[], object] | None
+    Then = Callable[[], Object | None] | None
 
 #: Removed objects that are remembered for the sweep; more are removed in a minute by nobody.
 DEPARTED_LIMIT: Final = 4096
@@ -218,7 +218,10 @@ class StateStore:
         self._by_pod.setdefault(container.pod_id, set()).add(container.id)
 
     async def save(self, value: Object, *, synced: bool = True, then: Then = None) -> None:
-        """Record a new value, as `Database.write`; what was removed, or noted meanwhile, stays."""
+        """Record a new value, as `Database.write`; what was removed, or noted meanwhile, stays.
+
+        What `then` gives has happened, and is recorded as by `note`, in the same way to the disk.
+        """
         before = self._current(value.id)
         if before is None:
             return
@@ -227,16 +230,24 @@ class StateStore:
         notes = self._notes.get(value.id)
         # A note that did not reach the disk before must not do so after this.
         older = self._unwritten.pop(value.id, None)
+        sequel = None if then is None else Sequel(then, self._records)
         try:
-            await self._update([value], synced=synced, then=then)
+            await self._update([value], synced=synced, then=sequel)
         except BaseException:
             if self._current(value.id) is value:
                 self._remember(before)
             if older is not None and self._current(value.id) is not None:
                 self._unwritten.setdefault(value.id, older)
             raise
-        if self._notes.get(value.id) == notes:
+        if self._notes.get(value.id) != notes:
+            return
+        if sequel is None or sequel.value is None:
             self._remember(value)
+            return
+        self._remember(sequel.value)
+        self._notes[value.id] = (notes or 0) + 1
+        if sequel.unwritten:
+            self._unwritten[value.id] = sequel.value
 
     async def note(self, value: Object, *, synced: bool = True) -> None:
         """Record what has already happened: memory at once, disk now or by a later `flush`.
@@ -331,34 +342,18 @@ class StateStore:
         elif value.id in self._containers:
             self._containers[value.id] = value
 
-    async def _update(self, values: Iterable[Object], *, synced: bool, then: Then = None) -> None:
-        documents = [(value, rows.encode(value)) for value in values]
-
-        def work(db: Connection) -> None:
-            for value, document in documents:
-                # Removed since this was asked for: its copy must not come back, because a copy
-                # without a row is taken for an object whose row was lost.
-                if not rows.exists(db, value):
-                    continue
-                if self._records is not None:
-                    self._records.write(value, document)
-                rows.update(db, value, document)
-
+    async def _update(
+        self, values: Iterable[Object], *, synced: bool, then: Sequel | None = None
+    ) -> None:
         self._backups.changed = True
+        work = updating(values, self._records)
         # A change of what exists may use the space that is kept for cleaning up.
         await self._database.write(work, cleanup=True, synced=synced, then=then)
 
     async def _insert(self, value: Object, *, synced: bool = True) -> None:
-        document = rows.encode(value)
-
-        def work(db: Connection) -> None:
-            if self._records is not None:
-                self._records.write(value, document)
-            rows.insert(db, value, document)
-
         self._backups.changed = True
         try:
-            await self._database.write(work, synced=synced)
+            await self._database.write(inserting(value, self._records), synced=synced)
         except asyncio.CancelledError:
             # The transaction may go on. What is given to its thread now comes after it.
             with suppress(PodwrightError):
@@ -366,12 +361,8 @@ class StateStore:
             raise
 
     async def _delete(self, kind: type[PodSandbox] | type[Container], object_id: str) -> None:
-        def work(db: Connection) -> None:
-            self._forget_record(kind, object_id)
-            rows.delete(db, "pods" if kind is PodSandbox else "containers", object_id)
-
         self._backups.changed = True
-        await self._database.write(work, cleanup=True)
+        await self._database.write(deleting(kind, object_id, self._records), cleanup=True)
 
     def _forget_record(self, kind: type[PodSandbox] | type[Container], object_id: str) -> None:
         if self._records is not None:

@@ -9,7 +9,7 @@ import threading
 import msgspec
 import pytest
 
-from sandbox import records
+from sandbox import records, rows
 from sandbox.host.database import Database
 from sandbox.host.errors import (
     AlreadyExists,
@@ -153,10 +153,7 @@ async def test_a_note_is_true_in_memory_even_when_the_disk_refuses_it(store, mon
     assert store.containers["b" * 64] is exited
     monkeypatch.setattr(store._database, "write", real_write)
     await store.flush()
-    rows = await store._database.read(
-        lambda db: db.execute("SELECT document FROM containers").fetchall()
-    )
-    assert msgspec.json.decode(rows[0][0], type=Container).state is ContainerState.EXITED
+    assert (await on_disk(store)).state is ContainerState.EXITED
 
 
 async def test_a_note_that_need_not_be_synced_does_not_take_another_along(store, monkeypatch):
@@ -481,3 +478,81 @@ async def test_what_was_to_be_begun_and_could_not_be_recorded_is_as_it_was(store
         await store.save(msgspec.structs.replace(created, start_begun_ns=7), then=print)
     monkeypatch.undo()
     assert store.containers["b" * 64] is created
+
+
+async def on_disk(store) -> Container:
+    rows = await store._database.read(
+        lambda db: db.execute("SELECT document FROM containers").fetchall()
+    )
+    return msgspec.json.decode(rows[0][0], type=Container)
+
+
+async def test_what_was_begun_is_recorded_before_the_way_back(store):
+    await store.add_container(container("b" * 64))
+    begun = msgspec.structs.replace(store.containers["b" * 64], start_begun_ns=7)
+    running = msgspec.structs.replace(begun, state=ContainerState.RUNNING, started_at_ns=8)
+    await store.save(begun, synced=False, then=lambda: running)
+    assert store.containers["b" * 64] is running
+    assert await on_disk(store) == running
+
+
+async def test_what_ended_while_its_beginning_was_recorded_has_ended(store):
+    await store.add_container(container("b" * 64))
+    begun = msgspec.structs.replace(store.containers["b" * 64], start_begun_ns=7)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def start():
+        reached.set()
+        go_on.wait()
+        return msgspec.structs.replace(begun, state=ContainerState.RUNNING)
+
+    saving = asyncio.create_task(store.save(begun, then=start))
+    await asyncio.to_thread(reached.wait)
+    ended = msgspec.structs.replace(begun, state=ContainerState.EXITED)
+    noting = asyncio.create_task(store.note(ended))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(saving, noting)
+    assert store.containers["b" * 64] is ended
+    assert await on_disk(store) == ended
+
+
+async def test_what_was_begun_is_true_even_where_the_disk_refuses_it(store, monkeypatch):
+    """The record of the intent fitted, the next does not; a later flush writes it."""
+    await store.add_container(container("b" * 64))
+    begun = msgspec.structs.replace(store.containers["b" * 64], start_begun_ns=7)
+    running = msgspec.structs.replace(begun, state=ContainerState.RUNNING)
+    real_update = rows.update
+
+    def update(db, value, document):
+        if value is running:
+            raise ResourceExhausted("database is full")
+        real_update(db, value, document)
+
+    monkeypatch.setattr(rows, "update", update)
+    await store.save(begun, then=lambda: running)
+    assert store.containers["b" * 64] is running
+    assert await on_disk(store) == begun
+    monkeypatch.undo()
+    await store.flush()
+    assert await on_disk(store) == running
+
+
+async def test_a_value_from_before_a_start_does_not_take_it_back(store):
+    await store.add_container(container("b" * 64))
+    begun = msgspec.structs.replace(store.containers["b" * 64], start_begun_ns=7)
+    running = msgspec.structs.replace(begun, state=ContainerState.RUNNING)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def start():
+        reached.set()
+        go_on.wait()
+        return running
+
+    saving = asyncio.create_task(store.save(begun, then=start))
+    await asyncio.to_thread(reached.wait)
+    older = asyncio.create_task(store.save(msgspec.structs.replace(begun, kill_sent=True)))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(saving, older)
+    assert store.containers["b" * 64] is running

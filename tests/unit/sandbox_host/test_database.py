@@ -346,12 +346,15 @@ async def test_what_waits_for_the_record_comes_after_the_commit(open_db, tmp_pat
     database = await open_db()
     seen = []
 
-    def then():
+    def then(write):
         # Another connection could not read it: this one is exclusive. The log has it by now.
         seen.append(b"after all" in (tmp_path / "state.db-wal").read_bytes())
 
+        write(put("and more"))
+        seen.append(b"and more" in (tmp_path / "state.db-wal").read_bytes())
+
     await database.write(put("after all"), synced=synced, then=then)
-    assert seen == [True]
+    assert seen == [True, True]
 
 
 async def test_what_waits_for_the_record_is_not_done_without_it(open_db):
@@ -359,5 +362,5 @@ async def test_what_waits_for_the_record_is_not_done_without_it(open_db):
     await database.write(put("a"))
     seen = []
     with pytest.raises(AlreadyExists):
-        await database.write(put("a"), then=lambda: seen.append(True))
+        await database.write(put("a"), then=lambda _: seen.append(True))
     assert seen == []
