@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from protos import api_pb2 as api
+from tests.kit.configurations import NETWORKS
 from tests.kit.floor import Floor, floor_under, legend
 from tests.kit.floor_pull import pull_floor_ms
 from tests.kit.images import make_sets
@@ -37,7 +38,7 @@ from tests.kit.measure import (
 from tests.kit.measure_node import measure_idle, measure_scale
 from tests.kit.measure_pull import CASES, measure_case, note_answers
 from tests.kit.registry import running_registry
-from tests.kit.runtimes import NETWORKS, end_in_order, running
+from tests.kit.runtimes import end_in_order, running
 
 #: What is measured when nothing is named. For pulls, ours in both forms of layers.
 RUNTIMES: Final = ("podwright", "containerd")

@@ -41,6 +41,7 @@ from tests.kit.cni import bin_dir, remove_bridge, write_conflist
 from tests.kit.floor_pull import PULL_FLOOR
 from tests.kit.measure import STEPS, Target, running_pod
 from tests.kit.measure_node import remove_cgroups
+from tests.kit.runtimes import run_directory
 
 #: The floor's own bridge and subnet beside those of `runtimes.NETWORKS`.
 BRIDGE: Final = "pwkit9"
@@ -107,11 +108,12 @@ def _spec(info: str) -> oci.Spec:
 class Floor:
     """Lives of a pod without a runtime service; samples are in `target.samples`."""
 
-    def __init__(self, model: Model, work: Path, target: Target) -> None:
-        """`work` is on a real disk, and empty; `target` is where samples go."""
+    def __init__(self, model: Model, work: Path, run: Path, target: Target) -> None:
+        """`work` is on a real disk, `run` in memory, both empty; `target` is where samples go."""
         self.target = target
         self.model = model
         self.work = work
+        self.run = run
         self.cgroups = f"podwright-floor-{os.getpid()}"
         self.syscalls = LibcSyscalls()
         self.plugins = _plugins(work)
@@ -147,7 +149,8 @@ class Life:
         self._model = floor.model
         self._syscalls = floor.syscalls
         self._id = f"floor-{os.getpid()}-{name}"
-        self._place = floor.work / name
+        self._layer = floor.work / name
+        self._place = floor.run / name
         self._pins = self._place / "pins"
         self._pause = self._place / "pause"
         self._bundle = self._place / "bundle"
@@ -177,7 +180,8 @@ class Life:
         for mounted in reversed([m.target for m in list_mounts()]):
             if self._place in mounted.parents:
                 self._syscalls.umount2(mounted, sc.MNT_DETACH)
-        shutil.rmtree(self._place, ignore_errors=True)
+        for place in (self._place, self._layer):
+            shutil.rmtree(place, ignore_errors=True)
 
     def step(self, name: str) -> float:
         """How long that step took (ms)."""
@@ -220,7 +224,7 @@ class Life:
                 self._syscalls.setns(fd, 0)
 
     def _create(self) -> None:
-        layer = self._place / "layer"
+        layer = self._layer
         (layer / "upper").mkdir(parents=True)
         (layer / "work").mkdir()
         options = (*self._model.overlay, f"upperdir={layer}/upper", f"workdir={layer}/work")
@@ -236,7 +240,7 @@ class Life:
     def _remove(self) -> None:
         self._crun("delete", f"{self._id}-main")
         self._syscalls.umount2(self._bundle / "rootfs")
-        shutil.rmtree(self._place / "layer")
+        shutil.rmtree(self._layer)
 
     def _stop_pod(self) -> None:
         removing = self._floor.pool.submit(self._network, "DEL")
@@ -342,8 +346,9 @@ def floor_under(target: Target, noted: Target) -> Iterator[Floor]:
         made = Path(tempfile.mkdtemp(prefix="podwright-floor-", dir="/var/tmp"))
         made.chmod(0o711)  # containers with other users must get through
         stack.callback(shutil.rmtree, made, ignore_errors=True)
+        run = stack.enter_context(run_directory("podwright-floor-"))
         pod, container = stack.enter_context(running_pod(target, "model", note=False))
-        floor = Floor(model_of(target, pod, container), made, noted)
+        floor = Floor(model_of(target, pod, container), made, run, noted)
         stack.callback(floor.close)
         warmth = AttachWarmth(CgroupLayout.detect())
         stack.callback(warmth.close)

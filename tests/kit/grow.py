@@ -342,6 +342,11 @@ class Filling:
         runtime, pod = self._target.runtime, pair[0]
         stop = api.StopPodSandboxRequest(pod_sandbox_id=pod)
         remove = api.RemovePodSandboxRequest(pod_sandbox_id=pod)
+        if pair[1]:
+            end = api.StopContainerRequest(container_id=pair[1], timeout=0)
+            samples.timed(
+                "StopContainer 0", lambda: runtime.StopContainer(end, timeout=CALL_PATIENCE_S)
+            )
         samples.timed(
             "StopPodSandbox", lambda: runtime.StopPodSandbox(stop, timeout=CALL_PATIENCE_S)
         )

@@ -23,7 +23,7 @@ import grpc
 
 from protos import api_pb2 as api
 from protos import api_pb2_grpc as rpc
-from tests.kit.runtimes import connect
+from tests.kit.runtimes import connect, end_containers
 
 T = TypeVar("T")
 
@@ -133,11 +133,13 @@ def container_config(name: str = "main") -> api.ContainerConfig:
     default = api.SecurityProfile(profile_type=api.SecurityProfile.RuntimeDefault)
     return api.ContainerConfig(
         metadata=api.ContainerMetadata(name=name),
-        image=api.ImageSpec(image=BUSYBOX),
+        image=api.ImageSpec(image=BUSYBOX, user_specified_image=BUSYBOX),
         command=["sleep", "100000"],
         linux=api.LinuxContainerConfig(
             resources=api.LinuxContainerResources(cpu_shares=102, oom_score_adj=1000),
-            security_context=api.LinuxContainerSecurityContext(seccomp=default),
+            security_context=api.LinuxContainerSecurityContext(
+                seccomp=default, namespace_options=api.NamespaceOption(pid=api.CONTAINER)
+            ),
         ),
     )
 
@@ -184,6 +186,7 @@ def running_pod(target: Target, name: str, *, note: bool) -> Iterator[tuple[str,
 
 def _take_away(target: Target, pod: str) -> None:
     """Leave nothing of a pod whose life was not lived to its end."""
+    end_containers(target.runtime, pod)
     stop = api.StopPodSandboxRequest(pod_sandbox_id=pod)
     target.runtime.StopPodSandbox(stop, timeout=CALL_PATIENCE_S)
     remove = api.RemovePodSandboxRequest(pod_sandbox_id=pod)

@@ -32,6 +32,7 @@ from tests.kit.measure import (
     helper_pids,
     pod_config,
 )
+from tests.kit.runtimes import end_containers
 
 #: Pods of a dozen containers are rare, of one are usual with few sidecars; the table names both.
 CONTAINERS_PER_POD: Final = 5
@@ -124,8 +125,8 @@ def _create(target: Target, pod: str, config: api.PodSandboxConfig, name: str) -
 
 
 def _remove(target: Target, pod: str) -> None:
-    # Stopping a pod kills what is left in it at once; `sleep` as process 1 heeds no SIGTERM.
     runtime = target.runtime
+    end_containers(runtime, pod)
     runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=CALL_PATIENCE_S)
     remove = api.RemovePodSandboxRequest(pod_sandbox_id=pod)
     runtime.RemovePodSandbox(remove, timeout=CALL_PATIENCE_S)

@@ -133,7 +133,7 @@ def container_config(
     )
     return api.ContainerConfig(
         metadata=api.ContainerMetadata(name=name, attempt=attempt),
-        image=api.ImageSpec(image=image),
+        image=api.ImageSpec(image=image, user_specified_image=image),
         command=command,
         args=args,
         envs=[api.KeyValue(key=k, value=v.encode()) for k, v in (env or {}).items()],

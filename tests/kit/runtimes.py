@@ -18,9 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,15 +27,9 @@ import grpc
 
 from protos import api_pb2 as api
 from protos import api_pb2_grpc as rpc
-from tests.kit.cni import bin_dir, remove_bridge, write_conflist
+from tests.kit.cni import remove_bridge, write_conflist
+from tests.kit.configurations import CONFIGURE, NETWORKS
 from tests.kit.registry import SLOWNESS, START_PATIENCE_S, bound_to_parent, stop, write_hosts
-
-#: Daemons of the kit at the same time need bridges and subnets of their own.
-NETWORKS: Final = {
-    "podwright": ("pwkit0", "10.201.0.0/16"),
-    "containerd": ("pwkit1", "10.202.0.0/16"),
-    "podwright-tree": ("pwkit2", "10.203.0.0/16"),
-}
 
 #: Where shims of any containerd have their sockets, and runc its books.
 _CONTAINERD_RUN: Final = Path("/run/containerd")
@@ -109,25 +102,17 @@ def running(name: str, registry_port: int, *, wrap: Sequence[str] = ()) -> Itera
         registry_port: of the registry on loopback that all hosts of the kit lead to.
         wrap: goes before the command line, such as a tracer's.
     """
-    configures: dict[str, Callable[[Path, Path], tuple[list[str], Path]]] = {
-        "podwright": _configure_podwright,
-        "podwright-tree": partial(_configure_podwright, layer_form="tree"),
-        "containerd": _configure_containerd,
-    }
     bridge, subnet = NETWORKS[name]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(name))
-        # The socket's path must be short (108 bytes), the state needs a real disk.
-        run = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/run"))
-        stack.callback(_remove_tree, run)
+        run = stack.enter_context(run_directory(f"{name}-kit-"))
         work = Path(tempfile.mkdtemp(prefix=f"{name}-kit-", dir="/var/tmp"))
+        work.chmod(0o711)  # containers with other users must get through
         stack.callback(_remove_tree, work)
-        for directory in (run, work):  # containers with other users must get through
-            directory.chmod(0o711)
         stack.callback(remove_bridge, bridge)
         write_hosts(work / "certs.d", registry_port)
         write_conflist(work / "cni", bridge=bridge, subnet=subnet, data_dir=work / "ipam")
-        argv, socket = configures[name](work, run)
+        argv, socket = CONFIGURE[name](work, run, registry_port)
         log = work / f"{name}.log"
         log.touch()
         whole = [*wrap, *bound_to_parent(argv)]
@@ -155,6 +140,22 @@ def _alone(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def run_directory(prefix: str) -> Iterator[Path]:
+    """A directory below /run until the block ends, in memory as on every node (file-hierarchy(7)).
+
+    The path is short: one of a socket has 107 bytes (unix(7)).
+    """
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir="/run"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_tree, made)
+        if made.stat().st_dev == Path("/").stat().st_dev:  # a machine that was never booted
+            subprocess.run(["mount", "-t", "tmpfs", "podwright-kit", made], check=True)
+            stack.callback(lambda: subprocess.run(["umount", "--lazy", made], check=False))
+        made.chmod(0o711)  # containers with other users must get through
+        yield made
+
+
 def connect(socket: Path) -> grpc.Channel:
     """A channel with the limits that the kubelet uses."""
     limit_bytes = 16 << 20
@@ -179,12 +180,28 @@ def remove_all_pods(socket: Path) -> None:
             return
         for pod in pods:
             try:
+                end_containers(runtime, pod.id)
                 runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
                 runtime.RemovePodSandbox(
                     api.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60
                 )
             except grpc.RpcError as error:
                 print(f"cannot remove pod {pod.id}: {error.details()}", file=sys.stderr)
+
+
+def end_containers(runtime: rpc.RuntimeServiceStub, pod: str) -> None:
+    """Kill what runs in a pod, as a kubelet does before it stops one.
+
+    CRI-O would wait for it until just before the call's deadline: `sleep` as process 1 heeds no
+    SIGTERM.
+    """
+    chosen = api.ContainerFilter(
+        pod_sandbox_id=pod, state=api.ContainerStateValue(state=api.CONTAINER_RUNNING)
+    )
+    request = api.ListContainersRequest(filter=chosen)
+    for container in runtime.ListContainers(request, timeout=60).containers:
+        end = api.StopContainerRequest(container_id=container.id, timeout=0)
+        runtime.StopContainer(end, timeout=60)
 
 
 def _wait_for_answer(runtime: Runtime, process: subprocess.Popen[bytes]) -> None:
@@ -280,79 +297,3 @@ def _remove_tree(place: Path) -> None:
         print(f"not deleting {place}: something is still mounted there", file=sys.stderr)
     else:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _configure_containerd(work: Path, run: Path) -> tuple[list[str], Path]:
-    """Containerd 1.6 or later as a plain CRI runtime with runc and cgroupfs."""
-    socket = run / "containerd.sock"
-    cri = 'plugins."io.containerd.grpc.v1.cri"'
-    (work / "config.toml").write_text(
-        f"""
-version = 2
-root = "{work}/root"
-state = "{run}/state"
-
-[grpc]
-address = "{socket}"
-
-[{cri}]
-sandbox_image = "registry.k8s.io/pause:3.9"
-stream_server_address = "127.0.0.1"
-stream_server_port = "0"
-enable_unprivileged_ports = true
-enable_unprivileged_icmp = true
-netns_mounts_under_state_dir = true
-tolerate_missing_hugetlb_controller = true
-# Where the machine does not let us lower an OOM score, every pod would fail.
-restrict_oom_score_adj = true
-
-[{cri}.cni]
-bin_dir = "{bin_dir()}"
-conf_dir = "{work}/cni"
-
-[{cri}.registry]
-config_path = "{work}/certs.d"
-
-[{cri}.containerd]
-default_runtime_name = "runc"
-
-[{cri}.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-
-[{cri}.containerd.runtimes.runc.options]
-BinaryName = "runc"
-SystemdCgroup = false
-"""
-    )
-    return ["containerd", "--config", str(work / "config.toml")], socket
-
-
-def _configure_podwright(
-    work: Path, run: Path, *, layer_form: str = "auto"
-) -> tuple[list[str], Path]:
-    """The daemon of this tree, as `.venv/bin/podwright` starts it."""
-    (work / "config.toml").write_text(
-        f"""
-[daemon]
-run_root = "{run}/podwright"
-state_root = "{work}/state"
-
-[runtime]
-cgroup_driver = "{os.environ.get("PODWRIGHT_TEST_DRIVER", "auto")}"
-
-[cni]
-conf_dir = "{work}/cni"
-bin_dirs = ["{bin_dir()}"]
-
-[image]
-registry_config_dirs = ["{work}/certs.d"]
-layer_form = "{layer_form}"
-
-[metrics]
-address = ""
-"""
-    )
-    program = Path(sys.executable).with_name("podwright")
-    return [str(program), "serve", "--config", str(work / "config.toml")], (
-        run / "podwright" / "podwright.sock"
-    )
