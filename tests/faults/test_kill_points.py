@@ -33,9 +33,9 @@ SETTINGS = {"runtime.direct_start": "false"}
 
 #: (cell, call, order, step, the how-manieth of such)
 POINTS = [
-    ("RP1", RUN, "kill", "^commit state.db StateStore._insert", 1),
-    ("RP2", RUN, "kill-after", "^commit state.db StateStore._insert", 1),
-    ("RP2", RUN, "kill-after", "^commit state.db StateStore._update", 1),
+    ("RP1", RUN, "kill", "^commit state.db inserting", 1),
+    ("RP2", RUN, "kill-after", "^commit state.db inserting", 1),
+    ("RP2", RUN, "kill-after", "^commit state.db updating", 1),
     ("RP3", RUN, "kill", "^run crun create", 1),
     ("RP4", RUN, "kill-after", "^unshare", 1),
     ("RP4", RUN, "kill-after", "^mount RUN/namespaces/ID/net", 1),
@@ -45,34 +45,34 @@ POINTS = [
     ("RP8", RUN, "kill-after", "^mount RUN/pods/ID/shm", 1),
     ("RP10", RUN, "kill", "^run crun start", 1),
     ("RP11", RUN, "kill-after", "^mount RUN/namespaces/ID/pid", 1),
-    ("RP11", RUN, "kill", "^commit state.db StateStore._update", 2),
-    ("RP12", RUN, "kill-after", "^commit state.db StateStore._update", 2),
-    ("CC1-CC3", CREATE, "kill-after", "^commit state.db StateStore._insert", 1),
+    ("RP11", RUN, "kill", "^commit state.db updating", 2),
+    ("RP12", RUN, "kill-after", "^commit state.db updating", 2),
+    ("CC1-CC3", CREATE, "kill-after", "^commit state.db inserting", 1),
     ("CC1-CC3", CREATE, "kill", "^mount RUN/containers/ID/rootfs", 1),
     ("CC1-CC3", CREATE, "kill-after", "^mount RUN/containers/ID/rootfs", 1),
     ("CC4", CREATE, "kill", "^mount RUN/containers/ID/image-volumes", 1),
     ("CC4", CREATE, "kill-after", "^mount RUN/containers/ID/image-volumes", 1),
     ("CC5", CREATE, "kill", "^rename RUN/containers/ID/config.json", 1),
     ("CC5", CREATE, "kill-after", "^rename RUN/containers/ID/config.json", 1),
-    ("CC7", CREATE, "kill", "^commit state.db StateStore._update", 1),
-    ("CC8", CREATE, "kill-after", "^commit state.db StateStore._update", 1),
-    ("SC1", START, "kill-after", "^commit state.db StateStore._update", 1),
+    ("CC7", CREATE, "kill", "^commit state.db updating", 1),
+    ("CC8", CREATE, "kill-after", "^commit state.db updating", 1),
+    ("SC1", START, "kill-after", "^commit state.db updating", 1),
     ("SC1", START, "kill", "^run crun start", 1),
-    ("SC2", START, "kill", "^commit state.db StateStore._update", 2),
+    ("SC2", START, "kill", "^commit state.db updating", 2),
     ("ST2", STOP, "kill-after", "^pidfd_send_signal 9", 1),
-    ("ST2", STOP, "kill", "^commit state.db StateStore._update", 2),
-    ("SP1", STOP_POD, "kill", "^commit state.db StateStore._update", 3),
-    ("SP1", STOP_POD, "kill-after", "^commit state.db StateStore._update", 3),
+    ("ST2", STOP, "kill", "^commit state.db updating", 2),
+    ("SP1", STOP_POD, "kill", "^commit state.db updating", 3),
+    ("SP1", STOP_POD, "kill-after", "^commit state.db updating", 3),
     ("SP3", STOP_POD, "kill", "^umount2 RUN/namespaces/ID/net", 1),
     ("SP3", STOP_POD, "kill-after", "^umount2 RUN/namespaces/ID/net", 1),
-    ("RC1-RC4", REMOVE, "kill-after", "^commit state.db StateStore._update", 3),
+    ("RC1-RC4", REMOVE, "kill-after", "^commit state.db updating", 3),
     ("RC1-RC4", REMOVE, "kill-after", "^umount2 RUN/containers/ID/rootfs", 1),
     ("RC1-RC4", REMOVE, "kill", "^rmdir ID", 1),
     ("RC1-RC4", REMOVE, "kill-after", "^run crun delete", 1),
-    ("RC1-RC4", REMOVE, "kill", "^commit state.db StateStore._delete", 1),
+    ("RC1-RC4", REMOVE, "kill", "^commit state.db deleting", 1),
     ("RM1-RM3", REMOVE_POD, "kill-after", "^umount2 RUN/pods/ID/shm", 1),
     ("RM1-RM3", REMOVE_POD, "kill", "^rmdir bundle", 1),
-    ("RM1-RM3", REMOVE_POD, "kill", "^commit state.db StateStore._delete", 1),
+    ("RM1-RM3", REMOVE_POD, "kill", "^commit state.db deleting", 1),
     ("RI1-RI3", REMOVE_IMAGE, "kill-after", "^commit catalog.db Catalog.erase", 1),
     ("RI1-RI3", REMOVE_IMAGE, "kill-after", "^commit catalog.db Ledger.erase", 1),
     ("RI1-RI3", REMOVE_IMAGE, "kill", r"^rmdir [0-9a-f]{1,8}$", 1),
@@ -120,7 +120,7 @@ def test_what_was_made_and_not_answered_is_answered_by_the_retry(
     """The record was written, so the same request gets the object that is there."""
     scene = OPERATIONS[name].prepare(node, "crun")
     nth = 2 if name == RUN else 1
-    killed(node, name, scene, "kill-after", "^commit state.db StateStore._update", nth)
+    killed(node, name, scene, "kill-after", "^commit state.db updating", nth)
     node.start_daemon()
 
     def there() -> list[str]:
@@ -175,7 +175,7 @@ def test_killed_at_the_steps_of_its_recovery(node: Node, bystander: Bystander) -
     last = 0
     for number in range(1, 200, 1 if EVERY else 4):
         scene = OPERATIONS[RUN].prepare(node, "crun")
-        killed(node, RUN, scene, "kill", "^commit state.db StateStore._update", 2)
+        killed(node, RUN, scene, "kill", "^commit state.db updating", 2)
         with node.failpoints.ordered("kill", number=number):
             node.start_daemon(wait=False)
             ended = until(lambda: node.process is not None and _ended_or_answering(node))

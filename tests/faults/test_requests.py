@@ -92,12 +92,12 @@ def test_a_hundred_thousand_of_one_thing(node: Node, what: str) -> None:
 
 #: A step of each call, at which the machine says something that nobody has thought of.
 FAULTS = [
-    ("RunPodSandbox", "^commit state.db StateStore._insert"),
+    ("RunPodSandbox", "^commit state.db inserting"),
     ("RunPodSandbox", "^mkdir RUN/pods/ID$"),
     ("RunPodSandbox", "^mount RUN/pods/ID/shm"),
     ("RunPodSandbox", "^unshare"),
     ("RunPodSandbox", "^run crun create"),
-    ("RunPodSandbox", "^commit state.db StateStore._update"),
+    ("RunPodSandbox", "^commit state.db updating"),
 ]
 
 

@@ -5,7 +5,7 @@ product knows of it: what changes the machine goes through `sandbox.host`, so th
 are wrapped, and the interpreter's audit events tell of the files. A step is a line of text without
 the node's own roots and ids, so that it is the same in every run:
 
-    commit state.db StateStore.reserve_pod          a transaction is about to be written
+    commit state.db inserting.work                  a transaction is about to be written
     mkdir RUN/pods/ID
     mount RUN/namespaces/ID/net
     run crun create
