@@ -18,7 +18,7 @@ class Pod(msgspec.Struct, frozen=True):
 class Parts:
     """Everything a stop works with; writes down what is called, and fails as it is told."""
 
-    def __init__(self, *, attached=True, fail=()):
+    def __init__(self, *, attached=True, fail=(), head_start_s=3600.0):
         self.done = []
         self.fail = set(fail)
         self.attached = attached
@@ -28,8 +28,15 @@ class Parts:
         self.unplugging.set()
         self.pods = {"p": Pod()}
         self.stopping = PodStopping(
-            engine=self, network=self, store=self, containers=self, events=self
+            engine=self,
+            network=self,
+            store=self,
+            containers=self,
+            events=self,
+            head_start_s=head_start_s,
         )
+        self.turn = asyncio.Event()
+        self.turn.set()
 
     def _do(self, name):
         self.done.append(name)
@@ -44,6 +51,7 @@ class Parts:
     async def plug_out(self, pod, first=None):
         if not self.attached:
             return
+        await self.turn.wait()
         self._do("looked up")
         await first()
         self._do("plugins")
@@ -93,6 +101,17 @@ async def test_plugins_begin_first_and_everything_else_beside_them():
     assert await stopping
     assert parts.done[6:8] == ["unplugged", "told"]
     assert set(parts.done[8:]) == {"network pin", "detached noted"}
+
+
+async def test_processes_do_not_wait_for_plugins_that_cannot_begin():
+    parts = Parts(head_start_s=0)
+    parts.turn.clear()
+    stopping = asyncio.ensure_future(parts.stopping.stop("p"))
+    while "other pins" not in parts.done:
+        await asyncio.sleep(0)
+    assert parts.done == ["noted", "containers", "processes", "other pins"]
+    parts.turn.set()
+    assert await stopping
 
 
 async def test_a_pod_without_a_network_of_its_own_waits_for_none():
