@@ -37,6 +37,7 @@ class Parts:
         )
         self.turn = asyncio.Event()
         self.turn.set()
+        self.processes_ended = asyncio.Event()
 
     def _do(self, name):
         self.done.append(name)
@@ -69,6 +70,7 @@ class Parts:
 
     async def let_go_beside(self, pod):
         self._do("other pins")
+        self.processes_ended.set()
 
     async def let_go(self, pod):
         self._do("network pin")
@@ -107,8 +109,7 @@ async def test_processes_do_not_wait_for_plugins_that_cannot_begin():
     parts = Parts(head_start_s=0)
     parts.turn.clear()
     stopping = asyncio.ensure_future(parts.stopping.stop("p"))
-    while "other pins" not in parts.done:
-        await asyncio.sleep(0)
+    await parts.processes_ended.wait()
     assert parts.done == ["noted", "containers", "processes", "other pins"]
     parts.turn.set()
     assert await stopping
