@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sandbox.store import StateStore
 
 
-#: How long processes go on for the sake of the first plugin's start (seconds), which takes 2 ms.
+#: How long processes go on for the sake of the first plugin's start (seconds): many
+#: times what that takes where nothing is in its way.
 HEAD_START_S: Final = 0.25
 
 

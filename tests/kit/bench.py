@@ -108,7 +108,10 @@ def make_target(text: str, port: int, daemons: contextlib.ExitStack) -> Target:
         return Target(name=name, socket=Path(socket.removeprefix("unix://")))
     if name not in NETWORKS:
         raise SystemExit(f"{name}: not one of {sorted(NETWORKS)}, and no NAME=SOCKET either")
-    return Target(name=name, socket=daemons.enter_context(running(name, port)).socket)
+    try:
+        return Target(name=name, socket=daemons.enter_context(running(name, port)).socket)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{name}: {error}") from error
 
 
 def measure(
